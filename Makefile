@@ -1,0 +1,81 @@
+# The project's commands. Each sets up what it needs: a fresh machine wants Python 3.11+, make and a C compiler.
+.DEFAULT_GOAL := help
+.PHONY: help venv format check lint unit test demo crds docs lock benchmark images cluster-up cluster-down clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
+MODELS := $(CACHE)/models
+# A folder with torch's CPU wheel, for where its index cannot be reached.
+TORCH_WHEELS ?= $(firstword $(wildcard build/wheels ../shared/wheels))
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/ready ## Make the virtual environment, from hash-locked requirements
+
+$(VENV)/ready: requirements/bootstrap.txt requirements/dev.txt requirements/torch-cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(if $(wildcard $(TORCH_WHEELS)/torch-*.whl), \
+	  $(UV) --require-hashes --no-index --find-links $(TORCH_WHEELS) -r requirements/torch-cpu.txt, \
+	  $(UV) --torch-backend cpu torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements/torch-cpu.txt))
+	$(UV) --require-hashes -r requirements/dev.txt
+	$(UV) --no-build-isolation --editable .
+	touch $@
+
+format: venv ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format --quiet
+	$(BIN)/ruff check --quiet --fix
+
+check: venv ## Format, lint, types, layers and quick tests, in less than 90 seconds
+	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint unit
+
+lint: venv ## Format, lint, types and layers
+	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo | tail -n 2
+
+unit: venv ## The quick tests
+	$(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
+
+test: lint ## Lint, all tests, and the end-to-end tests on a real cluster
+	$(BIN)/pytest -m 'not benchmark'
+
+demo: venv ## Finetune a small real model here, from the manifest that kubectl would apply
+	@$(BIN)/python examples/fetch_smollm2.py --output $(MODELS)/SmolLM2-135M-Instruct
+	$(BIN)/finetune run --local -f config_samples/finetunejobs/demo.yaml --claim models=$(MODELS)
+
+crds: venv ## Render the CRD from the models
+	$(BIN)/python -m finetune_operator.api.crd crds/finetunejob.yaml charts/finetune-operator/files/finetunejob.yaml
+
+images: venv ## Build both images and load them into the cluster of the end-to-end tests
+	tests/cluster/cluster images
+
+cluster-up: ## Start the cluster of the end-to-end tests; the last line is its KUBECONFIG
+	tests/cluster/cluster up
+
+cluster-down: ## Stop it
+	tests/cluster/cluster down
+
+benchmark: venv ## Compare with KubeRay's RayJob on the same cluster; writes docs/benchmarks
+	$(BIN)/pytest -m benchmark tests/benchmarks -s
+
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+# torch's CPU build is held to its version, so that no CUDA library comes in, and stays out of these locks.
+TORCH := $(if $(wildcard $(TORCH_WHEELS)/torch-*.whl),--find-links $(TORCH_WHEELS),--torch-backend cpu) --no-emit-package torch -c build/torch.txt
+
+lock: venv ## Lock all requirements anew, with hashes
+	mkdir -p build && grep -o '^torch==[^ ]*' requirements/torch-cpu.txt > build/torch.txt
+	$(LOCK) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(LOCK) requirements/go.in -o requirements/go.txt
+	$(LOCK) --extra operator pyproject.toml -o requirements/operator.txt
+	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
+	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --all-extras pyproject.toml -o requirements/dev.txt
+
+clean: ## Remove what was built here, but not the caches of the user
+	rm -rf $(VENV) build dist finetune-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

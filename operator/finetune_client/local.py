@@ -1,0 +1,160 @@
+"""``finetune run --local``: the trainer in a process here, the same decisions about what comes of it.
+
+Folders stand for PersistentVolumeClaims, a subprocess for the Ray job; what the job's status says is decided by the
+operator's own `decide`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, dump
+from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
+from finetune_operator.decide import decide
+from finetune_operator.desired import naming
+from finetune_operator.desired.storage import required_claims
+from finetune_operator.desired.submission import build_config_map
+from finetune_operator.observed import Cluster, Observed, RayJob
+from finetune_trainer.errors import ConfigError
+from finetune_trainer.progress import PROGRESS_FILE, read_progress
+from finetune_trainer.yaml_file import read_mapping
+
+NAMESPACE = "local"
+
+
+def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
+    """Run a manifest; print the job as ``kubectl get -o yaml`` would, and the folder of the result.
+
+    Raises:
+        ConfigError: the manifest is not a valid FinetuneJob; with every error.
+    """
+    manifest, job = load_job(filename)
+    folders = Folders(job, claims, claims_dir)
+    job = _advance(job, Observed(missing_claims=folders.missing()))
+    if job.status.attempt is None:
+        _print(manifest, job)
+        return 1
+    job = _advance(job, Observed(cluster=_this_machine(job), ray_job=RayJob("RUNNING")))
+    code = _train(job, folders)
+    job = _finish(job, folders, code)
+    _print(manifest, job)
+    if code == 0:
+        sys.stdout.write(f"\nThe result is in {folders.output}\n")
+    return min(code, 1)
+
+
+class Folders:
+    """Where the job's claims are on this machine."""
+
+    def __init__(self, job: FinetuneJob, claims: Mapping[str, Path], claims_dir: Path) -> None:
+        self._job = job
+        self._claims = claims
+        self._claims_dir = claims_dir
+
+    def claim(self, name: str) -> Path:
+        """The folder that stands for a claim."""
+        return self._claims.get(name, self._claims_dir / name).absolute()
+
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """Claims that must exist and whose folder does not; the output claim's is made, as a cluster would have it."""
+        required = required_claims(self._job).items()
+        return tuple(item for item in required if not self.claim(item[1]).is_dir() and not item[0].startswith("output"))
+
+    @property
+    def output(self) -> Path:
+        """The job's folder on its output claim."""
+        return self.claim(naming.output_claim_name(self._job)) / naming.output_path(self._job)
+
+    def arguments(self) -> list[str]:
+        """Options of the trainer for what the job mounts."""
+        dataset, model = self._job.spec.dataset, self._job.spec.model
+        options = []
+        if dataset and dataset.persistent_volume_claim:
+            claim = dataset.persistent_volume_claim
+            options += ["--dataset_dir", str(self.claim(claim.claim_name) / claim.sub_path)]
+        if model and model.persistent_volume_claim:
+            claim = model.persistent_volume_claim
+            options += ["--model_dir", str(self.claim(claim.claim_name) / claim.sub_path)]
+        return options
+
+
+def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
+    """Read a manifest as written, and as a job with the metadata that an API server would add.
+
+    Raises:
+        ConfigError: with every error, each with the file and the key's path.
+    """
+    manifest = read_mapping(filename)
+    if (manifest.get("apiVersion"), manifest.get("kind")) != (API_VERSION, KIND):
+        raise ConfigError([f"{filename}: not a FinetuneJob: apiVersion must be {API_VERSION} and kind {KIND}"])
+    metadata = dict(manifest.get("metadata") or {}) | {"namespace": NAMESPACE, "uid": str(uuid4())}
+    try:
+        job = FinetuneJob.model_validate({"metadata": metadata, "spec": manifest.get("spec")})
+    except ValidationError as error:
+        lines = (f"{filename}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ConfigError(list(lines)) from None
+    if job.spec.dataset and job.spec.dataset.config_map:
+        raise ConfigError([f"{filename}: spec.dataset.configMap: there are no ConfigMaps here; use a claim and --claim"])
+    return manifest, job
+
+
+def _train(job: FinetuneJob, folders: Folders) -> int:
+    folders.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / CONFIG_FILE
+        config.write_text(build_config_map(job)["data"][CONFIG_FILE], encoding="utf-8")
+        command = [sys.executable, "-m", "finetune_trainer", "--config_file", str(config)]
+        command += ["--output_dir", str(folders.output), "--run_name", job.metadata.uid, *folders.arguments()]
+        return subprocess.run(command, check=False).returncode  # noqa: S603 - our own module, with an argument list
+
+
+def _finish(job: FinetuneJob, folders: Folders, code: int) -> FinetuneJob:
+    progress = read_progress(folders.output / "logs" / PROGRESS_FILE)
+    state = RayJob("SUCCEEDED") if code == 0 else RayJob("FAILED", f"the trainer ended with exit code {code}")
+    observed = Observed(cluster=_this_machine(job), ray_job=state, progress=progress)
+    return _advance(job, observed)
+
+
+def _this_machine(job: FinetuneJob) -> Cluster:
+    workers = job.spec.config.training.num_training_workers
+    return Cluster(
+        name=naming.cluster_name(job, 1),
+        uid="local",
+        owner_uid=job.metadata.uid,
+        deleting=False,
+        head_ready=True,
+        head_lost=False,
+        head_ip="127.0.0.1",
+        key_id=None,
+        workers_ready=workers,
+        workers_desired=workers,
+        message="",
+    )
+
+
+def _advance(job: FinetuneJob, observed: Observed) -> FinetuneJob:
+    return job.model_copy(update={"status": decide(job, observed, datetime.now(UTC)).status})
+
+
+def _print(manifest: Mapping[str, Any], job: FinetuneJob) -> None:
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 100
+    metadata = dict(manifest["metadata"]) | {"namespace": job.metadata.namespace, "uid": job.metadata.uid}
+    sys.stdout.write("\n")
+    yaml.dump(dict(manifest) | {"metadata": metadata, "status": _local_status(job.status)}, sys.stdout)
+
+
+def _local_status(status: FinetuneJobStatus) -> dict[str, Any]:
+    """Without ``ray``: no RayCluster was made."""
+    return dump(status.model_copy(update={"ray": None}))

@@ -1,0 +1,1 @@
+"""The FinetuneJob operator."""

@@ -1,0 +1,113 @@
+"""``finetune-operator``: starts the watches, the workers, the resync and the metrics, and ends when any of them does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import aiohttp
+import kopf
+from prometheus_client import start_http_server
+
+from finetune_operator import handlers, metrics
+from finetune_operator.clients.cache import Cache, Key
+from finetune_operator.clients.kube import FINETUNE_JOBS, PODS, RAY_CLUSTERS, Kind, KubeClient
+from finetune_operator.clients.ray import Dashboard, RayClient
+from finetune_operator.constants import JOB_LABEL, PLURAL, RESYNC_SECONDS
+from finetune_operator.desired.secrets import KeyRing
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reconciler import Reconciler
+from finetune_operator.settings import Settings
+
+logger = logging.getLogger("finetune_operator")
+
+WATCHED: tuple[tuple[Kind, str], ...] = ((FINETUNE_JOBS, ""), (RAY_CLUSTERS, JOB_LABEL), (PODS, JOB_LABEL))
+
+
+async def refill(kube: KubeClient, cache: Cache, namespaces: tuple[str, ...]) -> None:
+    """LIST every watched kind and forget what is gone."""
+    for kind, label in WATCHED:
+        known = cache.keys(kind.plural)
+        listed = [raw for namespace in namespaces or (None,) for raw in await kube.list(kind, namespace, label)]
+        cache.prune(kind.plural, listed, known)
+
+
+async def resync(kube: KubeClient, cache: Cache, queue: WorkQueue[Key], namespaces: tuple[str, ...]) -> None:
+    """Look at every job once in a while, whatever events said. An API server that is away is not an error here."""
+    while True:
+        await asyncio.sleep(RESYNC_SECONDS)
+        try:
+            await refill(kube, cache, namespaces)
+        except Exception:
+            logger.exception("resync failed; again in %.0f s", RESYNC_SECONDS)
+        for key in cache.keys(PLURAL):
+            queue.add(key)
+
+
+async def serve(settings: Settings) -> None:
+    """Run until a signal comes, or until any part ends: a part that is dead and not missed would be worse.
+
+    Raises:
+        Exception: whatever ended a part.
+    """
+    keys = KeyRing.read(settings.token_key_file)
+    kube = await KubeClient.connect()
+    cache = Cache()
+    session, dashboard = _dashboards(kube, settings)
+    async with session:
+        reconciler = Reconciler(kube, RayClient(session), cache, keys, settings, dashboard)
+        queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile)
+        metrics.QUEUE_LENGTH.set_function(lambda: len(queue))
+        await refill(kube, cache, settings.namespaces)
+        for key in cache.keys(PLURAL):
+            queue.add(key)
+        tasks = [asyncio.create_task(_watch(settings, cache, queue), name="watch")]
+        tasks += [asyncio.create_task(queue.run_worker(), name=f"worker-{n}") for n in range(settings.workers)]
+        tasks.append(asyncio.create_task(resync(kube, cache, queue, settings.namespaces), name="resync"))
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        await kube.close()
+        for task in done:
+            task.result()
+
+
+def _dashboards(kube: KubeClient, settings: Settings) -> tuple[aiohttp.ClientSession, Callable[[str, str, str], Dashboard]]:
+    if settings.dashboard_route == "service":
+        return aiohttp.ClientSession(), Dashboard.by_service
+    api_server, session = kube.proxy_session()
+    return session, partial(Dashboard.by_proxy, api_server)
+
+
+async def _watch(settings: Settings, cache: Cache, queue: WorkQueue[Key]) -> None:
+    registry = kopf.OperatorRegistry()
+    handlers.register(registry)
+    options = kopf.OperatorSettings()
+    handlers.configure(options, clusterwide=not settings.namespaces)
+    await kopf.operator(
+        registry=registry,
+        settings=options,
+        memo=handlers.Memo(cache=cache, queue=queue),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=settings.namespaces,
+        liveness_endpoint=f"http://0.0.0.0:{settings.probe_port}/healthz",
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    settings = Settings()
+    start_http_server(settings.metrics_port)
+    asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

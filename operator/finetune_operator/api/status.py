@@ -1,0 +1,196 @@
+"""``status`` of a FinetuneJob."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_operator.api.base import Model, ShortText, Text, Time
+
+
+class Phase(StrEnum):
+    """Where a job stands, in one word."""
+
+    PENDING = "Pending"
+    PROVISIONING = "Provisioning"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED})
+"""Phases that never change again."""
+
+
+class ConditionType(StrEnum):
+    """Types of ``status.conditions``."""
+
+    VALIDATED = "Validated"
+    CLUSTER_READY = "ClusterReady"
+    SUBMITTED = "Submitted"
+    PROGRESSING = "Progressing"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Why a job is where it is; docs/reference/reasons.md says what to do about each."""
+
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    NAME_CONFLICT = "NameConflict"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    CREATION_REFUSED = "CreationRefused"
+    KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    CLUSTER_STARTING = "ClusterStarting"
+    CLUSTER_READY = "ClusterReady"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
+    SUBMISSION_FAILED = "SubmissionFailed"
+    SUBMITTED = "Submitted"
+    TRAINING_STARTING = "TrainingStarting"
+    TRAINING_RUNNING = "TrainingRunning"
+    HEAD_LOST = "HeadLost"
+    WORKER_OOM_KILLED = "WorkerOOMKilled"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    DATASET_INVALID = "DatasetInvalid"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    DEVICE_NOT_FOUND = "DeviceNotFound"
+    LOSS_NOT_FINITE = "LossNotFinite"
+    OUTPUT_VOLUME_FULL = "OutputVolumeFull"
+    OUTPUT_MISSING = "OutputMissing"
+    OUT_OF_MEMORY = "OutOfMemory"
+    TRAINING_FAILED = "TrainingFailed"
+    COMPLETED = "Completed"
+
+
+class Condition(Model):
+    """A metav1.Condition."""
+
+    type: Annotated[str, StringConstraints(max_length=316)]
+    """Which aspect it is about."""
+    status: Literal["True", "False", "Unknown"]
+    """True, False or Unknown."""
+    reason: Annotated[str, StringConstraints(max_length=1024)]
+    """Why, in one CamelCase word."""
+    message: Text = ""
+    """Why, in a sentence."""
+    last_transition_time: Time
+    """When status last changed."""
+    observed_generation: int | None = None
+    """The generation of the spec that it is about."""
+
+
+class RayStatus(Model):
+    """The Ray cluster and job of the current attempt."""
+
+    cluster: ShortText
+    """Name of the RayCluster."""
+    submission_id: ShortText
+    """Submission id of the Ray job."""
+    dashboard_url: ShortText | None = Field(default=None, alias="dashboardURL")
+    """The Ray dashboard, from inside the cluster."""
+    workers_ready: int = 0
+    """Worker pods that are ready."""
+    workers_desired: int = 0
+    """Worker pods that are wanted."""
+    workers: Annotated[str, StringConstraints(max_length=16)] = ""
+    """Ready and wanted workers, as 1/2."""
+
+
+class ProgressStatus(Model):
+    """How far the training is."""
+
+    display: Annotated[str, StringConstraints(max_length=8)] = "0%"
+    """percent, for people."""
+    percent: int = 0
+    """0 to 100; 100 only when all steps are done."""
+    step: int = 0
+    """Optimizer steps done."""
+    total_steps: int = 0
+    """Optimizer steps of the whole run."""
+    epoch: float = 0.0
+    """Epochs done."""
+    eta_seconds: int | None = None
+    """Expected seconds until the last step."""
+    loss: float | None = None
+    """Training loss per supervised token."""
+    eval_loss: float | None = None
+    """Evaluation loss per supervised token."""
+    learning_rate: float | None = None
+    """Learning rate of the last step."""
+    tokens_per_second: float | None = None
+    """Non-padding tokens of all workers per second."""
+    attempt: int = 1
+    """The attempt that reported it."""
+    last_report_time: Time
+    """When the trainer reported it."""
+    hosts: Annotated[tuple[ShortText, ...], Field(max_length=256)] = ()
+    """Pod of each rank of the process group, by rank."""
+    backend: ShortText | None = None
+    """torch.distributed backend of the process group."""
+
+
+class OutputStatus(Model):
+    """Where the result lies."""
+
+    persistent_volume_claim: ShortText
+    """The claim."""
+    path: ShortText
+    """The folder on the claim."""
+    format: Literal["peft-adapter", "full-model"] | None = None
+    """What it holds; set when it is complete."""
+    size_bytes: int | None = None
+    """Size of its files."""
+    manifest_sha256: Annotated[str, StringConstraints(max_length=64)] | None = Field(default=None, alias="manifestSHA256")
+    """SHA-256 of its manifest.json, which lists every file with size and SHA-256."""
+
+
+class ResultStatus(Model):
+    """How good the model has become."""
+
+    train_loss: float | None = None
+    """Training loss at the end, per supervised token."""
+    first_loss: float | None = None
+    """Training loss of the first step."""
+    eval_loss: float | None = None
+    """Evaluation loss at the end, per supervised token."""
+    perplexity: float | None = None
+    """exp(evalLoss)."""
+
+
+class FinetuneJobStatus(Model):
+    """What the operator says about the job."""
+
+    observed_generation: int | None = None
+    """The generation of the spec that this status is about."""
+    phase: Phase | None = None
+    """Pending, Provisioning, Running, Succeeded or Failed."""
+    reason: Annotated[str, StringConstraints(max_length=128)] | None = None
+    """Why, in one word; see docs/reference/reasons.md."""
+    message: Text | None = None
+    """Why, in a sentence."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = ()
+    """The aspects of the state, by type."""
+    start_time: Time | None = None
+    """When training was first seen to run."""
+    completion_time: Time | None = None
+    """When the job ended."""
+    attempt: int | None = None
+    """The current attempt, from 1."""
+    ray: RayStatus | None = None
+    """The Ray cluster and job of the current attempt."""
+    progress: ProgressStatus | None = None
+    """How far the training is."""
+    output: OutputStatus | None = None
+    """Where the result lies."""
+    result: ResultStatus | None = None
+    """How good the model has become."""

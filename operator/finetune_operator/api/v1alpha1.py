@@ -1,0 +1,64 @@
+"""The FinetuneJob resource, version v1alpha1, as frozen models. `api.crd` renders the CRD from them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import StringConstraints
+
+from finetune_operator.api.base import Model, dump
+from finetune_operator.api.spec import FinetuneJobSpec, PodOptions
+from finetune_operator.api.status import (
+    TERMINAL,
+    Condition,
+    ConditionType,
+    FinetuneJobStatus,
+    OutputStatus,
+    Phase,
+    ProgressStatus,
+    RayStatus,
+    Reason,
+    ResultStatus,
+)
+from finetune_operator.constants import MAX_JOB_NAME
+
+__all__ = [
+    "TERMINAL",
+    "Condition",
+    "ConditionType",
+    "FinetuneJob",
+    "FinetuneJobSpec",
+    "FinetuneJobStatus",
+    "Metadata",
+    "OutputStatus",
+    "Phase",
+    "PodOptions",
+    "ProgressStatus",
+    "RayStatus",
+    "Reason",
+    "ResultStatus",
+    "dump",
+]
+
+
+class Metadata(Model):
+    """The parts of metadata that the operator reads."""
+
+    name: Annotated[str, StringConstraints(max_length=MAX_JOB_NAME, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    namespace: str
+    uid: str
+    generation: int = 1
+    resource_version: str = ""
+
+
+class FinetuneJob(Model):
+    """One object."""
+
+    metadata: Metadata
+    spec: FinetuneJobSpec
+    status: FinetuneJobStatus = FinetuneJobStatus()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, name)."""
+        return self.metadata.namespace, self.metadata.name

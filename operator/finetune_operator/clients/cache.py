@@ -1,0 +1,97 @@
+"""What was last seen of each watched object. Events feed it; LIST-and-prune makes good what a watch has lost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from finetune_operator.constants import JOB_LABEL
+
+Key = tuple[str, str]
+"""(namespace, name of the FinetuneJob)."""
+Object = dict[str, Any]
+
+
+class Cache:
+    """Objects by kind and name, and the index from a job to its cluster and pods."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[Key, Object]] = defaultdict(dict)
+        self._by_job: dict[str, dict[Key, set[Key]]] = defaultdict(lambda: defaultdict(set))
+
+    def put(self, plural: str, raw: Object) -> bool:
+        """Keep an object, slimmed; False when a newer or equal one is kept already."""
+        key = _key(raw)
+        old = self._objects[plural].get(key)
+        if old is not None and old["metadata"]["uid"] == raw["metadata"]["uid"] and _version(raw) <= _version(old):
+            return False
+        if old is not None:
+            self._forget(plural, key, old)  # it may have been another job's
+        self._objects[plural][key] = _slim(raw)
+        if (owner := job_of(raw)) is not None:
+            self._by_job[plural][owner].add(key)
+        return True
+
+    def drop(self, plural: str, raw: Object) -> None:
+        """Forget an object that was deleted, unless another has taken its name."""
+        key = _key(raw)
+        old = self._objects[plural].get(key)
+        if old is not None and old["metadata"]["uid"] == raw["metadata"]["uid"]:
+            self._forget(plural, key, old)
+
+    def prune(self, plural: str, listed: Iterable[Object], known_before: set[Key]) -> None:
+        """Take over a LIST: what was known before it began and is not in it has gone."""
+        names = set()
+        for raw in listed:
+            names.add(_key(raw))
+            self.put(plural, raw)
+        for key in known_before - names:
+            if (old := self._objects[plural].get(key)) is not None:
+                self._forget(plural, key, old)
+
+    def keys(self, plural: str) -> set[Key]:
+        """(namespace, name) of every object of a kind."""
+        return set(self._objects[plural])
+
+    def get(self, plural: str, key: Key) -> Object | None:
+        """An object by namespace and name."""
+        return self._objects[plural].get(key)
+
+    def of_job(self, plural: str, job: Key) -> list[Object]:
+        """The objects that carry a job's label."""
+        return [self._objects[plural][key] for key in sorted(self._by_job[plural].get(job, ()))]
+
+    def _forget(self, plural: str, key: Key, old: Object) -> None:
+        del self._objects[plural][key]
+        if (owner := job_of(old)) is not None:
+            owned = self._by_job[plural][owner]
+            owned.discard(key)
+            if not owned:
+                del self._by_job[plural][owner]
+
+
+def job_of(raw: Object) -> Key | None:
+    """The job that an object's label names."""
+    metadata = raw["metadata"]
+    name = (metadata.get("labels") or {}).get(JOB_LABEL)
+    return (metadata["namespace"], name) if name else None
+
+
+def _key(raw: Object) -> Key:
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+
+def _version(raw: Object) -> int:
+    """Resource versions of one kind are ordered since Kubernetes 1.35 by promise, and always were with etcd."""
+    version = raw["metadata"].get("resourceVersion", "0")
+    return int(version) if version.isdigit() else 0
+
+
+def _slim(raw: Object) -> Object:
+    metadata = {key: value for key, value in raw["metadata"].items() if key != "managedFields"}
+    annotations = metadata.get("annotations")
+    if annotations:
+        last_applied = "kubectl.kubernetes.io/last-applied-configuration"
+        metadata["annotations"] = {key: value for key, value in annotations.items() if key != last_applied}
+    return {key: value for key, value in raw.items() if key in {"spec", "status"}} | {"metadata": metadata}

@@ -1,0 +1,59 @@
+"""Names and numbers that several modules share; each says below why it has its value."""
+
+from __future__ import annotations
+
+GROUP = "llmonray.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "FinetuneJob"
+PLURAL = "finetunejobs"
+
+RAY_GROUP = "ray.io"
+RAY_VERSION_API = "v1"
+RAY_PLURAL = "rayclusters"
+
+FIELD_MANAGER = "finetune-operator"
+"""Who wrote a field, in managedFields, and the source of events."""
+
+JOB_LABEL = f"{GROUP}/finetunejob"
+"""Name of the FinetuneJob on every object made for it; what maps a RayCluster or pod back to its job."""
+
+UID_LABEL = f"{GROUP}/finetunejob-uid"
+"""UID of the FinetuneJob: tells a job's objects from those of an earlier job of the same name."""
+
+ATTEMPT_LABEL = f"{GROUP}/attempt"
+
+KEY_ANNOTATION = f"{GROUP}/token-key"
+"""Which master key a cluster's Ray token was made with, so that a changed key does not orphan live clusters."""
+
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+
+RAY_VERSION = "2.60.0"
+"""Ray release in the trainer image (requirements/trainer.txt). KubeRay refuses token authentication below 2.52."""
+
+DASHBOARD_PORT = 8265
+
+MAX_JOB_NAME = 40
+"""RayCluster names are at most 53 characters and ours are ``<job>-<uid5>-<attempt>``; KubeRay appends to that name."""
+
+OUTPUT_MOUNT = "/output"
+DATA_MOUNT = "/data"
+MODEL_MOUNT = "/model"
+CONFIG_MOUNT = "/etc/finetune"
+CONFIG_FILE = "config.yaml"
+
+TOKEN_SECRET_KEY = "auth_token"  # noqa: S105 - the key's name, as KubeRay expects it, not a secret
+RAY_CONTAINER_UID = 1000
+"""User of the trainer image."""
+
+MESSAGE_LIMIT = 4096
+"""Longest status.message in characters: the end of a log fits, and the object stays far below etcd's limits."""
+
+RESYNC_SECONDS = 300.0
+"""Every job is reconciled at least this often: what an event lost is made good by then."""
+
+PROGRESS_WRITE_SECONDS = 5.0
+"""Least time between two writes that change nothing but progress: it bounds the load on the API server."""
+
+PROGRESS_HEARTBEAT_SECONDS = 30.0
+"""Progress below one percent is written this often all the same."""

@@ -1,0 +1,223 @@
+"""The state machine of a FinetuneJob: Pending → Provisioning → Running → Succeeded or Failed.
+
+Every reconcile may be the first one after a restart, so nothing is remembered but the stored status. A plan whose
+intent is not stored yet has no actions: the attempt, its cluster's name and its submission id are written before
+anything is made.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from finetune_operator.api.v1alpha1 import (
+    TERMINAL,
+    ConditionType,
+    FinetuneJob,
+    FinetuneJobStatus,
+    Phase,
+    RayStatus,
+    Reason,
+)
+from finetune_operator.constants import DASHBOARD_PORT
+from finetune_operator.decide.failures import explain_failure
+from finetune_operator.decide.plan import CreateCluster, DeleteCluster, Plan, Submit
+from finetune_operator.desired import naming
+from finetune_operator.observed import Cluster, Observed
+from finetune_operator.status import clip, condition_is_true, output_status, progress_status, result_status, set_condition
+
+PREFLIGHT_SECONDS = 5.0
+"""How often a missing claim is looked for: claims are read by name, not watched."""
+
+PROVISIONING_SECONDS = 5.0
+"""Events tell of every change of the cluster; this is for those that are lost."""
+
+POLL_SECONDS = (0.5, 10.0)
+"""Shortest and longest pause between two polls of a run, which are a quarter of its expected rest."""
+
+
+LAST_REPORT_SECONDS = 120.0
+"""How long a finished run's last report is asked for. Clocks of pods and operator may differ by seconds."""
+
+
+def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
+    """What to do for a job, and its next status."""
+    if job.status.phase in TERMINAL:
+        return _clean_up(job, observed)
+    status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
+    if status.attempt is None or status.ray is None:
+        return _begin(job, status, observed, now)
+    cluster = observed.cluster
+    if cluster is not None and cluster.owner_uid != job.metadata.uid:
+        message = f"RayCluster {cluster.name} exists and belongs to somebody else; delete it and make a new FinetuneJob"
+        return fail(status, Reason.NAME_CONFLICT, message, now)
+    if condition_is_true(status, ConditionType.SUBMITTED):
+        return _follow(job, status, observed, now)
+    return _provision(job, status, observed, now)
+
+
+def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
+    """End the job as Failed. Its cluster goes in the next reconcile, once this is stored."""
+    for type_ in (ConditionType.PROGRESSING, ConditionType.COMPLETE):
+        status = set_condition(status, type_, False, reason, "", now)
+    status = set_condition(status, ConditionType.FAILED, True, reason, message, now)
+    return Plan(_phase(status, Phase.FAILED, reason, message, completion_time=now), requeue_after=0)
+
+
+def _clean_up(job: FinetuneJob, observed: Observed) -> Plan:
+    cluster = observed.cluster
+    if cluster is None or cluster.owner_uid != job.metadata.uid or cluster.deleting:
+        return Plan(job.status)
+    return Plan(job.status, (DeleteCluster(cluster.name, cluster.uid),), requeue_after=PROVISIONING_SECONDS)
+
+
+def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
+    """Check what the job refers to; then store the first attempt before anything is made for it."""
+    missing = [("PersistentVolumeClaim", Reason.CLAIM_NOT_FOUND, *item) for item in observed.missing_claims]
+    missing += [("ConfigMap", Reason.CONFIG_MAP_NOT_FOUND, *item) for item in observed.missing_config_maps]
+    if missing:
+        kind, reason, key, name = missing[0]
+        others = "".join(f"; {other[0]} {other[3]!r} (spec.{other[2]}) too" for other in missing[1:])
+        message = f"{kind} {name!r} (spec.{key}) does not exist in namespace {job.metadata.namespace!r}{others}"
+        status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
+        return Plan(_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
+    attempt = 1
+    ray = RayStatus(
+        cluster=naming.cluster_name(job, attempt),
+        submission_id=naming.submission_id(job, attempt),
+        workers_desired=job.spec.config.training.num_training_workers,
+        workers=f"0/{job.spec.config.training.num_training_workers}",
+    )
+    status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, "", now)
+    status = status.model_copy(
+        update={
+            "attempt": attempt,
+            "ray": ray,
+            "output": output_status(naming.output_claim_name(job), naming.output_path(job), None),
+        }
+    )
+    message = f"cluster {ray.cluster} will be made"
+    return Plan(_phase(status, Phase.PENDING, Reason.ACCEPTED, message), requeue_after=0)
+
+
+def _provision(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
+    """Until Ray has the submission. It is made as soon as the head is ready, so that the driver starts while the
+    workers still do; Ray holds the workers of the run back until they are there.
+    """
+    attempt, cluster = status.attempt or 1, observed.cluster
+    if observed.problem is not None:
+        reason, message = observed.problem
+        status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
+        phase = Phase.PENDING if cluster is None else Phase.PROVISIONING
+        return Plan(_phase(status, phase, reason, message), requeue_after=PREFLIGHT_SECONDS)
+    if cluster is None:
+        return Plan(status, (CreateCluster(attempt),), requeue_after=0)
+    if cluster.deleting or not cluster.head_ready:
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=PROVISIONING_SECONDS)
+    if observed.ray_job.state == "Missing":
+        return Plan(_provisioning(status, observed, cluster, now), (Submit(attempt),), requeue_after=0)
+    if observed.ray_job.state == "Unknown":
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
+    url = f"http://{naming.dashboard_service(cluster.name)}.{job.metadata.namespace}.svc:{DASHBOARD_PORT}"
+    status = status.model_copy(update={"ray": _ray(status).model_copy(update={"dashboard_url": url})})
+    status = set_condition(status, ConditionType.SUBMITTED, True, Reason.SUBMITTED, _ray(status).submission_id, now)
+    return _follow(job, status, observed, now)
+
+
+def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
+    """From the submission to the end of the run."""
+    cluster, state = observed.cluster, observed.ray_job.state
+    if cluster is None or cluster.deleting:
+        return fail(status, Reason.HEAD_LOST, f"RayCluster {_ray(status).cluster} was deleted while the job ran", now)
+    if cluster.head_lost or state == "Missing":
+        return fail(status, Reason.HEAD_LOST, f"the head pod of RayCluster {cluster.name} was lost, and the driver with it", now)
+    if observed.progress is not None:
+        status = status.model_copy(update={"progress": progress_status(observed.progress)})
+    if state in {"FAILED", "STOPPED"}:
+        return fail(status, *explain_failure(observed), now)
+    if state == "SUCCEEDED":
+        return _complete(job, status, observed, now)
+    return _watch(status, observed, cluster, now)
+
+
+def _watch(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
+    if observed.ray_job.state in {"PENDING", "Unknown"} and status.phase is not Phase.RUNNING:
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
+    if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
+    status = _with_workers(status, cluster)
+    status = set_condition(status, ConditionType.CLUSTER_READY, True, Reason.CLUSTER_READY, _workers_ready(cluster), now)
+    started = status.progress is not None and status.progress.step > 0
+    reason = Reason.TRAINING_RUNNING if started else Reason.TRAINING_STARTING
+    message = f"{cluster.workers_desired} workers on cluster {cluster.name}"
+    if observed.ray_job.state == "Unknown":
+        message += "; its dashboard does not answer at the moment"
+    status = set_condition(status, ConditionType.PROGRESSING, True, reason, "", now)
+    status = _phase(status, Phase.RUNNING, reason, message, start_time=status.start_time or now)
+    return Plan(status, requeue_after=poll_seconds(status))
+
+
+def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
+    progress, ended = observed.progress, observed.ray_job.ended
+    if progress is None:
+        if ended is not None and (now - ended).total_seconds() > LAST_REPORT_SECONDS:
+            return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error, and its last report cannot be read", now)
+        message = "the run has ended; waiting for its manifest"
+        return Plan(_phase(status, Phase.RUNNING, Reason.TRAINING_RUNNING, message), requeue_after=POLL_SECONDS[0])
+    if progress.output is None:
+        return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error and left no manifest", now)
+    claim, path = naming.output_claim_name(job), naming.output_path(job)
+    message = f"{progress.output.format} on claim {claim}, folder {path}"
+    status = set_condition(status, ConditionType.PROGRESSING, False, Reason.COMPLETED, "", now)
+    status = set_condition(status, ConditionType.COMPLETE, True, Reason.COMPLETED, message, now)
+    status = status.model_copy(
+        update={
+            "output": output_status(claim, path, progress),
+            "result": result_status(progress.result) if progress.result else None,
+            "start_time": status.start_time or now,
+        }
+    )
+    return Plan(_phase(status, Phase.SUCCEEDED, Reason.COMPLETED, message, completion_time=now), requeue_after=0)
+
+
+def poll_seconds(status: FinetuneJobStatus) -> float:
+    """Pause until the next poll: short near the end, long in a long run."""
+    shortest, longest = POLL_SECONDS
+    progress = status.progress
+    if progress is None or progress.eta_seconds is None:
+        return 2 * shortest
+    return min(max(progress.eta_seconds / 4, shortest), longest)
+
+
+def _provisioning(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> FinetuneJobStatus:
+    status = _with_workers(status, cluster)
+    reason, message = Reason.CLUSTER_STARTING, _workers_ready(cluster)
+    if cluster.message:
+        reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in cluster.message else reason
+        message += f"; {cluster.message}"
+    if (pod := observed.trouble) is not None and pod.trouble is not None:
+        reason, message = pod.trouble, f"{message}; pod {pod.name}: {pod.detail}"
+    status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
+    return _phase(status, Phase.PROVISIONING, reason, message)
+
+
+def _workers_ready(cluster: Cluster) -> str:
+    head = "ready" if cluster.head_ready else "not ready"
+    return f"cluster {cluster.name}: head {head}, {cluster.workers_ready}/{cluster.workers_desired} workers ready"
+
+
+def _with_workers(status: FinetuneJobStatus, cluster: Cluster) -> FinetuneJobStatus:
+    ready, desired = cluster.workers_ready, cluster.workers_desired
+    update = {"workers_ready": ready, "workers_desired": desired, "workers": f"{ready}/{desired}"}
+    return status.model_copy(update={"ray": _ray(status).model_copy(update=update)})
+
+
+def _ray(status: FinetuneJobStatus) -> RayStatus:
+    if status.ray is None:
+        raise ValueError("status.ray is written with the attempt, before anything is made")
+    return status.ray
+
+
+def _phase(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, **times: Any) -> FinetuneJobStatus:
+    update = {"phase": phase, "reason": str(reason), "message": clip(message)} | times
+    return status.model_copy(update=update)

@@ -1,0 +1,141 @@
+"""The RayCluster of one attempt. It is created once and never re-applied: others may edit its replicas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, dump
+from finetune_operator.constants import KEY_ANNOTATION, RAY_CONTAINER_UID, RAY_VERSION
+from finetune_operator.desired import naming
+from finetune_operator.desired.accelerators import gpu_resources
+from finetune_operator.desired.storage import build_volumes
+from finetune_operator.settings import Settings
+
+HEAD_ANNOTATIONS = {"ray.io/disable-provisioned-head-restart": "true"}
+"""With it KubeRay does not make a new head for a lost one: a new head would know nothing of the job, and the loss
+would look like a job that was never submitted."""
+
+OBJECT_STORE_BYTES = "209715200"
+"""Ray's object store, 200 MiB: Ray Train moves no data through it here, and it counts against the pod's memory."""
+
+_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What Pod Security ``restricted`` asks of each container; KubeRay copies it to its init containers."""
+
+
+def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
+    """A head that runs the driver and never trains, and one worker pod for each training worker."""
+    metadata = naming.metadata(job, naming.cluster_name(job, attempt), attempt=attempt)
+    workers = job.spec.config.training.num_training_workers
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": metadata | {"annotations": HEAD_ANNOTATIONS | {KEY_ANNOTATION: key_id}},
+        "spec": {
+            "rayVersion": RAY_VERSION,
+            "authOptions": {"mode": "token", "secretName": naming.secret_name(job, key_id)},
+            "headGroupSpec": {
+                "rayStartParams": {
+                    "num-cpus": "0",
+                    "num-gpus": "0",
+                    "dashboard-host": "0.0.0.0",  # noqa: S104 - the operator calls it; token authentication is on
+                    "object-store-memory": OBJECT_STORE_BYTES,
+                },
+                "template": _head_template(job, attempt, settings),
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "workers",
+                    "replicas": workers,
+                    "minReplicas": workers,
+                    "maxReplicas": workers,
+                    "rayStartParams": {
+                        "num-cpus": str(math.ceil(job.spec.config.training.resources_per_worker.CPU)),
+                        "num-gpus": str(job.spec.config.training.resources_per_worker.GPU),
+                        "object-store-memory": OBJECT_STORE_BYTES,
+                    },
+                    "template": _worker_template(job, attempt, settings),
+                }
+            ],
+        },
+    }
+
+
+def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
+    head = job.spec.head
+    memory = head.memory if head and head.memory else settings.head_memory
+    cpu = head.cpu if head and head.cpu else settings.head_cpu
+    resources = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+    return _pod_template(job, attempt, settings, "ray-head", resources, head)
+
+
+def _worker_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
+    workers = job.spec.workers
+    memory = workers.memory if workers and workers.memory else settings.worker_memory
+    cpu = f"{round(job.spec.config.training.resources_per_worker.CPU * 1000)}m"
+    gpus = gpu_resources(job)
+    # no CPU limit: throttling would stop one rank in mid-step and all others would wait for it
+    resources = {"requests": {"cpu": cpu, "memory": memory} | gpus, "limits": {"memory": memory} | gpus}
+    return _pod_template(job, attempt, settings, "ray-worker", resources, workers)
+
+
+def _pod_template(
+    job: FinetuneJob,
+    attempt: int,
+    settings: Settings,
+    container: str,
+    resources: dict[str, Any],
+    options: PodOptions | None,
+) -> dict[str, Any]:
+    volumes, mounts = build_volumes(job)
+    volumes.append({"name": "tmp", "emptyDir": {}})
+    mounts.append({"name": "tmp", "mountPath": "/tmp"})  # noqa: S108 - Ray's session folder, in the pod's own volume
+    device = job.spec.config.training.device
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": RAY_CONTAINER_UID,
+            "runAsGroup": RAY_CONTAINER_UID,
+            "fsGroup": RAY_CONTAINER_UID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                "name": container,
+                "image": job.spec.image or settings.image_for(device),
+                "imagePullPolicy": settings.image_pull_policy,
+                "env": _environment(job),
+                "resources": resources,
+                "securityContext": dict(_SECURITY),
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
+    chosen = dump(options) if options else {}
+    spec |= {key: chosen[key] for key in ("nodeSelector", "tolerations", "imagePullSecrets") if chosen.get(key)}
+    metadata: dict[str, Any] = {"labels": chosen.get("labels", {}) | naming.labels(job, attempt)}
+    if chosen.get("annotations"):
+        metadata["annotations"] = chosen["annotations"]
+    return {"metadata": metadata, "spec": spec}
+
+
+def _environment(job: FinetuneJob) -> list[dict[str, Any]]:
+    variables: list[dict[str, Any]] = [
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+    ]
+    model = job.spec.model
+    if model and model.token_secret_ref:
+        reference = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
+        variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return variables

@@ -1,0 +1,77 @@
+"""The output claim, and the volumes of a job's pods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT
+from finetune_operator.desired import naming
+
+
+def build_output_claim(job: FinetuneJob) -> dict[str, Any] | None:
+    """The claim to make, or None when the job names an existing one.
+
+    Without an owner reference unless the job asks for it: deleting a job must not delete a model.
+    """
+    output = job.spec.output
+    if output.size is None:
+        return None
+    spec: dict[str, Any] = {
+        "accessModes": list(output.access_modes or ("ReadWriteOnce",)),
+        "resources": {"requests": {"storage": output.size}},
+    }
+    if output.storage_class_name:
+        spec["storageClassName"] = output.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": naming.metadata(job, naming.output_claim_name(job), owned=output.delete_with_job),
+        "spec": spec,
+    }
+
+
+def required_claims(job: FinetuneJob) -> dict[str, str]:
+    """Claims that must exist already: the key of the spec that names it → the claim."""
+    dataset, model, output = job.spec.dataset, job.spec.model, job.spec.output
+    claims = {}
+    if output.persistent_volume_claim:
+        claims["output.persistentVolumeClaim"] = output.persistent_volume_claim.claim_name
+    if dataset and dataset.persistent_volume_claim:
+        claims["dataset.persistentVolumeClaim"] = dataset.persistent_volume_claim.claim_name
+    if model and model.persistent_volume_claim:
+        claims["model.persistentVolumeClaim"] = model.persistent_volume_claim.claim_name
+    return claims
+
+
+def required_config_maps(job: FinetuneJob) -> dict[str, str]:
+    """ConfigMaps that must exist already: the key of the spec that names it → the ConfigMap."""
+    dataset = job.spec.dataset
+    return {"dataset.configMap": dataset.config_map.name} if dataset and dataset.config_map else {}
+
+
+def build_volumes(job: FinetuneJob) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Volumes and mounts, the same in head and workers: the driver checks rows and the workers read them."""
+    volumes: list[dict[str, Any]] = [
+        {"name": "config", "configMap": {"name": naming.config_name(job)}},
+        {"name": "output", "persistentVolumeClaim": {"claimName": naming.output_claim_name(job)}},
+    ]
+    mounts: list[dict[str, Any]] = [
+        {"name": "config", "mountPath": CONFIG_MOUNT, "readOnly": True},
+        {"name": "output", "mountPath": OUTPUT_MOUNT},
+    ]
+    dataset, model = job.spec.dataset, job.spec.model
+    sources = {
+        "data": (DATA_MOUNT, dataset.persistent_volume_claim if dataset else None),
+        "model": (MODEL_MOUNT, model.persistent_volume_claim if model else None),
+    }
+    for name, (path, claim) in sources.items():
+        if claim:
+            # not readOnly on the claim: a second pod may mount the same claim for writing on the same node
+            volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim.claim_name}})
+            mount: dict[str, Any] = {"name": name, "mountPath": path, "readOnly": True}
+            mounts.append(mount | {"subPath": claim.sub_path} if claim.sub_path else mount)
+    if dataset and dataset.config_map:
+        volumes.append({"name": "data", "configMap": {"name": dataset.config_map.name}})
+        mounts.append({"name": "data", "mountPath": DATA_MOUNT, "readOnly": True})
+    return volumes, mounts

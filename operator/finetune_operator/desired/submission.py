@@ -1,0 +1,53 @@
+"""What is handed to the Ray Jobs API, and the ConfigMap with the finetuning YAML."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.constants import CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, JOB_LABEL, MODEL_MOUNT, OUTPUT_MOUNT
+from finetune_operator.desired import naming
+
+
+def build_config_map(job: FinetuneJob) -> dict[str, Any]:
+    """The finetuning YAML as the driver reads it; only keys that were set, so that the trainer's defaults hold."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    stream = io.StringIO()
+    yaml.dump(job.spec.config.model_dump(mode="json", by_alias=True, exclude_unset=True), stream)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": naming.metadata(job, naming.config_name(job)),
+        "immutable": True,
+        "data": {CONFIG_FILE: stream.getvalue()},
+    }
+
+
+def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
+    """The driver's command line. The user's words are in the mounted YAML, never in this line, which a shell reads."""
+    arguments = [
+        "python", "-m", "finetune_trainer",
+        "--config_file", f"{CONFIG_MOUNT}/{CONFIG_FILE}",
+        "--output_dir", f"{OUTPUT_MOUNT}/{naming.output_path(job)}",
+        "--run_name", job.metadata.uid,
+        "--attempt", str(attempt),
+    ]  # fmt: skip
+    if job.spec.dataset:
+        arguments += ["--dataset_dir", DATA_MOUNT]
+    if job.spec.model and job.spec.model.persistent_volume_claim:
+        arguments += ["--model_dir", MODEL_MOUNT]
+    return shlex.join(arguments)
+
+
+def build_submission(job: FinetuneJob, attempt: int) -> dict[str, Any]:
+    """Body of ``POST /api/jobs/``."""
+    return {
+        "entrypoint": build_entrypoint(job, attempt),
+        "submission_id": naming.submission_id(job, attempt),
+        "metadata": {JOB_LABEL: f"{job.metadata.namespace}/{job.metadata.name}"},
+    }

@@ -1,0 +1,135 @@
+"""What a reconcile has seen, frozen: the input of `decide` beside the job and the time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from finetune_operator.api.v1alpha1 import Reason
+from finetune_trainer.progress import Progress
+
+Raw = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A RayCluster, as far as it matters."""
+
+    name: str
+    uid: str
+    owner_uid: str | None
+    deleting: bool
+    head_ready: bool
+    head_lost: bool
+    head_ip: str
+    key_id: str | None
+    workers_ready: int
+    workers_desired: int
+    message: str
+    """What KubeRay says is wrong, or empty."""
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> Cluster:
+        """Read a RayCluster object. Fields that KubeRay has not written yet read as not ready."""
+        metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+        conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+        head = conditions.get("HeadPodReady", {})
+        failure = conditions.get("ReplicaFailure", {})
+        owners = [ref["uid"] for ref in metadata.get("ownerReferences") or () if ref.get("controller")]
+        groups = spec.get("workerGroupSpecs") or ()
+        # RayClusterProvisioned is sticky: once it is true, a head that is not found was lost, not slow
+        provisioned = conditions.get("RayClusterProvisioned", {}).get("status") == "True"
+        annotations = metadata.get("annotations") or {}
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner_uid=owners[0] if owners else None,
+            deleting="deletionTimestamp" in metadata,
+            head_ready=head.get("status") == "True",
+            head_lost=provisioned and head.get("status") == "False" and head.get("reason") == "HeadPodNotFound",
+            head_ip=(status.get("head") or {}).get("podIP", ""),
+            key_id=next((value for key, value in annotations.items() if key.endswith("/token-key")), None),
+            workers_ready=status.get("readyWorkerReplicas") or 0,
+            workers_desired=sum(group.get("replicas") or 0 for group in groups),
+            message=failure.get("message", "") if failure.get("status") == "True" else "",
+        )
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of the cluster and what is wrong with it, if anything."""
+
+    name: str
+    is_head: bool
+    ready: bool
+    trouble: Reason | None = None
+    detail: str = ""
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> Pod:
+        """Read a Pod object."""
+        metadata, status = raw["metadata"], raw.get("status") or {}
+        conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+        trouble, detail = _pod_trouble(status, conditions)
+        return cls(
+            name=metadata["name"],
+            is_head=(metadata.get("labels") or {}).get("ray.io/node-type") == "head",
+            ready=conditions.get("Ready", {}).get("status") == "True",
+            trouble=trouble,
+            detail=detail,
+        )
+
+
+def _pod_trouble(status: Raw, conditions: Mapping[str, Raw]) -> tuple[Reason | None, str]:
+    scheduled = conditions.get("PodScheduled", {})
+    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
+        return Reason.UNSCHEDULABLE, str(scheduled.get("message", ""))
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for container in containers:
+        state = container.get("state") or {}
+        waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
+        if waiting.get("reason") in {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}:
+            return Reason.IMAGE_PULL_FAILED, f"{container.get('image')}: {waiting.get('message', '')}"
+        if waiting.get("reason") == "CreateContainerConfigError":
+            return Reason.SECRET_NOT_FOUND, str(waiting.get("message", ""))
+        if terminated.get("reason") == "OOMKilled":
+            return Reason.WORKER_OOM_KILLED, f"container {container.get('name')} ran out of its memory limit"
+    return None, ""
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """What Ray says about the submission."""
+
+    state: Literal["Unknown", "Missing", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+    """Unknown: Ray did not answer, which is not a failure. Missing: Ray answered and does not know the id."""
+    message: str = ""
+    ended: datetime | None = None
+    """When it ended, by Ray's clock."""
+
+
+UNKNOWN = RayJob("Unknown")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything outside the job that a decision depends on."""
+
+    missing_claims: tuple[tuple[str, str], ...] = ()
+    """(key of the spec, claim) of each claim that does not exist."""
+    missing_config_maps: tuple[tuple[str, str], ...] = ()
+    cluster: Cluster | None = None
+    pods: tuple[Pod, ...] = ()
+    ray_job: RayJob = UNKNOWN
+    progress: Progress | None = None
+    """What the trainer of the current attempt last reported."""
+    problem: tuple[Reason, str] | None = None
+    """Why the objects of the attempt could not be made just now: reason and message."""
+
+    @property
+    def trouble(self) -> Pod | None:
+        """The first pod that something is wrong with; the head before workers."""
+        troubled = sorted((pod for pod in self.pods if pod.trouble), key=lambda pod: (not pod.is_head, pod.name))
+        return troubled[0] if troubled else None

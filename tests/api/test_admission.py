@@ -1,0 +1,193 @@
+"""What the API server refuses by itself, in which words, and that it takes the nearest neighbour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.support.cluster import ROOT
+from tests.support.jobs import finetune_job
+from tests.support.kubectl import Kubectl, Object, wait_until
+
+from finetune_trainer.yaml_file import read_mapping
+
+GPU = {"CPU": 1, "GPU": 1}
+PAIRS: list[Any] = [
+    pytest.param(
+        finetune_job("a" * 41), finetune_job("a" * 40), "metadata.name may have at most 40 characters", id="name too long"
+    ),
+    pytest.param(finetune_job("1job"), finetune_job("job1"), "must be a DNS-1035 label", id="name begins with a digit"),
+    pytest.param(finetune_job("a.b"), finetune_job("a-b"), "must be a DNS-1035 label", id="name with a dot"),
+    pytest.param(
+        finetune_job("job", Training__device="GPU", Training__accelerate_mode="DDP"),
+        finetune_job("job", Training__device="GPU", Training__accelerate_mode="DDP", Training__resources_per_worker=GPU),
+        "device GPU needs resources_per_worker.GPU of at least 1",
+        id="GPU without GPUs",
+    ),
+    pytest.param(
+        finetune_job("job", Training__resources_per_worker=GPU),
+        finetune_job("job", Training__resources_per_worker={"CPU": 1, "GPU": 0}),
+        "device CPU forbids resources_per_worker.GPU above 0",
+        id="CPU with GPUs",
+    ),
+    pytest.param(
+        finetune_job("job", Training__accelerate_mode="GPU_FSDP"),
+        finetune_job("job", Training__accelerate_mode="FSDP"),
+        "accelerate_mode GPU_DDP and GPU_FSDP need device GPU",
+        id="GPU mode on CPU",
+    ),
+    pytest.param(
+        finetune_job("job", Training__device="gpu", Training__resources_per_worker=GPU),
+        finetune_job("job", Training__device="gpu", Training__resources_per_worker=GPU, Training__accelerate_mode="gpu_ddp"),
+        "accelerate_mode CPU_DDP needs device CPU",
+        id="CPU mode on GPU",
+    ),
+    pytest.param(
+        finetune_job("job", Training__device="HPU"),
+        finetune_job("job", Training__device="cpu"),
+        "HPU (Gaudi) is not supported: use GPU for Intel GPUs, or CPU",
+        id="HPU",
+    ),
+    pytest.param(
+        finetune_job("job", Training__accelerate_mode="DEEPSPEED"),
+        finetune_job("job", Training__accelerate_mode="ddp"),
+        "DEEPSPEED and HPU modes are not supported: use GPU_FSDP",
+        id="DEEPSPEED",
+    ),
+    pytest.param(
+        finetune_job("job", accelerator="xe"),
+        finetune_job(
+            "job",
+            accelerator="xe",
+            Training__device="GPU",
+            Training__accelerate_mode="GPU_DDP",
+            Training__resources_per_worker=GPU,
+        ),
+        "accelerator goes with config.Training.device GPU",
+        id="accelerator on CPU",
+    ),
+    pytest.param(
+        finetune_job("job", output={"persistentVolumeClaim": {"claimName": "out"}, "size": "1Gi"}),
+        finetune_job("job", output={"persistentVolumeClaim": {"claimName": "out"}}),
+        "output takes exactly one of persistentVolumeClaim (an existing claim) and size",
+        id="output of both kinds",
+    ),
+    pytest.param(
+        finetune_job("job", output={}),
+        finetune_job("job", output={"size": "1Gi"}),
+        "output takes exactly one of persistentVolumeClaim (an existing claim) and size",
+        id="output of no kind",
+    ),
+    pytest.param(
+        finetune_job("job", output={"persistentVolumeClaim": {"claimName": "out"}, "deleteWithJob": True}),
+        finetune_job("job", output={"size": "1Gi", "deleteWithJob": True}),
+        "deleteWithJob goes with size",
+        id="delete somebody's claim",
+    ),
+    pytest.param(
+        finetune_job("job", dataset={"persistentVolumeClaim": {"claimName": "data"}, "configMap": {"name": "rows"}}),
+        finetune_job("job", dataset={"configMap": {"name": "rows"}}),
+        "dataset takes a persistentVolumeClaim or a configMap, not both",
+        id="two data sets",
+    ),
+    pytest.param(
+        finetune_job("job", dataset={"persistentVolumeClaim": {"claimName": "data", "subPath": "a/../../b"}}),
+        finetune_job("job", dataset={"persistentVolumeClaim": {"claimName": "data", "subPath": "a/..b"}}),
+        "must stay inside the volume",
+        id="path out of the volume",
+    ),
+    pytest.param(
+        finetune_job("job", General__config={"use_auth_token": "hf_secret"}),
+        finetune_job("job", General__config={"use_auth_token": None, "trust_remote_code": False}),
+        "put it into a Secret that spec.model.tokenSecretRef",
+        id="a token in the open",
+    ),
+    pytest.param(
+        finetune_job("job", General__save_strategy="sometimes"),
+        finetune_job("job", General__save_strategy=False),
+        'supported values: "no", "epoch", "steps"',
+        id="save_strategy",
+    ),
+    pytest.param(
+        finetune_job("job", Training__batch_size=0),
+        finetune_job("job", Training__batch_size=1),
+        "should be greater than or equal to 1",
+        id="batch_size",
+    ),
+    pytest.param(
+        finetune_job("job", Training__learning_rate=0),
+        finetune_job("job", Training__learning_rate=1e-9),
+        "should be greater than 0",
+        id="learning_rate",
+    ),
+    pytest.param(
+        finetune_job("job", Training__batchsize=1),
+        finetune_job("job", Training__batch_size=1),
+        'unknown field "spec.config.Training.batchsize"',
+        id="unknown key",
+    ),
+]
+
+
+@pytest.mark.parametrize(("refused", "accepted", "words"), PAIRS)
+def test_a_mistake_is_refused_in_words_and_its_neighbour_is_taken(
+    api: Kubectl, refused: Object, accepted: Object, words: str
+) -> None:
+    result = api.apply(refused, check=False, dry_run=True)
+    assert result.returncode != 0
+    assert words in result.stderr
+    api.apply(accepted, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"Training__batch_size": 7}, "spec.config is immutable"),
+        ({"output": {"size": "2Gi"}}, "spec.output is immutable"),
+        ({"image": "elsewhere/trainer:1"}, "spec.image is immutable"),
+        ({"head": {"memory": "9Gi"}}, "spec.head is immutable"),
+    ],
+    ids=["config", "output", "image added", "head"],
+)
+def test_what_a_run_depends_on_cannot_be_changed(api: Kubectl, change: dict[str, Any], words: str) -> None:
+    api.apply(finetune_job("fixed"))
+    result = api.apply(finetune_job("fixed", **change), check=False)
+    assert result.returncode != 0
+    assert words in result.stderr
+
+
+def test_removing_an_immutable_part_is_refused(api: Kubectl) -> None:
+    api.apply(finetune_job("whole"))
+    patch = '[{"op": "remove", "path": "/spec/dataset"}]'
+    result = api.run("patch", "finetunejob", "whole", "--type=json", "-p", patch, check=False)
+    assert "spec.dataset is immutable" in result.stderr
+
+
+@pytest.mark.parametrize("sample", sorted((ROOT / "config_samples" / "finetunejobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sample_is_accepted(api: Kubectl, sample: Any) -> None:
+    api.run("apply", "--dry-run=server", "--validate=strict", "-f", str(sample))
+
+
+@pytest.mark.parametrize("sample", sorted((ROOT / "config_samples" / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sample_of_the_command_line_is_a_config_too(api: Kubectl, sample: Any) -> None:
+    job = finetune_job("job")
+    job["spec"]["config"] = read_mapping(str(sample))
+    api.apply(job, dry_run=True)
+
+
+def test_explain_documents_every_key(api: Kubectl) -> None:
+    for section in ("General", "Dataset", "Training", "Training.resources_per_worker", "General.lora_config"):
+        text = api.run("explain", f"finetunejob.spec.config.{section}").stdout
+        assert "<no description>" not in text, text
+    text = api.run("explain", "finetunejob.spec.config.Training").stdout
+    assert "CPU_DDP, GPU_DDP or GPU_FSDP" in text
+    assert "Peak learning rate. Default: 1e-05." in text
+    for path in ("status", "status.progress", "status.output", "spec", "spec.output"):
+        assert "<no description>" not in api.run("explain", f"finetunejob.{path}").stdout
+
+
+def test_short_name_and_category(api: Kubectl) -> None:
+    api.apply(finetune_job("named"))
+    for kind in ("ftj", "finetune", "all"):
+        assert "finetunejob.llmonray.dev/named" in api.run("get", kind, "-o", "name").stdout
+    wait_until("the job", lambda: api.get("ftj", "named"), 5)

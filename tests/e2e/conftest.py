@@ -1,0 +1,74 @@
+"""The operator on a real cluster, installed by Helm as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.support import cluster
+from tests.support.fixtures import kubectl
+from tests.support.kubectl import Kubectl
+
+__all__ = ["kubectl"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.cluster)
+
+
+@dataclass(frozen=True)
+class Release:
+    """The installed operator."""
+
+    kubectl: Kubectl
+    """In the operator's namespace."""
+    trainer_image: str
+
+
+@pytest.fixture(scope="session")
+def images(kubectl: Kubectl) -> tuple[str, str]:
+    """The operator's and the trainer's image, built from this checkout and loaded into the nodes."""
+    operator, trainer = [line for line in cluster.harness("images") if line][-2:]
+    return operator, trainer
+
+
+@pytest.fixture(scope="session")
+def release(kubectl: Kubectl, images: tuple[str, str]) -> Iterator[Release]:
+    """``helm install``; ``helm uninstall`` at the end, which leaves the CRD."""
+    operator, trainer = images
+    system = cluster.new_namespace(kubectl, "finetune-system")
+    repository, _, tag = operator.rpartition(":")
+    values = {"image.repository": repository, "image.tag": tag, "trainer.image": trainer}
+    options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    chart = str(cluster.ROOT / "charts" / "finetune-operator")
+    system.helm("install", "finetune-operator", chart, "--wait", "--timeout", "120s", "--take-ownership", *options)
+    yield Release(system, trainer)
+    sys.stderr.write(system.run("logs", "deployment/finetune-operator", "--tail=200", check=False).stdout)
+    system.helm("uninstall", "finetune-operator", "--wait", "--timeout", "60s")
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder."""
+    script = cluster.ROOT / "examples" / "fetch_smollm2.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def jobs(kubectl: Kubectl, release: Release, model: Path) -> Kubectl:
+    """A namespace with a model and data sets on claims, one of them with a broken row."""
+    namespace = cluster.new_namespace(kubectl, "finetune-e2e")
+    rows = (cluster.ROOT / "examples" / "data" / "sample_finetune_data.jsonl").read_text(encoding="utf-8")
+    lines = rows.splitlines()
+    broken = "\n".join([*lines[:16], '{"instruction": "no response"}', *lines[16:]])
+    cluster.fill(namespace, release.trainer_image, model, {"rows.jsonl": rows, "broken.jsonl": broken})
+    return namespace

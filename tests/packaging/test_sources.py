@@ -1,0 +1,71 @@
+"""Rules about the source tree itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.chart import ROOT
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+
+
+def python_files() -> Iterator[Path]:
+    for folder in ("operator", "trainer_image", "tests", "examples"):
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_nothing_in_the_operators_source_root_shadows_the_standard_library() -> None:
+    assert not (ROOT / "operator" / "__init__.py").exists()
+    assert not (ROOT / "operator" / "operator.py").exists()
+    assert not (ROOT / "operator.py").exists()
+    found = {path.name for path in (ROOT / "operator").iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert not found & (set(sys.stdlib_module_names) - {"__pycache__"})
+
+
+def test_files_are_at_most_400_lines() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in python_files()}
+    assert len(lengths) > 50
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_functions_are_at_most_50_lines() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path in python_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def calls(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of each call in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func)
+
+
+def test_tests_neither_sleep_nor_replace_parts_of_the_program() -> None:
+    """They look at the wire, and poll with a deadline: the helpers that do so, in tests/support, may pause."""
+    pauses, patches = {"time.sleep", "asyncio.sleep", "sleep"}, {"mock.patch", "patch", "monkeypatch.setattr"}
+    offenders = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        forbidden = patches if path.parent.name == "support" else patches | pauses
+        offenders += [f"{path.relative_to(ROOT)}:{line} {name}" for line, name in calls(path) if name in forbidden]
+    assert offenders == []
+
+
+def test_the_operator_imports_no_training_library() -> None:
+    """An operator that imports torch needs gigabytes; import-linter says the same of direct imports."""
+    program = (
+        "import sys, finetune_operator.reconciler, finetune_operator.handlers;"
+        "print(sorted({'torch', 'transformers', 'ray', 'peft', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

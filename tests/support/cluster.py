@@ -1,0 +1,118 @@
+"""The cluster of the end-to-end tests: started once, filled once with a model and rows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tests.support.jobs import MODEL, claim, tool_pod
+from tests.support.kubectl import Kubectl, Object, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+HARNESS = ROOT / "tests" / "cluster" / "cluster"
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+
+def why_not() -> str | None:
+    """Why there is no cluster to test on, in one line; None when there is one."""
+    result = subprocess.run([HARNESS, "why-not"], capture_output=True, text=True, check=False, timeout=60)
+    return None if result.returncode == 0 else (result.stdout + result.stderr).strip()
+
+
+def harness(*arguments: str) -> list[str]:
+    """Run a command of the harness; the lines it prints."""
+    done = subprocess.run([HARNESS, *arguments], stdout=subprocess.PIPE, text=True, check=False, timeout=3600)
+    assert done.returncode == 0, f"tests/cluster/cluster {' '.join(arguments)} failed with {done.returncode}"
+    return done.stdout.split("\n")
+
+
+def cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def connect() -> Kubectl:
+    """Start the cluster, or find it running."""
+    kubeconfig = Path([line for line in harness("up") if line][-1])
+    path = f"{cache_home() / 'finetune-cluster' / 'bin'}:{os.environ['PATH']}"
+    return Kubectl(kubeconfig, path, "default")
+
+
+def new_namespace(kubectl: Kubectl, name: str) -> Kubectl:
+    """A fresh namespace under Pod Security ``restricted``."""
+    kubectl.run("delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}})
+    return replace(kubectl, namespace=name)
+
+
+def fill(kubectl: Kubectl, image: str, model: Path, files: dict[str, str]) -> None:
+    """Put the model on the claim ``models`` and files on the claim ``data``."""
+    kubectl.apply(claim("models"), claim("data"))
+    kubectl.apply(tool_pod("filler", image, ["sleep", "3600"], {"/models": "models", "/data": "data"}))
+    kubectl.run("wait", "--for=condition=Ready", "pod/filler", "--timeout=180s")
+    kubectl.run("exec", "-i", "filler", "--", "tar", "x", "-C", "/models", stdin=_tar_folder(model))
+    kubectl.run("exec", "-i", "filler", "--", "tar", "x", "-C", "/data", stdin=_tar_texts(files))
+    kubectl.run("delete", "pod", "filler", "--wait")
+
+
+def _tar_folder(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(folder, arcname=MODEL)
+    return buffer.getvalue()
+
+
+def _tar_texts(files: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def applied(kubectl: Kubectl, job: Object) -> Iterator[None]:
+    """The job exists for the time of the block; afterwards it, its cluster and its pods are gone."""
+    name = job["metadata"]["name"]
+    kubectl.apply(job)
+    try:
+        yield
+    finally:
+        kubectl.run("delete", "finetunejob", name, "--ignore-not-found", "--timeout=30s")
+        label = f"llmonray.dev/finetunejob={name}"
+        wait_until("its cluster and pods to be gone", lambda: not kubectl.list("rayclusters,pods", label), 90)
+
+
+def job_status(kubectl: Kubectl, name: str) -> Object:
+    """The status of a job; {} as long as there is none."""
+    status: Object = (kubectl.get("finetunejob", name) or {}).get("status", {})
+    return status
+
+
+def ended(kubectl: Kubectl, name: str) -> Object | None:
+    """The status of a job that has ended; None before."""
+    status = job_status(kubectl, name)
+    return status if status.get("phase") in {"Succeeded", "Failed"} else None
+
+
+def run_to_end(kubectl: Kubectl, pod: Object, timeout: float = 180.0) -> str:
+    """Run a pod; its log when it has succeeded."""
+    name = pod["metadata"]["name"]
+    kubectl.apply(pod)
+
+    def phase() -> str | None:
+        found = (kubectl.get("pod", name) or {}).get("status", {}).get("phase")
+        return found if found in {"Succeeded", "Failed"} else None
+
+    ended = wait_until(f"pod {name} to end", phase, timeout)
+    log = kubectl.run("logs", name).stdout
+    kubectl.run("delete", "pod", name, "--wait=false")
+    assert ended == "Succeeded", log
+    return log

@@ -1,0 +1,87 @@
+"""FinetuneJobs and their surroundings for tests on a cluster."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+Object = dict[str, Any]
+
+MODEL = "SmolLM2-135M-Instruct"
+
+BASE: Object = {
+    "apiVersion": "llmonray.dev/v1alpha1",
+    "kind": "FinetuneJob",
+    "metadata": {"name": "job"},
+    "spec": {
+        "config": {
+            "General": {
+                "base_model": f"HuggingFaceTB/{MODEL}",
+                "lora_config": {"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 32, "lora_dropout": 0.1},
+            },
+            "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 5, "max_length": 192},
+            "Training": {
+                "optimizer": "AdamW",
+                "batch_size": 2,
+                "max_train_steps": 12,
+                "learning_rate": 1.0e-3,
+                "device": "CPU",
+                "num_training_workers": 2,
+                "resources_per_worker": {"CPU": 0.5},
+                "accelerate_mode": "CPU_DDP",
+                "logging_steps": 1,
+            },
+        },
+        "dataset": {"persistentVolumeClaim": {"claimName": "data"}},
+        "model": {"persistentVolumeClaim": {"claimName": "models", "subPath": MODEL}},
+        "output": {"size": "1Gi"},
+        "head": {"cpu": "200m", "memory": "3Gi"},
+        "workers": {"memory": "4Gi"},
+    },
+}
+"""SmolLM2-135M, LoRA, two CPU workers: small enough for a node of two cores."""
+
+
+def finetune_job(name: str, **changes: Any) -> Object:
+    """A job like BASE; ``Training__batch_size=1`` changes a key of the config, ``output={…}`` a part of the spec."""
+    job = copy.deepcopy(BASE)
+    job["metadata"]["name"] = name
+    for key, value in changes.items():
+        section, _, inner = key.partition("__")
+        if inner:
+            job["spec"]["config"][section][inner] = value
+        else:
+            job["spec"][section] = value
+    return job
+
+
+def claim(name: str, size: str = "1Gi") -> Object:
+    """A claim of the default storage class."""
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+
+
+def tool_pod(name: str, image: str, command: list[str], claims: dict[str, str]) -> Object:
+    """A pod of the trainer image that passes Pod Security ``restricted``; claims by mount path."""
+    volumes = {path: f"v{index}" for index, path in enumerate(claims)}
+    container = {
+        "name": "tool",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": command,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": volume, "mountPath": path} for path, volume in volumes.items()],
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 0,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [
+            {"name": volume, "persistentVolumeClaim": {"claimName": claims[path]}} for path, volume in volumes.items()
+        ],
+    }  # fmt: skip
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}

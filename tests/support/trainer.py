@@ -1,0 +1,123 @@
+"""Tiny models, rows, and a way to run the trainer's command; used by tests of the trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    import pytest
+
+VOCABULARY = 400
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "max_position_embeddings": 512},
+    "mistral": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "max_position_embeddings": 512},
+    "gpt_neox": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                 "max_position_embeddings": 512},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "rotary_dim": 8},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "max_position_embeddings": 512, "word_embed_proj_dim": 32},
+    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+}  # fmt: skip
+NO_DROPOUT = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "attention_dropout", "dropout")
+
+
+def make_tokenizer(end: str = "<|endoftext|>") -> Any:
+    """A byte-level BPE tokenizer, trained on the sample rows."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([json.dumps(row) for row in sample_rows()], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
+
+
+def sample_rows(count: int = 24) -> list[dict[str, str]]:
+    """Rows of different lengths, every other one with a context."""
+    return [
+        {
+            "instruction": f"What is {number} plus {number}?" + " Please tell." * (number % 4),
+            "context": "Two numbers are given." if number % 2 else "",
+            "response": f"ANSWER> {2 * number} <END>",
+        }
+        for number in range(count)
+    ]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run of the command left behind."""
+
+    code: int
+    out: str
+    err: str
+    output: Path
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return json.loads((self.output / "logs" / "progress.json").read_text())
+
+    @property
+    def losses(self) -> list[float]:
+        lines = (self.output / "logs" / "metrics.jsonl").read_text().splitlines()
+        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+
+
+@dataclasses.dataclass
+class Command:
+    """Writes a YAML file and runs the command on it, in this process."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        return Path(self.config["General"]["output_dir"])
+
+    def change(self, section: str, **values: Any) -> Command:
+        """Set keys of a section; None removes one."""
+        for key, value in values.items():
+            self.config[section].pop(key, None)
+            if value is not None:
+                self.config[section][key] = value
+        return self
+
+    def write_rows(self, *lines: Any, name: str = "data.jsonl") -> Path:
+        path = self.folder / name
+        text = (line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+        path.write_bytes(b"".join(line + b"\n" for line in text))
+        return path
+
+    def run(self, *options: str) -> Outcome:
+        from finetune_trainer.__main__ import main
+
+        path = self.folder / "conf.yaml"
+        YAML().dump(self.config, path)
+        self.capsys.readouterr()
+        code = main(["--config_file", str(path), "--dataset_dir", str(self.folder), *options])
+        captured = self.capsys.readouterr()
+        return Outcome(code, captured.out, captured.err, self.output)
+
+    def run_apart(self, *options: str, **environment: str) -> Outcome:
+        """Run the command in a process of its own: Ray keeps state for as long as a process lives."""
+        path = self.folder / "conf.yaml"
+        YAML().dump(self.config, path)
+        line = [sys.executable, "-m", "finetune_trainer", "--config_file", path, "--dataset_dir", self.folder, *options]
+        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment})
+        return Outcome(done.returncode, done.stdout, done.stderr, self.output)

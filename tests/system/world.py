@@ -1,0 +1,217 @@
+"""A whole operator on loopback: the real reconciler, queue, cache and clients against the fake API server and Ray.
+
+The watch is the servers' own: every change is handed to kopf's handlers, as kopf would. Tests play KubeRay and Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client
+from tests.support.builders import DATA, KEYS, NAMESPACE, SETTINGS, load_yaml, raw_job
+from tests.support.fake_kube import FakeKube, Gate
+from tests.support.fake_ray import FakeRay, Head
+from tests.support.http_server import a_moment, running
+
+from finetune_operator import handlers
+from finetune_operator.__main__ import refill
+from finetune_operator.clients.cache import Cache, Key
+from finetune_operator.clients.kube import KubeClient
+from finetune_operator.clients.ray import Dashboard, RayClient
+from finetune_operator.queue import WorkQueue
+from finetune_operator.reconciler import Reconciler
+
+Object = dict[str, Any]
+JOB: Key = (NAMESPACE, "demo")
+CLUSTER: Key = (NAMESPACE, "demo-1f0c3-1")
+READY = load_yaml(DATA / "kuberay" / "ready.yaml")["status"]
+WORKER = load_yaml(DATA / "kuberay" / "worker_pod.yaml")
+
+
+class Operator:
+    """One process of the operator: what it knows dies with it."""
+
+    def __init__(self, kube_url: str, ray_url: str, *, watching: bool = True) -> None:
+        self.kube = KubeClient(client.ApiClient(client.Configuration(host=kube_url)))
+        self.session = aiohttp.ClientSession()
+        self.cache = Cache()
+        self.watching = watching
+        self.events: asyncio.Queue[tuple[str, str, Object]] = asyncio.Queue()
+
+        def dashboard(namespace: str, cluster: str, token: str) -> Dashboard:
+            return Dashboard(f"{ray_url}/{namespace}/{cluster}", token)
+
+        self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, KEYS, SETTINGS, dashboard)
+        self.queue: WorkQueue[Key] = WorkQueue(self.reconciler.reconcile)
+        self._memo = handlers.Memo(cache=self.cache, queue=self.queue)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, *, working: bool) -> None:
+        await refill(self.kube, self.cache, ())
+        if not working:
+            return
+        self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(2)]
+        self._tasks.append(asyncio.create_task(self._watch()))
+        self.nudge()
+
+    def nudge(self) -> None:
+        """What the resync does: have every job looked at."""
+        for key in self.cache.keys("finetunejobs"):
+            self.queue.add(key)
+
+    def alive(self) -> bool:
+        return not any(task.done() for task in self._tasks)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.session.close()
+        await self.kube.close()
+
+    async def _watch(self) -> None:
+        while True:
+            type_, plural, raw = await self.events.get()
+            if not self.watching:
+                continue
+            if plural == "finetunejobs":
+                await handlers.on_job(type_, raw, self._memo)  # type: ignore[arg-type]
+            elif plural in {"rayclusters", "pods"}:
+                resource: Any = SimpleNamespace(plural=plural)
+                await handlers.on_child(type_, raw, resource, self._memo)  # type: ignore[arg-type]
+
+
+class World:
+    """Servers, the operator that runs now, and what the tests do in place of everybody else."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.kube = FakeKube(self.gate)
+        self.ray = FakeRay(self.gate, self._token)
+        self.operator: Operator | None = None
+        self.restarts = 0
+        self._urls = ("", "")
+        self.kube.listeners.append(lambda *event: self.operator.events.put_nowait(event) if self.operator else None)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls) -> AsyncIterator[World]:
+        """A world without an operator yet."""
+        world = cls()
+        async with AsyncExitStack() as stack:
+            world._urls = (
+                await stack.enter_async_context(running(world.kube)),
+                await stack.enter_async_context(running(world.ray)),
+            )
+            try:
+                yield world
+            finally:
+                await world.stop_operator()
+
+    async def start_operator(self, *, watching: bool = True, working: bool = True) -> Operator:
+        self.operator = Operator(*self._urls, watching=watching)
+        await self.operator.start(working=working)
+        return self.operator
+
+    async def stop_operator(self) -> None:
+        operator, self.operator = self.operator, None
+        if operator is not None:
+            await operator.stop()
+
+    async def until(self, condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> None:
+        """Poll until a condition holds. An operator that was cut off is replaced by a new one, as its pod would be."""
+        deadline = monotonic() + seconds
+        while not condition():
+            assert monotonic() < deadline, f"not within {seconds} s: {what}; status {self.status()}"
+            if self.gate.closed:
+                await self.stop_operator()
+                self.gate.reopen()
+                self.restarts += 1
+                await self.start_operator()
+            if self.operator is not None:
+                assert self.operator.alive()
+                self.operator.nudge()
+            await a_moment()
+
+    async def rounds(self, count: int) -> None:
+        """Let the operator look at its jobs some more times, and read from the API at least as often."""
+        for _ in range(count):
+            before = len(self.kube.requests) + len(self.ray.requests)
+            deadline = monotonic() + 0.05
+            await self.until(
+                lambda b=before, d=deadline: len(self.kube.requests) + len(self.ray.requests) > b or monotonic() > d, ""
+            )
+
+    async def wait(self, seconds: float) -> None:
+        """Let time go by without a nudge: what happens now is the operator's own doing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.Event().wait()
+
+    def add_job(self, name: str = "cpu_ddp", **parts: Any) -> Key:
+        raw = self.kube.put("finetunejobs", raw_job(name, **parts))
+        return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+    def status(self, key: Key = JOB) -> Object:
+        return (self.kube.get("finetunejobs", key) or {}).get("status") or {}
+
+    def phase(self, key: Key = JOB) -> tuple[str, str]:
+        status = self.status(key)
+        return status.get("phase", ""), status.get("reason", "")
+
+    def submitted(self) -> bool:
+        return any(item["type"] == "Submitted" and item["status"] == "True" for item in self.status().get("conditions", ()))
+
+    def made(self, plural: str) -> int:
+        """Creates of a kind that took effect."""
+        return sum(kind == plural for kind, _obj in self.kube.created)
+
+    @property
+    def head(self) -> Head:
+        return self.ray.heads[CLUSTER[1]]
+
+    def ray_says(self, status: str, message: str = "", progress: Object | None = None) -> None:
+        """The driver goes on."""
+        (job,) = self.head.jobs.values()
+        job |= {"status": status, "message": message}
+        if progress is not None:
+            self.head.progress = progress
+
+    def kuberay_says(self, status: Object = READY, key: Key = CLUSTER) -> None:
+        """KubeRay writes the cluster's status."""
+        self.kube.put("rayclusters", self.kube.objects["rayclusters"][key] | {"status": status})
+
+    def _token(self, namespace: str, cluster: str) -> str | None:
+        """What a head takes: the token in the Secret that its cluster names, as Ray does."""
+        raw = self.kube.get("rayclusters", (namespace, cluster))
+        secret = raw and self.kube.get("secrets", (namespace, raw["spec"]["authOptions"]["secretName"]))
+        return base64.b64decode(secret["data"]["auth_token"]).decode() if secret else "nobody-knows"
+
+
+async def bring_up(world: World) -> None:
+    """From the job to a driver that Ray has, and the operator knows it."""
+    await world.until(lambda: world.phase()[0] == "Provisioning", "the cluster is provisioned")
+    world.kuberay_says()
+    await world.until(world.submitted, "the driver is submitted")
+
+
+async def run_training(world: World, progress: Object) -> None:
+    """To a run that makes steps."""
+    await bring_up(world)
+    world.ray_says("RUNNING", progress=progress)
+    await world.until(lambda: world.phase() == ("Running", "TrainingRunning"), "training runs")
+
+
+async def run_to_the_end(world: World, progress: Object, finished: Object) -> None:
+    """To the end, and until nothing is left but the result."""
+    await run_training(world, progress)
+    world.ray_says("SUCCEEDED", progress=finished)
+    await world.until(lambda: world.phase()[0] == "Succeeded", "the job succeeds")
+    await world.until(lambda: not world.kube.objects["rayclusters"], "the cluster is deleted")

@@ -1,0 +1,74 @@
+"""A tokenizer trained here, tiny models, and the command; before anything imports torch or Ray, the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer import NO_DROPOUT, SIZES, VOCABULARY, Command, make_tokenizer, sample_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SOURCE = Path(__file__).resolve().parents[2] / "trainer_image"
+sys.path.insert(0, str(SOURCE))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A tokenizer whose end-of-sequence token holds a `|`, and is its pad token too."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Callable[[str], Path]:
+    """Folders of tiny models with random weights, by family."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            import torch
+            from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+            torch.manual_seed(0)
+            config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family])
+            for name in NO_DROPOUT:
+                if hasattr(config, name):
+                    setattr(config, name, 0.0)
+            config.eos_token_id = config.bos_token_id = config.pad_token_id = 0
+            made[family] = tmp_path_factory.mktemp(family)
+            AutoModelForCausalLM.from_config(config).save_pretrained(made[family])
+            tokenizer.save_pretrained(made[family])
+        return made[family]
+
+    return make
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_folder: Callable[[str], Path], monkeypatch: Any
+) -> Iterator[Command]:
+    """The command with a small LoRA run on a tiny llama; tests change what they are about."""
+    for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    config: dict[str, Any] = {
+        "General": {
+            "base_model": str(model_folder("llama")),
+            "output_dir": str(tmp_path / "out"),
+            "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+        },
+        "Dataset": {"train_file": "data.jsonl", "validation_split_percentage": 0},
+        "Training": {"batch_size": 2, "epochs": 1, "learning_rate": 0.01, "logging_steps": 1, "max_train_steps": 4},
+    }
+    made = Command(tmp_path, capsys, config)
+    made.write_rows(*sample_rows())
+    handler = signal.getsignal(signal.SIGTERM)
+    yield made
+    signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,95 @@
+"""Splits, plans and tensors: every row once, the same on all ranks."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from finetune_trainer import batches
+from finetune_trainer.config import Dataset, TrainerConfig
+from finetune_trainer.prompts import encode_rows
+from finetune_trainer.rows import Row
+
+if TYPE_CHECKING:
+    from finetune_trainer.prompts import Examples
+
+LENGTHS = np.random.default_rng(0).integers(5, 200, 23)
+
+
+def config(**training: Any) -> TrainerConfig:
+    dataset = {"train_file": "f", **training.pop("dataset", {})}
+    return TrainerConfig.model_validate({"General": {"base_model": "m"}, "Dataset": dataset, "Training": training})
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("group", [True, False])
+def test_each_epoch_has_every_row_once(workers: int, group: bool) -> None:
+    settings = config(batch_size=2, epochs=2, gradient_accumulation_steps=2, dataset={"group": group})
+    total = batches.total_steps(len(LENGTHS), workers, settings)
+    steps = list(islice(batches.plan_steps(LENGTHS, workers, settings), total))
+    assert steps[-1].epoch == 2
+    first = [step for step in steps if step.epoch <= 1]
+    assert 2 * len(first) == total
+    for epoch in (first, steps[len(first) :]):
+        rows = [row for step in epoch for micro in step.micro for share in micro for row in share]
+        assert sorted(rows) == list(range(len(LENGTHS)))
+    assert all(len(share) <= 2 for step in steps for micro in step.micro for share in micro)
+
+
+def test_global_batches_do_not_depend_on_the_workers() -> None:
+    one = batches.plan_steps(LENGTHS, 1, config(batch_size=4))
+    two = batches.plan_steps(LENGTHS, 2, config(batch_size=2))
+    for left, right in islice(zip(one, two, strict=False), 12):
+        assert sorted(left.micro[0][0]) == sorted(np.concatenate(right.micro[0]))
+
+
+def test_without_shuffle_rows_keep_their_order() -> None:
+    settings = config(batch_size=4, dataset={"shuffle": False})
+    step = next(batches.plan_steps(LENGTHS, 1, settings))
+    assert sorted(step.micro[0][0]) == [0, 1, 2, 3]
+
+
+def test_grouping_by_length_saves_padding() -> None:
+    def padded(*, group: bool) -> int:
+        plan = batches.plan_steps(LENGTHS, 1, config(batch_size=4, dataset={"group": group}))
+        return sum(4 * LENGTHS[step.micro[0][0]].max() for step in islice(plan, 6))
+
+    assert padded(group=True) < 0.8 * padded(group=False)
+
+
+def test_split_is_seeded_and_leaves_a_row() -> None:
+    train, held = batches.split_rows(30, 5, 42)
+    assert len(held) == 2
+    assert sorted([*train, *held]) == list(range(30))
+    assert list(held) == list(batches.split_rows(30, 5, 42)[1])
+    assert [len(part) for part in batches.split_rows(1, 50, 0)] == [1, 0]
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer: Any) -> Examples:
+    rows = [Row("Say it.", "", "yes " * length, 1) for length in (1, 9)]
+    return encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_targets_are_the_next_tokens(examples: Examples, tokenizer: Any, side: str) -> None:
+    batch = batches.collate(examples, np.array([0, 1]), tokenizer.pad_token_id, side, None)
+    assert batch.input_ids.shape[1] % 8 == 0
+    for line in range(2):
+        chosen = batch.targets[line] != batches.IGNORED
+        wanted = examples.row(line)[examples.first[line] : examples.last[line]]
+        assert batch.targets[line][chosen].tolist() == wanted.tolist()
+        before = batch.input_ids[line][chosen].tolist()[1:]
+        assert before == wanted.tolist()[:-1]
+    if side == "left":
+        assert batch.attention_mask is not None
+        assert batch.position_ids is not None
+        assert int(batch.position_ids[0].max()) == examples.lengths[0] - 1
+
+
+def test_rank_without_rows_has_no_targets(examples: Examples) -> None:
+    batch = batches.collate(examples, np.array([], dtype=int), 0, "right", None)
+    assert (batch.targets == batches.IGNORED).all()

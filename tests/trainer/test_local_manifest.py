@@ -1,0 +1,74 @@
+"""``finetune run --local``: the manifest of a cluster, here; its output is what kubectl would show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests.support.jobs import finetune_job
+from tests.support.trainer import sample_rows
+
+
+@pytest.fixture
+def finetune(tmp_path: Path, model_folder: Callable[[str], Path]) -> Callable[..., Any]:
+    """Run a manifest whose claims are folders; gives the finished process and the printed job."""
+    (tmp_path / "data").mkdir()
+    rows = "\n".join(json.dumps(row) for row in sample_rows())
+    (tmp_path / "data" / "rows.jsonl").write_text(rows)
+    (tmp_path / "data" / "broken.jsonl").write_text(rows + '\n{"instruction": "no response"}\n')
+
+    def run(*options: str, **changes: Any) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+        job = finetune_job("demo", **({"Training__num_training_workers": 1, "Training__max_train_steps": 2} | changes))
+        job["spec"]["model"]["persistentVolumeClaim"].pop("subPath")
+        manifest = tmp_path / "job.yaml"
+        manifest.write_text(json.dumps(job))
+        claims = ("--claim", f"data={tmp_path / 'data'}", "--claim", f"models={model_folder('llama')}")
+        command = [sys.executable, "-m", "finetune_client.cli", "run", "--local", "-f", str(manifest), *(options or claims)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=120)
+        printed = done.stdout.partition("apiVersion:")[2].partition("\n\n")[0]
+        return done, YAML(typ="safe").load("apiVersion:" + printed) if printed else {}
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_job_ends_with_its_status_and_the_folder_of_the_adapter(finetune: Callable[..., Any], tmp_path: Path) -> None:
+    done, job = finetune()
+    assert done.returncode == 0, done.stderr
+    status = job["status"]
+    assert (status["phase"], status["reason"]) == ("Succeeded", "Completed")
+    assert (status["progress"]["display"], status["progress"]["step"]) == ("100%", 2)
+    folder = tmp_path / "finetune-output" / status["output"]["persistentVolumeClaim"] / status["output"]["path"]
+    assert done.stdout.rstrip().endswith(str(folder))
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert job["spec"]["config"]["Training"]["max_train_steps"] == 2
+    assert "ray" not in status
+
+
+@pytest.mark.slow
+def test_a_failed_run_says_why_in_its_status(finetune: Callable[..., Any]) -> None:
+    done, job = finetune(Dataset__train_file="broken.jsonl")
+    assert done.returncode == 1
+    assert (job["status"]["phase"], job["status"]["reason"]) == ("Failed", "DatasetInvalid")
+    assert "broken.jsonl:25" in job["status"]["message"]
+
+
+def test_a_claim_without_a_folder_is_named(finetune: Callable[..., Any]) -> None:
+    done, job = finetune("--claim", "data=.")
+    assert done.returncode == 1
+    assert job["status"]["reason"] == "ClaimNotFound"
+    assert "'models' (spec.model.persistentVolumeClaim)" in job["status"]["message"]
+
+
+def test_every_error_of_a_manifest_is_told_at_once(finetune: Callable[..., Any]) -> None:
+    done, _ = finetune(Training__batch_size=0, Training__device="HPU", output={})
+    assert done.returncode == 2
+    assert "spec.config.Training.batch_size: Input should be greater than or equal to 1" in done.stderr
+    assert "spec.config.Training.device: " in done.stderr
+    assert "spec.output: " in done.stderr

@@ -1,0 +1,172 @@
+"""The command `llm_on_ray-finetune`: check everything that can be checked without torch, then launch the run."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import traceback
+from contextlib import ExitStack, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from finetune_trainer import console, launch, manifest
+from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, TrainingFailed, explain, output_error
+from finetune_trainer.mirror import Mirror
+from finetune_trainer.progress import PROGRESS_FILE, Failure, Output, Progress, read_progress, write_progress
+from finetune_trainer.rows import read_rows
+from finetune_trainer.run import LOGS, Run
+from finetune_trainer.tracker import METRICS_FILE, now
+from finetune_trainer.yaml_file import load_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors have exit code 1: 2 is for the contents of the configuration."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE_EXIT_CODE, f"{self.prog}: error: {message}\n")
+
+
+def parser() -> Parser:
+    """The command line."""
+    parser = Parser(prog="llm_on_ray-finetune", description="Finetune a causal language model as a YAML file says.")
+    option = parser.add_argument
+    option("--config_file", metavar="FILE", required=True, help="the finetuning YAML: General, Dataset, Training")
+    option("--strict", action="store_true", help="unknown keys are errors, not warnings")
+    option("--output_dir", metavar="DIR", type=Path, help="folder of the result, instead of General.output_dir")
+    option("--dataset_dir", metavar="DIR", type=Path, help="folder in which relative data files are looked up")
+    option("--model_dir", metavar="DIR", type=Path, help="load the base model from this folder; the result still "
+           "names General.base_model")  # fmt: skip
+    option("--run_name", metavar="NAME", help="name of the run, the same for each attempt at it: a complete result "
+           "of this name is kept, and the command ends at once")  # fmt: skip
+    option("--attempt", metavar="N", type=int, default=1, help="which attempt at the run this is (default: 1)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; give the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser().print_help(sys.stderr)
+        return USAGE_EXIT_CODE
+    options = parser().parse_args(arguments)
+    console.set_up_logging()
+    try:
+        loaded = load_config(options.config_file, strict=options.strict)
+    except ConfigError as error:
+        console.complain(str(error))
+        if options.output_dir is not None:
+            logs = options.output_dir / LOGS
+            with Mirror(logs) if launch.addresses_cluster() else nullcontext():
+                _record(logs, options.attempt, error)
+        return error.exit_code
+    for warning in loaded.warnings:
+        console.complain(f"warning: {warning}")
+    here = Path.cwd()
+    run = Run(
+        config=loaded.config,
+        output_dir=here / (options.output_dir or Path(loaded.config.general.output_dir).expanduser()),
+        dataset_dir=here / options.dataset_dir if options.dataset_dir else None,
+        model_dir=here / options.model_dir if options.model_dir else None,
+        run_name=options.run_name,
+        attempt=options.attempt,
+        working_dir=here,
+    )
+    return execute(run)
+
+
+def execute(run: Run) -> int:
+    """Do the run under the eyes of console and mirror, and turn its failure into words and an exit code."""
+    with ExitStack() as threads:
+        if launch.addresses_cluster():
+            threads.enter_context(Mirror(run.logs))
+        try:
+            if _already_finished(run):
+                return 0
+            _prepare(run)
+            _check_data(run)
+            threads.enter_context(console.Console(run))
+            launch.launch(run)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except Exception as error:  # noqa: BLE001 - the last line of defence: every failure is recorded and explained
+            return _fail(run, error)
+    console.say(f"finished: {run.output_dir}")
+    return 0
+
+
+def _already_finished(run: Run) -> bool:
+    """Whether an earlier attempt at this run has left a complete result. Then progress.json tells of it again."""
+    output = manifest.find_result(run.output_dir, run.run_name) if run.run_name else None
+    if output is None:
+        return False
+    _write_finished(run, output)
+    console.say(f"finished in an earlier attempt: {run.output_dir}")
+    return True
+
+
+def _write_finished(run: Run, output: Output) -> None:
+    path = run.logs / PROGRESS_FILE
+    last = _last_progress(path) or Progress(last_report_time=now())
+    changes = {"attempt": run.attempt, "state": "finished", "percent": 100, "output": output, "failure": None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_progress(path, last.model_copy(update={**changes, "last_report_time": now()}))
+
+
+def _prepare(run: Run) -> None:
+    """Make the output folder, clear it of an older result, and say that the run is starting."""
+    try:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        (run.logs / METRICS_FILE).unlink(missing_ok=True)
+        manifest.remove_result(run.output_dir)
+        write_progress(run.logs / PROGRESS_FILE, Progress(attempt=run.attempt, last_report_time=now()))
+    except OSError as error:
+        raise output_error(run.output_dir, error) from error
+
+
+def _check_data(run: Run) -> None:
+    """Refuse broken rows before anything heavy starts."""
+    dataset = run.config.dataset
+    read_rows(run.train_file, dataset.train_file)
+    if run.validation_file is not None:
+        read_rows(run.validation_file, dataset.validation_file or "")
+
+
+def _fail(run: Run, error: Exception) -> int:
+    known = explain(error, run.output_dir)
+    if known is None:
+        traceback.print_exception(error)
+        known = TrainingFailed(f"{type(error).__name__}: {error}")
+    console.complain(f"error: {known}")
+    _record(run.logs, run.attempt, known)
+    return known.exit_code
+
+
+def _record(logs: Path, attempt: int, error: TrainerError) -> None:
+    """Write the failure into progress.json, beside what the run had reached."""
+    path = logs / PROGRESS_FILE
+    with suppress(OSError):
+        logs.mkdir(parents=True, exist_ok=True)
+        last = _last_progress(path)
+        if last is None or last.attempt != attempt:
+            last = Progress(attempt=attempt, last_report_time=now())
+        failure = Failure(reason=error.reason, message=str(error))
+        changes = {"state": "failed", "failure": failure, "eta_seconds": None, "last_report_time": now()}
+        write_progress(path, last.model_copy(update=changes))
+
+
+def _last_progress(path: Path) -> Progress | None:
+    with suppress(OSError, ValueError):
+        return read_progress(path)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Which rows make up which batch on which rank, and the tensors of a batch.
+
+Every rank computes the same plan from the seed, so the number of supervised tokens of a step is known everywhere
+without asking. A global batch is formed first and dealt out to the ranks afterwards: the result of a step does not
+depend on how many workers share it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from finetune_trainer.config import TrainerConfig
+    from finetune_trainer.prompts import Examples
+
+IGNORED = -100
+"""Target of a position without loss: the value that cross entropy ignores by default."""
+
+MULTIPLE = 8
+"""Batches are padded to a multiple of this: vector units and tensor cores work on such lengths."""
+
+WINDOW = 50
+"""Global batches that are sorted by length together. Rows of alike length meet in a batch, and the order of batches
+stays random; larger windows save little more padding."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of the rows that one rank takes through the model at once, B rows of T positions."""
+
+    input_ids: torch.Tensor
+    """[B, T], int64."""
+    targets: torch.Tensor
+    """[B, T], int64: the token to be predicted at each position, or IGNORED."""
+    attention_mask: torch.Tensor | None = None
+    """[B, T], int64; None: padding is on the right, where causal attention never looks."""
+    position_ids: torch.Tensor | None = None
+    """[B, T], int64; None: counted from the left."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        optional = (self.attention_mask, self.position_ids)
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            *(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in optional),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its micro-batches, each as the row numbers of every rank."""
+
+    epoch: float
+    """Passes over the rows once this step is done."""
+    micro: tuple[tuple[NDArray[np.int64], ...], ...]
+    """For each micro-batch, for each rank: numbers of its rows."""
+
+
+def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split row numbers into those to train on and those to evaluate on, both in the file's order.
+
+    The share is rounded up, as in llm-on-ray, and leaves at least one row to train on.
+    """
+    held = min(math.ceil(count * percentage / 100), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
+    """Optimizer steps of the whole run."""
+    training = config.training
+    micro = math.ceil(rows / (training.batch_size * workers))
+    return training.max_train_steps or training.epochs * math.ceil(micro / training.gradient_accumulation_steps)
+
+
+def plan_steps(lengths: NDArray[np.int64], workers: int, config: TrainerConfig) -> Iterator[Step]:
+    """Steps without end: epoch after epoch, each with every row once."""
+    training, dataset = config.training, config.dataset
+    size, accumulate = training.batch_size * workers, training.gradient_accumulation_steps
+    epoch = 0
+    while True:
+        rng = np.random.default_rng((training.seed, epoch)) if dataset.shuffle else None
+        batches = _epoch(lengths, size, rng, by_length=dataset.group)
+        for start in range(0, len(batches), accumulate):
+            taken = batches[start : start + accumulate]
+            done = epoch + min(start + accumulate, len(batches)) / len(batches)
+            yield Step(done, tuple(deal(batch, lengths, workers) for batch in taken))
+        epoch += 1
+
+
+def _epoch(lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None, *, by_length: bool) -> list[NDArray[np.int64]]:
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    if rng is None or not by_length:
+        return _chunks(order, size)
+    windows = _chunks(order, size * WINDOW)
+    batches = [batch for window in windows for batch in _chunks(window[np.argsort(-lengths[window])], size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _chunks(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def deal(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> tuple[NDArray[np.int64], ...]:
+    """Deal the rows of a global batch out, longest first, to and fro: each rank gets about the same work."""
+    ordered = batch[np.argsort(-lengths[batch], kind="stable")]
+    turn = np.arange(len(ordered)) % (2 * workers)
+    rank = np.minimum(turn, 2 * workers - 1 - turn)
+    return tuple(ordered[rank == worker] for worker in range(workers))
+
+
+def collate(examples: Examples, rows: NDArray[np.int64], pad: int, side: str, longest: int | None) -> Batch:
+    """Make the tensors of some rows, padded to the longest of them.
+
+    Args:
+        examples: all rows.
+        rows: numbers of the rows in the batch; none: row 0 without any loss, so that a rank that is left without
+            rows at the end of an epoch still takes part in the reduction of gradients.
+        pad: id that fills up; it is masked by position, so it may be a token with a meaning.
+        side: left or right.
+        longest: positions that the model has, no fewer than a row is long; None: no limit.
+    """
+    taken = [examples.row(int(index)) for index in rows] or [examples.row(0)]
+    width = math.ceil(max(len(ids) for ids in taken) / MULTIPLE) * MULTIPLE
+    width = min(width, longest or width)
+    input_ids = np.full((len(taken), width), pad, dtype=np.int64)
+    targets = np.full((len(taken), width), IGNORED, dtype=np.int64)
+    mask = np.zeros((len(taken), width), dtype=np.int64)
+    for line, ids in enumerate(taken):
+        offset = width - len(ids) if side == "left" else 0
+        input_ids[line, offset : offset + len(ids)] = ids
+        mask[line, offset : offset + len(ids)] = 1
+        if len(rows):
+            first, last = examples.first[rows[line]], examples.last[rows[line]]
+            targets[line, offset + first - 1 : offset + last - 1] = ids[first:last]
+    if side == "right":
+        return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets))
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    return Batch(*(torch.from_numpy(array) for array in (input_ids, targets, mask, positions)))

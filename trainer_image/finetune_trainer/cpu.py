@@ -1,0 +1,136 @@
+"""What the CPU can do: the instruction set for oneDNN, the compute type, and the number of threads.
+
+oneDNN trusts the CPU's AMX feature flag. Virtual machines may show the flag and hide the table of tile palettes
+(CPUID leaf 0x1D): then a bfloat16 matmul dies with SIGILL. So the CPU is asked first, and where bfloat16 is wanted a
+matmul is tried in a process of its own. Without AMX bfloat16 is slower than float32, which is used instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import mmap
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
+SAFE_ISA = "AVX512_CORE_BF16"
+"""The most capable instruction set of oneDNN without AMX."""
+
+FORCE_VARIABLE = "FINETUNE_CPU_BF16"
+"""Set to 1, bfloat16 is used on a CPU although it has no AMX."""
+
+# push rbx; mov r8, rdx; mov eax, edi; mov ecx, esi; cpuid; mov [r8], eax; mov [r8+4], ebx; mov [r8+8], ecx;
+# mov [r8+12], edx; pop rbx; ret
+_CPUID = bytes.fromhex("534989d089f889f10fa241890041895804418948084189500c5bc3")
+
+_PROBE = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); raise SystemExit(float((a @ a)[0, 0]) != 64)"
+_PROBE_SECONDS = 120
+"""Time for the probe to import torch on a slow volume."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The compute type on this CPU, and why."""
+
+    dtype: str
+    """float32 or bfloat16."""
+    note: str = ""
+    """A line for the user when it is not what the configuration asks for."""
+
+
+def choose_precision(wanted: str) -> Precision:
+    """Choose the compute type for `mixed_precision`. Call it before the first operation of torch.
+
+    Side effect: sets the environment variable ONEDNN_MAX_CPU_ISA, which oneDNN reads once, unless it is set.
+    """
+    amx = amx_state()
+    if amx == "broken":
+        os.environ.setdefault(ISA_VARIABLE, SAFE_ISA)
+    if wanted == "no":
+        return Precision("float32")
+    if wanted == "fp16":
+        return Precision("float32", "mixed_precision fp16 is slow on a CPU: computing in float32")
+    if amx != "usable" and os.environ.get(FORCE_VARIABLE) != "1":
+        why = "this CPU has no usable AMX, and without it bfloat16 is slower than float32"
+        return Precision("float32", f"mixed_precision bf16: {why}: computing in float32 ({FORCE_VARIABLE}=1 forbids that)")
+    if bf16_matmul_works():
+        return Precision("bfloat16")
+    os.environ[ISA_VARIABLE] = SAFE_ISA
+    return Precision("float32", "mixed_precision bf16: a bfloat16 matmul fails on this CPU: computing in float32")
+
+
+@functools.cache
+def amx_state() -> str:
+    """`usable`, `absent`, or `broken`: the CPU shows the feature flag and no tile palette."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "absent"
+    try:
+        leaves = cpuid(0)[0]
+        if not cpuid(7)[3] >> 24 & 1:
+            return "absent"
+        return "usable" if leaves >= 0x1D and cpuid(0x1D)[0] >= 1 else "broken"
+    except OSError:
+        # Executable memory is forbidden here. Without an answer, stay off AMX.
+        return "broken"
+
+
+def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """Registers EAX, EBX, ECX and EDX of the instruction CPUID (x86-64).
+
+    Raises:
+        OSError: the system allows no executable memory.
+    """
+    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
+        page.write(_CPUID)
+        code = ctypes.c_char.from_buffer(page)
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)
+        registers = (ctypes.c_uint32 * 4)()
+        prototype(ctypes.addressof(code))(leaf, subleaf, registers)
+        del code  # the page cannot be closed while it is borrowed
+    return registers[0], registers[1], registers[2], registers[3]
+
+
+@functools.cache
+def bf16_matmul_works() -> bool:
+    """Try a bfloat16 matmul in a process of its own: an illegal instruction kills that one."""
+    try:
+        probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - this interpreter, a constant text
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return probe.returncode == 0
+
+
+def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Compute threads of a worker: what it asks for, within its share of the CPUs that the host gives.
+
+    Args:
+        wanted: resources_per_worker.CPU.
+        workers_on_host: workers that share the host or pod.
+        root: mount point of the control groups.
+    """
+    return max(1, min(math.ceil(wanted), int(available_cpus(root) / workers_on_host)))
+
+
+def available_cpus(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs that this process may use: its affinity, within the quota of its control group (v2 or v1)."""
+    cpus = float(len(os.sched_getaffinity(0)))
+    quota = _quota(root)
+    return cpus if quota is None else min(cpus, quota)
+
+
+def _quota(root: Path) -> float | None:
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
+        return None if quota.strip() == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None

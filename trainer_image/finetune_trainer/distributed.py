@@ -1,0 +1,164 @@
+"""The process group of a run: who takes part, the collectives that the loop needs, DDP and FSDP2.
+
+Without Ray there is one worker and no process group: every collective is the identity.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_trainer import devices
+from finetune_trainer.progress import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from finetune_trainer.config import Training
+
+Made = TypeVar("Made")
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of the group."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    """Workers on this host."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes files."""
+        return self.rank == 0
+
+
+def alone(training: Training) -> Worker:
+    """The only worker, in this process and without a process group.
+
+    Raises:
+        DeviceNotFound: the asked kind of device is missing.
+    """
+    device = devices.find_device(training.device)
+    devices.select_device(device)
+    return Worker(device)
+
+
+def join(training: Training) -> Worker:
+    """Join the process group of the Ray Train worker that this process is.
+
+    Raises:
+        DeviceNotFound: the asked kind of device is missing.
+    """
+    import ray
+    from ray import train
+
+    device = devices.find_device(training.device, [str(gpu) for gpu in ray.get_gpu_ids()])
+    devices.select_device(device)
+    context = train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    backend = devices.GROUP_BACKENDS[device.type]
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+    return Worker(device, rank, size, context.get_local_world_size())
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def describe(worker: Worker, strategy: Any, dtype: str) -> World:
+    """Gather who trains on what, by rank. A collective."""
+    mine = (socket.gethostname(), str(worker.device))
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * worker.size
+        dist.all_gather_object(everyone, mine)
+    backend = devices.GROUP_BACKENDS[worker.device.type].rpartition(":")[2] if dist.is_initialized() else ""
+    hosts, names = zip(*everyone, strict=True)
+    return World(size=worker.size, hosts=hosts, devices=names, backend=backend, strategy=strategy, dtype=dtype)
+
+
+def from_first(worker: Worker, make: Callable[[], Made]) -> Made:
+    """Let rank 0 make a value and give it to all. An error of rank 0 is raised by every rank. A collective."""
+    if not dist.is_initialized():
+        return make()
+    box: list[Any] = [None, None]
+    if worker.is_first:
+        try:
+            box[0] = make()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for a value
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    value: Made = box[0]
+    return value
+
+
+def sum_over_ranks(value: float) -> float:
+    """Sum a number over all ranks. A collective."""
+    if not dist.is_initialized():
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total)
+
+
+def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
+    """Wrap the module whose forward gives the loss, so that its gradients are averaged over the ranks."""
+    if not dist.is_initialized():
+        return module
+    if strategy == "FSDP":
+        return _shard(module, worker, dtype)
+    ids = None if worker.device.type == "cpu" else [worker.device]
+    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
+    # 0's, which costs once and forgives a difference.
+    return nn.parallel.DistributedDataParallel(
+        module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=False
+    )
+
+
+def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
+    """FSDP2: each decoder layer is gathered when it is needed, and the rest as one group."""
+    # Imported here, since it takes seconds.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(worker.device.type, (worker.size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in decoder_layers(module):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module
+
+
+def decoder_layers(module: nn.Module) -> nn.ModuleList:
+    """The stack of equal blocks: the longest list of modules that are not themselves lists or adapters."""
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
+
+
+def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Hold back the reduction of gradients in all micro-batches of a step but the last."""
+    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
+        context: AbstractContextManager[None] = module.no_sync()
+        return context
+    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+    if set_sync is not None:
+        set_sync(last)
+    return nullcontext()

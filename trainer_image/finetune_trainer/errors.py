@@ -1,0 +1,137 @@
+"""The errors of the trainer, their exit codes and the reasons that the operator shows.
+
+    TrainerError
+    ├── ConfigError          2  InvalidSpec       the YAML file, or a value that does not fit the model
+    ├── DatasetNotFound      3  DatasetNotFound   no such data file
+    ├── DatasetInvalid       3  DatasetInvalid    rows that cannot be used, with file and line
+    ├── ModelNotFound        4  ModelNotFound     no model or tokenizer under this name or in this folder
+    ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
+    ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
+    ├── OutputNotWritable    7  TrainingFailed    the output folder refuses to be written
+    │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
+    ├── TrainingFailed      10  TrainingFailed    anything else
+    └── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
+
+Exit code 1 is wrong usage of the command line. All of them can be pickled: they cross from Ray workers to the driver.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from finetune_trainer.progress import FailureReason
+
+USAGE_EXIT_CODE = 1
+"""Exit code of a command line that names no configuration or an unknown option."""
+
+
+class TrainerError(Exception):
+    """A failure that is explained to the user in words, without a traceback."""
+
+    reason: ClassVar[FailureReason] = "TrainingFailed"
+    exit_code: ClassVar[int] = 10
+
+
+class ConfigError(TrainerError):
+    """The configuration is wrong. It holds every error at once, one line each."""
+
+    reason = "InvalidSpec"
+    exit_code = 2
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(self.errors)
+
+    def __str__(self) -> str:
+        return "\n".join(self.errors)
+
+
+class DatasetNotFound(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """There is no such data file."""
+
+    reason = "DatasetNotFound"
+    exit_code = 3
+
+
+class DatasetInvalid(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """Rows of a data file cannot be used."""
+
+    reason = "DatasetInvalid"
+    exit_code = 3
+
+
+class ModelNotFound(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """The base model or its tokenizer cannot be loaded."""
+
+    reason = "ModelNotFound"
+    exit_code = 4
+
+
+class DeviceNotFound(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """The kind of device that the configuration asks for is missing."""
+
+    reason = "DeviceNotFound"
+    exit_code = 5
+
+
+class LossNotFinite(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """The loss became NaN or infinite: the weights are lost."""
+
+    reason = "LossNotFinite"
+    exit_code = 6
+
+
+class OutputNotWritable(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """The output folder refuses to be written."""
+
+    exit_code = 7
+
+
+class OutputVolumeFull(OutputNotWritable):
+    """No space is left below the output folder."""
+
+    reason = "OutputVolumeFull"
+
+
+class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """A failure that has no better name."""
+
+
+class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """The memory of the host or of the device is exhausted."""
+
+    reason = "OutOfMemory"
+    exit_code = 11
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def output_error(folder: Path, error: OSError) -> OutputNotWritable:
+    """Say what is wrong with the output folder."""
+    if error.errno in _FULL:
+        return OutputVolumeFull(f"{folder}: no space left on the output volume")
+    return OutputNotWritable(f"{folder}: the output folder is not writable: {error.strerror or error}")
+
+
+def explain(error: BaseException, output_dir: Path) -> TrainerError | None:
+    """Translate an error of Python, torch or Ray that has a plain cause; None: it has none that is known here."""
+    if isinstance(error, TrainerError):
+        return error
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return output_error(output_dir, error)
+    text = str(error)
+    memory = isinstance(error, MemoryError) or type(error).__name__ in {"OutOfMemoryError", "OutOfMemory"}
+    if memory or (isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)):
+        advice = "use a smaller Training.batch_size, or General.enable_gradient_checkpointing: true"
+        return OutOfMemory(f"out of memory ({text.strip().splitlines()[0] if text.strip() else 'host'}); {advice}")
+    # safetensors writes files from Rust and loses errno on the way.
+    if "No space left on device" in text or "os error 28" in text:
+        return OutputVolumeFull(f"{output_dir}: no space left on the output volume")
+    return None

@@ -1,0 +1,141 @@
+"""Write the result: the adapter or the full model, the tokenizer, a model card, and the manifest last."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer import manifest
+from finetune_trainer.errors import output_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from finetune_trainer.progress import Output, Result
+    from finetune_trainer.run import Run
+
+SCRATCH = ".export"
+"""Folder below the output folder in which the result is prepared: on the same volume, so that a rename moves it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has made."""
+
+    model: Any
+    """The trained model, adapted or not."""
+    weights: dict[str, Any] | None
+    """What `gather_weights` gave."""
+    tokenizer: Any
+    """As it was loaded."""
+    dtype: torch.dtype
+    """Type in which a full model is saved."""
+
+
+def gather_weights(model: Any) -> dict[str, Any] | None:
+    """Collect sharded weights in host memory on rank 0; None: they are not sharded. A collective.
+
+    Of an adapted model only the weights that learn are collected.
+    """
+    if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    adapted = hasattr(model, "peft_config")
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapted)
+    return get_model_state_dict(model, options=options)
+
+
+def export(run: Run, trained: Trained, result: Result) -> Output:
+    """Write all files of the result into the output folder, and declare it complete.
+
+    Args:
+        run: where to, and the names that the result carries.
+        trained: what to write.
+        result: losses for the model card.
+
+    Raises:
+        OutputVolumeFull: no space left.
+        OutputNotWritable: the folder refuses to be written.
+    """
+    scratch = run.output_dir / SCRATCH
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        base_model = run.config.general.base_model
+        adapted = hasattr(trained.model, "peft_config")
+        if adapted:
+            _save_adapter(trained, base_model, scratch)
+        else:
+            _save_model(trained, scratch)
+        trained.tokenizer.save_pretrained(scratch)
+        (scratch / "README.md").write_text(model_card(run, result), encoding="utf-8")
+        files = _move(scratch, run.output_dir)
+        about = manifest.Manifest(
+            format="peft-adapter" if adapted else "full-model",
+            base_model=base_model,
+            run_name=run.run_name,
+            attempt=run.attempt,
+        )
+        return manifest.write_manifest(run.output_dir, files, about)
+    except OSError as error:
+        raise output_error(run.output_dir, error) from error
+
+
+def _save_adapter(trained: Trained, base_model: str, folder: Path) -> None:
+    # The adapter carries the model's name: the folder from which it was loaded means nothing elsewhere.
+    trained.model.peft_config["default"].base_model_name_or_path = base_model
+    # PEFT would look on the hub whether the vocabulary was enlarged; it never is.
+    trained.model.save_pretrained(folder, state_dict=trained.weights, save_embedding_layers=False)
+
+
+def _save_model(trained: Trained, folder: Path) -> None:
+    model, dtype = trained.model, trained.dtype
+    state = model.state_dict() if trained.weights is None else trained.weights
+    state = {name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items()}
+    model.config.dtype = dtype
+    model.config.use_cache = True
+    model.save_pretrained(folder, state_dict=state)
+
+
+def _move(source: Path, target: Path) -> list[str]:
+    """Move the files one by one; give their names."""
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).chmod(0o644)
+        (source / name).replace(target / name)
+    shutil.rmtree(source)
+    return names
+
+
+def model_card(run: Run, result: Result) -> str:
+    """The README.md of the result, with the front matter that the Hugging Face hub reads."""
+    config = run.config
+    lora = config.general.lora_config
+    method = "full finetuning" if lora is None else f"LoRA, r = {lora.r}, alpha = {lora.lora_alpha}"
+    library = "transformers" if lora is None else "peft"
+    rows = {
+        "Base model": config.general.base_model,
+        "Method": method,
+        "Data": config.dataset.train_file,
+        "Epochs or steps": config.training.max_train_steps or config.training.epochs,
+        "Learning rate": config.training.learning_rate,
+        "First loss": _number(result.first_loss),
+        "Last training loss": _number(result.train_loss),
+        "Evaluation loss": _number(result.eval_loss),
+        "Perplexity": _number(result.perplexity),
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"---\nbase_model: {config.general.base_model}\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n"
+        f"# Finetuned from {config.general.base_model}\n\n| | |\n|---|---|\n{table}\n\n"
+        "The prompt is that of llm-on-ray's `neural_chat` style; the response ends with the end-of-sequence token.\n"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

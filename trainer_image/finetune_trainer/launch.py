@@ -1,0 +1,203 @@
+"""Start the workers: in this process when one is enough, else with Ray Train, locally or in a cluster.
+
+Ray Train starts, places and watches the workers. They need nothing from it but an address to meet at, so the driver
+and Ray's controller never import torch: that saves seconds and hundreds of megabytes on the head node.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from finetune_trainer.errors import TrainerError, TrainingFailed, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from finetune_trainer.run import Run
+
+RAY_STORAGE = "ray"
+"""Folder below the output folder where Ray Train keeps its own records."""
+
+WORKER_START_SECONDS = 600
+"""Time for a group of workers to start: a pod may import torch from a cold volume."""
+
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Shared memory of a local Ray. Nothing large passes through it."""
+
+DRIVER_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(WORKER_START_SECONDS),
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Defaults for Ray: no telemetry; the end of a short run is seen at once, not two seconds later; the workers stay in
+their working folder."""
+
+LOCAL_ENVIRONMENT = {
+    # Ray Train starts every process with an environment of its own, so processes started ahead are never used.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Further defaults for a Ray that lives as long as this run."""
+
+WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def addresses_cluster() -> bool:
+    """Whether a Ray cluster is addressed: this is the driver of a Ray job, or RAY_ADDRESS is set."""
+    return any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_ID"))
+
+
+def launch(run: Run) -> None:
+    """Do the run and wait for its end.
+
+    Raises:
+        TrainerError: a failure with a known cause.
+    """
+    if run.config.training.num_training_workers == 1 and not addresses_cluster():
+        _train_here(run)
+    else:
+        _train_with_ray(run)
+
+
+def _train_here(run: Run) -> None:
+    from finetune_trainer import distributed, loop
+
+    loop.train(run, distributed.alone(run.config.training))
+
+
+def _train_with_ray(run: Run) -> None:
+    with _ray(run):
+        from ray.train import TrainingFailedError
+        from ray.train.v2.api.config import FailureConfig, RunConfig
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        storage = run.output_dir / RAY_STORAGE
+        trainer = DataParallelTrainer(
+            train_on_worker,
+            train_loop_config={"run": run},
+            backend_config=_meeting_point(),
+            scaling_config=_scaling(run),
+            run_config=RunConfig(
+                name=run.run_name,
+                storage_path=str(storage),
+                # The operator decides about another attempt, with what it knows of the failure.
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise worker_error(error, run) from error
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextmanager
+def _ray(run: Run) -> Iterator[None]:
+    """Connect to the addressed cluster, or start a local Ray for the time of the run."""
+    cluster = addresses_cluster()
+    for name, value in {**DRIVER_ENVIRONMENT, **({} if cluster else LOCAL_ENVIRONMENT)}.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    training = run.config.training
+    workers = training.num_training_workers
+    options: dict[str, Any] = {}
+    if not cluster:
+        # Ray's CPUs are a count, not cores: all workers fit on any machine and share its cores.
+        options = {
+            "num_cpus": workers * math.ceil(training.resources_per_worker.CPU),
+            "num_gpus": workers * training.resources_per_worker.GPU,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    # Without Ray, SIGTERM ends the process at once. Ray needs an orderly end, which its own handler gives a bad code.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - Python's signature
+    raise SystemExit(128 + number)
+
+
+def _scaling(run: Run) -> Any:
+    from ray.train.v2.api.config import ScalingConfig
+
+    training = run.config.training
+    resources = {"CPU": math.ceil(training.resources_per_worker.CPU), "GPU": training.resources_per_worker.GPU}
+    return ScalingConfig(
+        num_workers=training.num_training_workers,
+        use_gpu=training.device == "gpu",
+        resources_per_worker={name: amount for name, amount in resources.items() if amount},
+        placement_strategy="SPREAD",
+    )
+
+
+def _meeting_point() -> Any:
+    """A backend for Ray Train that tells all workers where rank 0 listens."""
+    from ray.train._internal.utils import get_address_and_port
+    from ray.train.backend import Backend, BackendConfig
+
+    class Meeting(Backend):  # type: ignore[misc]  # Ray has no types
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002 - Ray's signature
+            address, port = worker_group.execute_single(0, get_address_and_port)
+            worker_group.execute(set_environment, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+
+    @dataclass
+    class MeetingConfig(BackendConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Meeting
+
+    return MeetingConfig()
+
+
+def set_environment(variables: dict[str, str]) -> None:
+    """Set environment variables of this process."""
+    os.environ.update(variables)
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker."""
+    from ray import train
+
+    from finetune_trainer import distributed, loop
+
+    run: Run = config["run"]
+    try:
+        worker = distributed.join(run.config.training)
+        loop.train(run, worker, report=train.report)
+    except Exception as error:
+        known = explain(error, run.output_dir)
+        if known is None or known is error:
+            raise
+        raise known from error
+    finally:
+        distributed.leave()
+
+
+def worker_error(error: Any, run: Run) -> TrainerError:
+    """Find the worker's own error in what Ray Train makes of it."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
+    for cause in causes:
+        known = explain(cause, run.output_dir)
+        if known is not None:
+            return known
+    # A rank that lost its neighbour says less than the neighbour: Ray's text has all of them, with tracebacks.
+    return TrainingFailed(str(error))

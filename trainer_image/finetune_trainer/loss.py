@@ -1,0 +1,81 @@
+"""The training loss: cross entropy summed over supervised tokens, with the output layer on their positions only.
+
+The output layer is the most expensive part of a small model with a large vocabulary, and prompts need none of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from finetune_trainer.batches import IGNORED
+
+if TYPE_CHECKING:
+    from finetune_trainer.batches import Batch
+
+PLAIN_HEADS = frozenset({"bloom", "gemma", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mpt", "opt", "phi", "qwen2", "qwen3"})
+"""Values of config.model_type whose logits are the output layer on the last hidden state, and nothing else (no
+scaling, no soft cap). Of other models the whole forward pass is used."""
+
+CHUNK_BYTES = 256 * 2**20
+"""Size of the float32 logits that are held at once."""
+
+
+class SupervisedLoss(nn.Module):
+    """A causal language model with its loss as one module, so that DDP and FSDP see one forward pass."""
+
+    def __init__(self, model: Any, chunk_bytes: int = CHUNK_BYTES) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.chunk_bytes = chunk_bytes
+        self.whole_logits = not _has_plain_head(model)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of the cross entropy over the supervised tokens of the batch: a scalar, float32."""
+        extra = {"attention_mask": batch.attention_mask}
+        if batch.position_ids is not None and self.model.config.model_type not in ("bloom", "mpt"):
+            extra["position_ids"] = batch.position_ids
+        chosen = batch.targets != IGNORED
+        targets = batch.targets[chosen]
+        if self.whole_logits:
+            logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
+            return _cross_entropy(logits[chosen], targets)
+        causal = _unwrapped(self.model)
+        hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+        return _head_loss(causal.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
+
+
+def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+    """Loss of [N, H] hidden states in chunks; the logits of all but the last are computed again for the gradient."""
+    rows = max(1, chunk_bytes // (4 * head.weight.shape[0]))
+    if len(targets) <= rows:
+        return _cross_entropy(head(hidden), targets)
+    parts = [
+        checkpoint(_chunk_loss, head, part, wanted, use_reentrant=False)
+        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return _cross_entropy(head(hidden), targets)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[N, V] and [N] → scalar; zero, yet with a gradient, when N is 0."""
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside a PEFT model; its layers keep their adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _has_plain_head(model: Any) -> bool:
+    causal = _unwrapped(model)
+    head = causal.get_output_embeddings()
+    return causal.config.model_type in PLAIN_HEADS and type(head) is nn.Linear and causal.base_model is not causal

@@ -1,0 +1,147 @@
+"""Load the tokenizer and the base model, and put LoRA adapters on it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.utils import logging as hub_logging
+
+from finetune_trainer.errors import ConfigError, ModelNotFound
+
+if TYPE_CHECKING:
+    from finetune_trainer.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(run: Run) -> Any:
+    """Load the tokenizer.
+
+    Raises:
+        ModelNotFound: there is none under this name or in this folder.
+    """
+    from transformers import AutoTokenizer
+
+    hub_logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(run.tokenizer_source, **_hub_options(run))
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _not_found(run, "tokenizer", run.tokenizer_source, error) from error
+
+
+def load_model(run: Run, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load the base model, with LoRA adapters and gradient checkpointing as configured, ready to train.
+
+    Args:
+        run: what to load.
+        dtype: compute type. Frozen weights are held in it; weights that learn are held in float32, except the
+            adapters' base.
+        device: where the model goes.
+
+    Raises:
+        ModelNotFound: there is none under this name or in this folder.
+        ConfigError: LoRA's target modules are not in the model.
+    """
+    general = run.config.general
+    # FSDP wants one type among the weights of a layer, and lowers it by its own policy.
+    frozen = general.lora_config is not None and run.config.training.strategy == "DDP"
+    model = _base_model(run, dtype if frozen else torch.float32)
+    model.config.use_cache = False
+    if general.lora_config is not None:
+        model = add_adapters(model, run)
+    if general.enable_gradient_checkpointing:
+        # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients of their own.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model.to(device).train()
+
+
+def longest_input(model: Any) -> int | None:
+    """Positions that the model can tell apart; None: no limit is known."""
+    config = model.config
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return int(limit) if limit else None
+
+
+def _base_model(run: Run, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    hub_logging.disable_progress_bar()
+    options = {"dtype": dtype, **_hub_options(run)}
+    try:
+        try:
+            return AutoModelForCausalLM.from_pretrained(run.model_source, attn_implementation="sdpa", **options)
+        except ValueError as error:
+            if "scaled_dot_product_attention" not in str(error) and "sdpa" not in str(error):
+                raise
+            # gptj, bloom and mpt have one attention only.
+            return AutoModelForCausalLM.from_pretrained(run.model_source, attn_implementation="eager", **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _not_found(run, "model", run.model_source, error) from error
+
+
+def _hub_options(run: Run) -> dict[str, Any]:
+    config = run.config.general.config
+    return {"trust_remote_code": config.trust_remote_code, "token": config.use_auth_token}
+
+
+def _not_found(run: Run, what: str, source: str, error: Exception) -> ModelNotFound:
+    name = run.config.general.base_model
+    if what == "tokenizer" and run.config.general.tokenizer_name:
+        name = run.config.general.tokenizer_name
+    where = f"folder {source}" if Path(source).is_absolute() else "the Hugging Face hub or its local cache"
+    return ModelNotFound(f"{name}: cannot load the {what} from {where}: {_first_sentence(error)}")
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def add_adapters(model: Any, run: Run) -> Any:
+    """Put LoRA adapters on the model; only they learn.
+
+    Raises:
+        ConfigError: target modules are missing, or PEFT has no default for this family.
+    """
+    import peft
+
+    lora = run.config.general.lora_config
+    if lora is None:
+        return model
+    missing = set(lora.target_modules or ()) - set(_adaptable(model, every_part=True))
+    if missing:
+        there = ", ".join(_adaptable(model))
+        lacks = ", ".join(sorted(missing))
+        raise ConfigError([f"General.lora_config.target_modules: the model has no {lacks}; it has {there}"])
+    config = peft.LoraConfig(
+        task_type=lora.task_type,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules) if lora.target_modules else None,
+    )
+    try:
+        with warnings.catch_warnings():
+            # PEFT names settings that it corrects by itself, and calls what transformers renamed: nothing to act on.
+            warnings.simplefilter("ignore")
+            adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        there = ", ".join(_adaptable(model))
+        raise ConfigError([f"General.lora_config.target_modules: {_first_sentence(error)}; the model has {there}"]) from None
+    return adapted
+
+
+def _adaptable(model: nn.Module, *, every_part: bool = False) -> list[str]:
+    """Names of the layers that LoRA can adapt: their last parts, or every tail of their dotted names."""
+    kinds = (nn.Linear, nn.Embedding, transformers.pytorch_utils.Conv1D)
+    names = [name for name, part in model.named_modules() if isinstance(part, kinds)]
+    if not every_part:
+        return sorted({name.rpartition(".")[2] for name in names})
+    return [".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(len(parts))]

@@ -1,0 +1,161 @@
+"""What the trainer tells the world while it runs: `progress.json`, its model and its writer.
+
+Rank 0 writes the file below the output folder; in a cluster the driver copies it to the head's Ray log folder, where
+the operator reads it through the Ray dashboard. The keys are those of a FinetuneJob's ``status``, so no heavy import
+may enter here: the operator shares these models.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+PROGRESS_FILE = "progress.json"
+"""Name of the file below ``<output_dir>/logs``."""
+
+RAY_LOG_FILE = "finetune-progress.json"
+"""Name of the copy in the Ray session's log folder on the head node, which the dashboard serves."""
+
+FailureReason = Literal[
+    "InvalidSpec",
+    "DatasetNotFound",
+    "DatasetInvalid",
+    "ModelNotFound",
+    "DeviceNotFound",
+    "LossNotFinite",
+    "OutputVolumeFull",
+    "OutOfMemory",
+    "TrainingFailed",
+]
+"""Why a run failed, as far as the trainer can tell. The names are reasons of a FinetuneJob's status."""
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""A number of things that every JSON reader holds exactly."""
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+"""JSON has neither NaN nor infinity."""
+
+Word = Annotated[str, Field(max_length=512)]
+
+
+class Report(BaseModel):
+    """A frozen part of the progress file, with camelCase keys.
+
+    Everything is bounded: the user chooses the image that writes it, and the operator puts it into the status.
+    """
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+
+class World(Report):
+    """The process group that trains."""
+
+    size: Count
+    """Number of ranks."""
+    hosts: Annotated[tuple[Word, ...], Field(max_length=1024)] = ()
+    """Host name of each rank, by rank: pod names in a cluster."""
+    devices: Annotated[tuple[Word, ...], Field(max_length=1024)] = ()
+    """torch device of each rank, by rank."""
+    backend: Word = ""
+    """torch.distributed backend: gloo, xccl or nccl; empty when there is no process group."""
+    strategy: Literal["DDP", "FSDP"] = "DDP"
+    dtype: Word = "float32"
+    """Compute type."""
+
+
+class Output(Report):
+    """Summary of the completion manifest: the result is complete and checked."""
+
+    format: Literal["peft-adapter", "full-model"]
+    path: Annotated[str, Field(max_length=4096)]
+    """The output folder as the trainer sees it."""
+    files: Count
+    size_bytes: Count
+    """Sum over all files of the manifest."""
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """SHA-256 of manifest.json itself, in hex."""
+
+
+class Result(Report):
+    """How good the model has become."""
+
+    train_loss: Number | None = None
+    """Mean loss per supervised token over the last logging window."""
+    first_loss: Number | None = None
+    """Loss of the first step."""
+    eval_loss: Number | None = None
+    """Mean loss per supervised token over the evaluation rows."""
+    perplexity: Number | None = None
+    """exp(evalLoss)."""
+
+
+class Failure(Report):
+    """Why the run failed, in words for the user."""
+
+    reason: FailureReason
+    message: str
+
+
+class Progress(Report):
+    """The whole file. Times are RFC 3339 in UTC, durations are in seconds."""
+
+    attempt: Count = 1
+    """Which submission wrote it."""
+    state: Literal["starting", "training", "exporting", "finished", "failed"] = "starting"
+    step: Count = 0
+    """Optimizer steps done."""
+    total_steps: Count = 0
+    epoch: Number = 0.0
+    percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """0 to 100, rounded down: 100 only when all steps are done."""
+    eta_seconds: Count | None = None
+    loss: Number | None = None
+    eval_loss: Number | None = None
+    learning_rate: Number | None = None
+    tokens_per_second: Number | None = None
+    """Non-padding input tokens of all ranks per second of steady steps."""
+    last_report_time: AwareDatetime
+    world: World | None = None
+    output: Output | None = None
+    result: Result | None = None
+    failure: Failure | None = None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old or the new content, never a part of it.
+
+    Raises:
+        OSError: the folder is missing, not writable or full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_progress(path: Path, progress: Progress) -> None:
+    """Write the progress file on one line, since the Ray dashboard serves files by lines."""
+    text = progress.model_dump_json(by_alias=True, exclude_none=True)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def read_progress(path: Path) -> Progress | None:
+    """Read the file; None when it does not exist yet.
+
+    Raises:
+        pydantic.ValidationError: the file is not a progress file.
+    """
+    try:
+        return Progress.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None

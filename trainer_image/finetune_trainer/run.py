@@ -1,0 +1,66 @@
+"""What one run is asked to do: the configuration and the options of the command line, with the paths settled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune_trainer.config import TrainerConfig
+
+LOGS = "logs"
+"""Folder below the output folder that holds what is written while the run goes on."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the trainer. It travels to every Ray worker."""
+
+    config: TrainerConfig
+    output_dir: Path
+    """Absolute folder of the result; in a cluster on a volume that all workers share."""
+    dataset_dir: Path | None = None
+    """Folder in which relative data files are looked up; None: the working folder."""
+    model_dir: Path | None = None
+    """Folder of the base model; None: General.base_model names a folder or a model on the hub."""
+    run_name: str | None = None
+    """Name that is the same for every attempt at this run; None: the run is never taken for an earlier one."""
+    attempt: int = 1
+    """Which submission of the run this is, from 1."""
+    working_dir: Path = Path()
+    """Folder in which the command was started: Ray workers start elsewhere."""
+
+    @property
+    def logs(self) -> Path:
+        """Folder of progress.json and metrics.jsonl."""
+        return self.output_dir / LOGS
+
+    @property
+    def train_file(self) -> Path:
+        """Where the training rows are."""
+        return self._data_file(self.config.dataset.train_file)
+
+    @property
+    def validation_file(self) -> Path | None:
+        """Where the evaluation rows are, unless they are split off the training rows."""
+        name = self.config.dataset.validation_file
+        return None if name is None else self._data_file(name)
+
+    @property
+    def model_source(self) -> str:
+        """What the model is loaded from: a folder, or its name on the hub."""
+        return str(self.model_dir) if self.model_dir else self._folder_or_name(self.config.general.base_model)
+
+    @property
+    def tokenizer_source(self) -> str:
+        """What the tokenizer is loaded from: a folder, or its name on the hub."""
+        name = self.config.general.tokenizer_name
+        return self.model_source if name is None else self._folder_or_name(name)
+
+    def _data_file(self, name: str) -> Path:
+        return (self.dataset_dir or self.working_dir) / Path(name).expanduser()
+
+    def _folder_or_name(self, name: str) -> str:
+        folder = self.working_dir / Path(name).expanduser()
+        return str(folder) if folder.is_dir() else name
