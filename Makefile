@@ -53,6 +53,12 @@ demo: venv ## Finetune a small real model here, from the manifest that kubectl w
 crds: venv ## Render the CRD from the models
 	$(BIN)/python -m finetune_operator.api.crd crds/finetunejob.yaml charts/finetune-operator/files/finetunejob.yaml
 
+docs: venv ## Render the reference of the resource from the models
+	$(BIN)/python -m finetune_operator.api.docs docs/reference
+
+fuzz: venv ## Compare 20,000 generated jobs, and 5,000 round trips, with a real API server
+	FUZZ_OBJECTS=10000 ROUND_TRIP_OBJECTS=5000 $(BIN)/pytest -s tests/api/test_fuzz.py tests/api/test_round_trip.py
+
 images: venv ## Build both images and load them into the cluster of the end-to-end tests
 	tests/cluster/cluster images
 

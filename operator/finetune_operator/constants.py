@@ -39,6 +39,7 @@ MAX_JOB_NAME = 40
 OUTPUT_MOUNT = "/output"
 DATA_MOUNT = "/data"
 MODEL_MOUNT = "/model"
+HUB_CACHE_MOUNT = "/hub-cache"
 CONFIG_MOUNT = "/etc/finetune"
 CONFIG_FILE = "config.yaml"
 

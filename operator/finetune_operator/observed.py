@@ -114,12 +114,33 @@ UNKNOWN = RayJob("Unknown")
 
 
 @dataclass(frozen=True)
+class Missing:
+    """Something that a job needs and that is not there."""
+
+    reason: Reason
+    message: str
+    """What it is, with its name and the key of the spec that names it."""
+
+    @classmethod
+    def of_kind(cls, kind: str, key: str, name: str, namespace: str | None = None) -> Missing:
+        """An object that does not exist; the namespace of one that has none is None."""
+        where = f" in namespace {namespace!r}" if namespace else ""
+        return cls(_MISSING[kind], f"{kind} {name!r} (spec.{key}) does not exist{where}")
+
+
+_MISSING = {
+    "PersistentVolumeClaim": Reason.CLAIM_NOT_FOUND,
+    "ConfigMap": Reason.CONFIG_MAP_NOT_FOUND,
+    "PriorityClass": Reason.PRIORITY_CLASS_NOT_FOUND,
+}
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything outside the job that a decision depends on."""
 
-    missing_claims: tuple[tuple[str, str], ...] = ()
-    """(key of the spec, claim) of each claim that does not exist."""
-    missing_config_maps: tuple[tuple[str, str], ...] = ()
+    missing: tuple[Missing, ...] = ()
+    """What the job cannot begin without."""
     cluster: Cluster | None = None
     pods: tuple[Pod, ...] = ()
     ray_job: RayJob = UNKNOWN

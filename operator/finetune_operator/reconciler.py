@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,20 +11,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator import metrics
+from finetune_operator.api.checks import broken_rules, refusals
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Phase, Reason
 from finetune_operator.clients.cache import Cache, Key
-from finetune_operator.clients.kube import CLAIMS, CONFIG_MAPS, FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
+from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import ATTEMPT_LABEL, PLURAL, RAY_PLURAL, UID_LABEL
-from finetune_operator.decide import Action, CreateCluster, DeleteCluster, Plan, Submit, decide
-from finetune_operator.decide.lifecycle import fail
+from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, Submit, decide
+from finetune_operator.decide.ending import fail
 from finetune_operator.desired import events, naming
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import KeyRing, build_token_secret
-from finetune_operator.desired.storage import build_output_claim, required_claims, required_config_maps
+from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_config_map, build_submission
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError, RayError, RayUnavailableError
 from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob
+from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.status import status_patch, throttle_progress
 from finetune_trainer.progress import Progress
@@ -61,6 +62,7 @@ class Reconciler:
         self._settings = settings
         self._dashboard = dashboard
         self._clock = clock
+        self._preflight = Preflight(kube, settings)
 
     async def reconcile(self, key: Key) -> float | None:
         """One step for one job; the seconds after which it is due again, or None.
@@ -82,6 +84,8 @@ class Reconciler:
 
     async def _plan(self, raw: dict[str, Any], problem: Problem | None = None) -> Plan:
         job, refusal = read_job(raw)
+        if not refusal and job.status.attempt is None:
+            refusal = "; ".join([*broken_rules(raw["spec"]), *refusals(job, self._settings.policy)])
         if refusal and job.status.phase not in TERMINAL:
             status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
             return fail(status, Reason.INVALID_SPEC, refusal, self._clock())
@@ -110,10 +114,7 @@ class Reconciler:
         if job.status.ray is None:
             if job.status.phase in TERMINAL:
                 return Observed()
-            claims = await self._missing(job, CLAIMS, required_claims(job))
-            return Observed(
-                missing_claims=claims, missing_config_maps=await self._missing(job, CONFIG_MAPS, required_config_maps(job))
-            )
+            return Observed(missing=await self._preflight.missing(job))
         raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, job.status.ray.cluster))
         cluster = Cluster.from_raw(raw) if raw else None
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_attempt(pod, job))
@@ -122,10 +123,6 @@ class Reconciler:
             return Observed(cluster=cluster, pods=pods)
         ray_job, progress = await self._ask_ray(job, cluster)
         return Observed(cluster=cluster, pods=pods, ray_job=ray_job, progress=progress)
-
-    async def _missing(self, job: FinetuneJob, kind: Any, required: dict[str, str]) -> tuple[tuple[str, str], ...]:
-        found = await asyncio.gather(*(self._kube.get(kind, job.metadata.namespace, name) for name in required.values()))
-        return tuple(item for item, raw in zip(required.items(), found, strict=True) if raw is None)
 
     async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:
         dashboard = self._dashboard_of(job, cluster)
@@ -175,6 +172,9 @@ class Reconciler:
             case DeleteCluster(name, uid):
                 logger.info("%s/%s: deleting cluster %s", *job.key, name)
                 await self._kube.delete(RAY_CLUSTERS, job.metadata.namespace, name, uid)
+            case DeleteJob():
+                logger.info("%s/%s: deleting the job, its time to live is over", *job.key)
+                await self._kube.delete(FINETUNE_JOBS, *job.key, job.metadata.uid)
 
     async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
         """The cluster last: when it is there, everything that it needs was made before."""

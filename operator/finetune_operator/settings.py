@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from finetune_operator.api.checks import Policy
+
 
 class Settings(BaseSettings):
     """What an administrator chooses. Knows nothing of kopf or Kubernetes."""
@@ -32,6 +34,10 @@ class Settings(BaseSettings):
     """CPU request of a head pod when the job does not say."""
     worker_memory: str = "8Gi"
     """Memory of a worker pod when the job does not say."""
+    check_nodes: bool = True
+    """Look whether a node offers a job's GPUs before its cluster is made; only where all namespaces are watched."""
+    policy: Policy = Policy()
+    """What the administrator allows, as a JSON object."""
     workers: Annotated[int, Field(ge=1, le=256)] = 16
     """Reconciles that run at the same time."""
     metrics_port: int = 9090

@@ -30,7 +30,7 @@ def set_condition(
 ) -> FinetuneJobStatus:
     """A copy with one condition set; ``lastTransitionTime`` moves only when its status does. None means Unknown."""
     text = "Unknown" if value is None else str(value)
-    old = next((condition for condition in status.conditions if condition.type == type_), None)
+    old = find_condition(status, type_)
     changed = old is None or old.status != text
     new = Condition(
         type=type_,
@@ -44,9 +44,15 @@ def set_condition(
     return status.model_copy(update={"conditions": (*others, new)})
 
 
+def find_condition(status: FinetuneJobStatus, type_: ConditionType) -> Condition | None:
+    """A condition, or None while it is not there."""
+    return next((condition for condition in status.conditions if condition.type == type_), None)
+
+
 def condition_is_true(status: FinetuneJobStatus, type_: ConditionType) -> bool:
     """Whether a condition is there and True."""
-    return any(condition.type == type_ and condition.status == "True" for condition in status.conditions)
+    condition = find_condition(status, type_)
+    return condition is not None and condition.status == "True"
 
 
 def progress_status(progress: Progress) -> ProgressStatus:

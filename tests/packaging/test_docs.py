@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from finetune_operator.api.v1alpha1 import Reason
-from finetune_trainer.yaml_file import load_config
+from finetune_operator.api.docs import render_reasons, render_reference
+from finetune_operator.api.reasons import ENDED, WAITING, Reason
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,13 +19,18 @@ def test_every_reason_has_its_chapter_and_no_chapter_is_left_over() -> None:
     assert sorted(re.findall(r"^### (\w+)$", text, re.MULTILINE)) == sorted(map(str, Reason))
 
 
-@pytest.mark.parametrize("sample", sorted((ROOT / "config_samples" / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_sample_of_the_command_line_loads_without_a_warning(sample: Path) -> None:
-    assert load_config(sample, strict=True).warnings == ()
+@pytest.mark.parametrize(("page", "rendered"), [("finetunejob.md", render_reference), ("reasons.md", render_reasons)])
+def test_the_reference_is_the_rendered_one(page: str, rendered: Callable[[], str]) -> None:
+    assert (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8") == rendered(), "run `make docs`"
+
+
+def test_every_reason_is_explained_once() -> None:
+    assert sorted([*WAITING, *ENDED]) == sorted(Reason)
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/benchmarks/README.md", "trainer_image/README.md"]
+    "page",
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/benchmarks/README.md", "docs/gitops.md", "trainer_image/README.md"],
 )
 def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

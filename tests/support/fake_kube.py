@@ -15,7 +15,8 @@ from typing import Any
 from aiohttp import web
 from tests.support.builders import merge
 from tests.support.http_server import ResetConnection, Seen
-from tests.support.schema import crd_schema, violations
+
+from finetune_operator.api.schema import crd_schema, violations
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -163,8 +164,8 @@ class FakeKube:
         if version is not None and version != old["metadata"]["resourceVersion"]:
             return _refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
         status = merge(old.get("status") or {}, patch.get("status"))
-        if problems := list(violations(self._status, status, "status")):
-            return _refuse(422, "Invalid", "; ".join(problems), name)
+        if problems := list(violations(self._status, status, ("status",))):
+            return _refuse(422, "Invalid", "; ".join(map(str, problems)), name)
         return web.json_response(self.put(plural, old | {"status": status}))
 
     def _delete(self, plural: str, key: Key, seen: Seen) -> web.Response:

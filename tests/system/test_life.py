@@ -39,6 +39,9 @@ def end_state(world: World) -> dict[str, Any]:
         del condition["lastTransitionTime"]
     for name in ("startTime", "completionTime"):
         assert status.pop(name)
+    for attempt in status["attemptHistory"]:
+        del attempt["startTime"], attempt["endTime"]
+    del status["activeSeconds"]
     status["conditions"].sort(key=lambda condition: condition["type"])
     objects = {plural: sorted(found) for plural, found in world.kube.objects.items() if found and plural != "events"}
     return {"status": status, "objects": objects}

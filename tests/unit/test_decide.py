@@ -24,7 +24,7 @@ from tests.support.builders import (
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
 from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
 from finetune_operator.decide.lifecycle import poll_seconds
-from finetune_operator.observed import Observed, Pod, RayJob
+from finetune_operator.observed import Missing, Observed, Pod, RayJob
 from finetune_operator.status import condition_is_true, progress_status
 
 STARTING = make_cluster(head_ready=False, workers_ready=0)
@@ -34,6 +34,10 @@ FINISHED = make_progress(**finished_progress())
 OOM = make_pod(trouble=Reason.WORKER_OOM_KILLED, detail="container ray-worker ran out of its memory limit")
 PULL = make_pod(trouble=Reason.IMAGE_PULL_FAILED, detail="registry.example/trainer:1: not found")
 NO_NODE = make_pod("a", trouble=Reason.UNSCHEDULABLE, detail="0/3 nodes are available: 3 Insufficient gpu.intel.com/i915.")
+
+
+CLAIM_A, CLAIM_B = (Missing.of_kind("PersistentVolumeClaim", key, name, "team") for key, name in (("a", "one"), ("b", "two")))
+ROWS = Missing.of_kind("ConfigMap", "dataset.configMap", "rows", "team")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ BEGIN = [
     pytest.param(None, Observed(), Expect(Phase.PENDING, Reason.ACCEPTED, says="demo-1f0c3-1", again=0), id="new: intent first"),
     pytest.param(
         None,
-        Observed(missing_claims=(("output.persistentVolumeClaim", "out"),)),
+        Observed(missing=(Missing.of_kind("PersistentVolumeClaim", "output.persistentVolumeClaim", "out", "team"),)),
         Expect(
             Phase.PENDING,
             Reason.CLAIM_NOT_FOUND,
@@ -74,13 +78,13 @@ BEGIN = [
     ),
     pytest.param(
         None,
-        Observed(missing_claims=(("a", "one"), ("b", "two")), missing_config_maps=(("dataset.configMap", "rows"),)),
-        Expect(Phase.PENDING, Reason.CLAIM_NOT_FOUND, says="'two' (spec.b) too; ConfigMap 'rows' (spec.dataset.configMap) too"),
+        Observed(missing=(CLAIM_A, CLAIM_B, ROWS)),
+        Expect(Phase.PENDING, Reason.CLAIM_NOT_FOUND, says="; ".join(missing.message for missing in (CLAIM_A, CLAIM_B, ROWS))),
         id="all that is missing is named at once",
     ),
     pytest.param(
         None,
-        Observed(missing_config_maps=(("dataset.configMap", "rows"),)),
+        Observed(missing=(ROWS,)),
         Expect(Phase.PENDING, Reason.CONFIG_MAP_NOT_FOUND, says="ConfigMap 'rows' (spec.dataset.configMap)", again=5),
         id="missing ConfigMap",
     ),

@@ -10,11 +10,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.builders import NOW, OTHER_UID, UID, finished_progress, make_cluster, make_job, make_pod, make_progress, merge
-from tests.support.schema import crd_schema, violations
 
+from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason, dump
 from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
-from finetune_operator.observed import Observed, RayJob
+from finetune_operator.observed import Missing, Observed, RayJob
 from finetune_operator.status import condition_is_true, status_patch, throttle_progress
 
 STATUS_SCHEMA = crd_schema()["properties"]["status"]
@@ -38,7 +38,7 @@ RAY_JOBS = [RayJob(state, message) for state in STATES for message in ("", "z" *
 
 observations = st.builds(
     Observed,
-    missing_claims=st.sampled_from([(), (), (("output.persistentVolumeClaim", "out"),)]),
+    missing=st.sampled_from([(), (), (Missing.of_kind("PersistentVolumeClaim", "output.persistentVolumeClaim", "out", "team"),)]),
     cluster=st.one_of(st.none(), st.sampled_from(SOUND), st.sampled_from(SOUND), st.sampled_from(ODD)),
     pods=st.sampled_from([(), *((pod,) for pod in PODS), *itertools.pairwise(PODS)]),
     ray_job=st.sampled_from(RAY_JOBS),
@@ -54,7 +54,7 @@ def store(job: FinetuneJob, plan: Plan) -> FinetuneJob:
     patch = status_patch(job.status, throttle_progress(job.status, plan.status))
     merged = merge(dump(job.status), patch or {})
     json.dumps(merged, allow_nan=False)
-    assert list(violations(STATUS_SCHEMA, merged, "status")) == []
+    assert list(violations(STATUS_SCHEMA, merged, ("status",))) == []
     return job.model_copy(update={"status": FinetuneJobStatus.model_validate(merged)})
 
 
@@ -118,7 +118,7 @@ def test_deciding_again_on_what_was_stored_changes_nothing_more(first: Observed,
     job = make_job()
     for observed in (Observed(), first, second, second, second):
         job = store(job, decide(job, observed, NOW))
-    assert status_patch(job.status, decide(job, second, NOW + timedelta(hours=1)).status) is None
+    assert status_patch(job.status, decide(job, second, NOW + timedelta(minutes=10)).status) is None
 
 
 @given(observations)

@@ -144,7 +144,7 @@ def test_modes_and_devices_are_read_in_any_case(mode: str, device: str, strategy
     assert (training.strategy, training.device) == (strategy, device.lower())
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "AdamW", "SGD", " adamw_torch "])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "AdamW", "SGD", "ADAMW_Torch"])
 def test_optimizers_are_read_under_both_kinds_of_names(name: str) -> None:
     assert config(Training={"optimizer": name}).training.torch_optimizer in OPTIMIZERS.values()
 

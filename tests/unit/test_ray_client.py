@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from tests.support.builders import NOW, UID, begun, make_job, make_observed, make_progress, raw_progress
 from tests.support.http_server import Canned, running
-from tests.support.schema import crd_schema, violations
 
+from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import Phase, dump
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.decide import decide
@@ -194,7 +194,7 @@ async def test_no_report_of_any_image_can_stop_the_operator(changes: dict[str, A
     for status, state in itertools.product((started, first), states):
         plan = decide(make_job(status=status), make_observed(state, progress=report), NOW)
         written = json.loads(json.dumps(dump(throttle_progress(status, plan.status)), allow_nan=False))
-        assert list(violations(crd_schema()["properties"]["status"], written, "status")) == []
+        assert list(violations(crd_schema()["properties"]["status"], written, ("status",))) == []
 
 
 def test_a_dashboard_is_reached_by_its_service_or_by_the_proxy() -> None:

@@ -44,6 +44,7 @@ def parser() -> Parser:
     option("--dataset_dir", metavar="DIR", type=Path, help="folder in which relative data files are looked up")
     option("--model_dir", metavar="DIR", type=Path, help="load the base model from this folder; the result still "
            "names General.base_model")  # fmt: skip
+    option("--model_revision", metavar="REVISION", help="commit, tag or branch of the base model on the hub")
     option("--run_name", metavar="NAME", help="name of the run, the same for each attempt at it: a complete result "
            "of this name is kept, and the command ends at once")  # fmt: skip
     option("--attempt", metavar="N", type=int, default=1, help="which attempt at the run this is (default: 1)")
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output_dir=here / (options.output_dir or Path(loaded.config.general.output_dir).expanduser()),
         dataset_dir=here / options.dataset_dir if options.dataset_dir else None,
         model_dir=here / options.model_dir if options.model_dir else None,
+        model_revision=options.model_revision,
         run_name=options.run_name,
         attempt=options.attempt,
         working_dir=here,

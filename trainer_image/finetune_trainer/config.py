@@ -37,6 +37,9 @@ OPTIMIZERS: dict[str, str] = {
 """Accepted optimizer names, in lower case → the class in ``torch.optim``. llm-on-ray took torch's class names until
 mid-2024 and Hugging Face's OptimizerNames afterwards; users have YAML files of both kinds."""
 
+RENAMED_OPTIMIZERS = ("adamw_hf", "adamw_apex_fused", "adamw_anyprecision")
+"""Names whose implementation current releases have no more: AdamW of torch takes their place, and the user is told."""
+
 SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 """Values of lr_scheduler: the names that ``transformers.get_scheduler`` and llm-on-ray have in common."""
 
@@ -67,25 +70,21 @@ INACTIVE_KEYS: dict[str, str] = {
 """Keys that this release accepts without effect → what happens instead. They are named when they are set to anything
 but their default."""
 
-_NO = ["no", "No", "NO", "false", "False", False]
+_NO = ("no", "No", "NO", "false", "False")
 
 
 def _lower(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
+    return value.lower() if isinstance(value, str) else value
 
 
 def _yaml_no(value: Any) -> Any:
     """YAML 1.1 parsers read a bare `no` as False, YAML 1.2 parsers as the word: both mean the same here."""
-    return "no" if value in _NO else _lower(value)
-
-
-def _accelerate_mode(value: Any) -> Any:
-    return value.strip().upper() if isinstance(value, str) else value
+    return "no" if value is False or value in _NO else _lower(value)
 
 
 def _optimizer(value: Any) -> Any:
-    if isinstance(value, str) and value.strip().lower() not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {value!r}; use one of {', '.join(sorted(set(OPTIMIZERS.values())))}")
+    if isinstance(value, str) and value.lower() not in OPTIMIZERS:
+        raise ValueError(OPTIMIZER_MESSAGE)
     return value
 
 
@@ -273,6 +272,8 @@ TRAINING_RULES: list[JsonValue] = [
 
 _DEVICE_RULE = "self.lowerAscii() in ['cpu', 'gpu']"
 _MODE_RULE = "self.upperAscii() in ['CPU_DDP', 'GPU_DDP', 'GPU_FSDP', 'DDP', 'FSDP']"
+_OPTIMIZER_RULE = f"self.lowerAscii() in {sorted(OPTIMIZERS)}"
+OPTIMIZER_MESSAGE = f"unknown optimizer; use one of {', '.join(sorted(set(OPTIMIZERS.values())))}"
 DEVICE_MESSAGE = "device must be CPU or GPU; HPU (Gaudi) is not supported: use GPU for Intel GPUs, or CPU"
 MODE_MESSAGE = (
     "accelerate_mode must be CPU_DDP, GPU_DDP, GPU_FSDP, DDP or FSDP; DEEPSPEED and HPU modes are not supported: use GPU_FSDP"
@@ -287,7 +288,7 @@ def _device(value: Any) -> Any:
 
 
 def _known_mode(value: Any) -> Any:
-    value = _accelerate_mode(value)
+    value = value.upper() if isinstance(value, str) else value
     if value not in ("CPU_DDP", "GPU_DDP", "GPU_FSDP", "DDP", "FSDP"):
         raise ValueError(MODE_MESSAGE)
     return value
@@ -298,7 +299,7 @@ class Training(Section):
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": TRAINING_RULES})
 
-    optimizer: Annotated[str, Field(max_length=64), BeforeValidator(_optimizer)] = "AdamW"
+    optimizer: Annotated[str, BeforeValidator(_optimizer), _cel(_OPTIMIZER_RULE, OPTIMIZER_MESSAGE)] = "AdamW"
     """Optimizer: torch's class names or Hugging Face's names; adamw_* mean AdamW."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 4
     """Rows per worker and micro-step."""
@@ -352,7 +353,7 @@ class Training(Section):
     @property
     def torch_optimizer(self) -> str:
         """The class name in ``torch.optim``."""
-        return OPTIMIZERS[self.optimizer.strip().lower()]
+        return OPTIMIZERS[self.optimizer.lower()]
 
     @model_validator(mode="after")
     def _device_agrees(self) -> Self:

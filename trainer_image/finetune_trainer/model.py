@@ -30,7 +30,7 @@ def load_tokenizer(run: Run) -> Any:
 
     hub_logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(run.tokenizer_source, **_hub_options(run))
+        return AutoTokenizer.from_pretrained(run.tokenizer_source, **_hub_options(run, run.tokenizer_source))
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _not_found(run, "tokenizer", run.tokenizer_source, error) from error
 
@@ -73,7 +73,7 @@ def _base_model(run: Run, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     hub_logging.disable_progress_bar()
-    options = {"dtype": dtype, **_hub_options(run)}
+    options = {"dtype": dtype, **_hub_options(run, run.model_source)}
     try:
         try:
             return AutoModelForCausalLM.from_pretrained(run.model_source, attn_implementation="sdpa", **options)
@@ -86,9 +86,10 @@ def _base_model(run: Run, dtype: torch.dtype) -> Any:
         raise _not_found(run, "model", run.model_source, error) from error
 
 
-def _hub_options(run: Run) -> dict[str, Any]:
-    config = run.config.general.config
-    return {"trust_remote_code": config.trust_remote_code, "token": config.use_auth_token}
+def _hub_options(run: Run, source: str) -> dict[str, Any]:
+    """The revision is the base model's: a tokenizer of its own has another history."""
+    options: dict[str, Any] = {"trust_remote_code": run.config.general.config.trust_remote_code}
+    return options | ({"revision": run.model_revision} if run.model_revision and source == run.model_source else {})
 
 
 def _not_found(run: Run, what: str, source: str, error: Exception) -> ModelNotFound:

@@ -24,6 +24,8 @@ class Run:
     """Folder in which relative data files are looked up; None: the working folder."""
     model_dir: Path | None = None
     """Folder of the base model; None: General.base_model names a folder or a model on the hub."""
+    model_revision: str | None = None
+    """Commit, tag or branch of the base model on the hub; None: its main branch."""
     run_name: str | None = None
     """Name that is the same for every attempt at this run; None: the run is never taken for an earlier one."""
     attempt: int = 1

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from finetune_trainer.config import INACTIVE_KEYS, OBSOLETE_KEYS, TrainerConfig
+from finetune_trainer.config import INACTIVE_KEYS, OBSOLETE_KEYS, RENAMED_OPTIMIZERS, TrainerConfig
 from finetune_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,8 +52,13 @@ def load_config(path: str | os.PathLike[str], *, strict: bool = False) -> Loaded
         errors = [f"{name}: {line}" for line in _sentences(error)] + errors
     if errors:
         raise ConfigError(errors)
-    idle = [f"{name}: {line}" for line in (*_obsolete_keys(raw), *_inactive_keys(config))]
-    return LoadedConfig(config, tuple(idle + unknown))
+    notes = [f"{name}: {line}" for line in config_notes(config)]
+    return LoadedConfig(config, tuple(notes + unknown))
+
+
+def config_notes(config: TrainerConfig) -> list[str]:
+    """What the user should know about keys that are accepted and do not do what they once did; one line each."""
+    return [*_obsolete_keys(config), *_inactive_keys(config), *_renamed_optimizer(config)]
 
 
 def read_mapping(name: str) -> Mapping[str, Any]:
@@ -108,10 +113,11 @@ def _unknown_keys(raw: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: unknown key" + (f"; did you mean {near}?" if near else "")
 
 
-def _obsolete_keys(raw: Mapping[str, Any]) -> Iterator[str]:
-    for key in _keys(raw, TrainerConfig):
-        if key in OBSOLETE_KEYS:
-            yield f"{key}: obsolete and ignored: {OBSOLETE_KEYS[key]}"
+def _obsolete_keys(config: TrainerConfig) -> Iterator[str]:
+    for key, why in OBSOLETE_KEYS.items():
+        section, _, name = key.partition(".")
+        if getattr(getattr(config, section.lower()), name) not in (None, ""):
+            yield f"{key}: obsolete and ignored: {why}"
 
 
 def _inactive_keys(config: TrainerConfig) -> Iterator[str]:
@@ -120,6 +126,12 @@ def _inactive_keys(config: TrainerConfig) -> Iterator[str]:
         part = getattr(config, section.lower())
         if getattr(part, name) != type(part).model_fields[name].default:
             yield f"{key}: no effect in this release: {instead}"
+
+
+def _renamed_optimizer(config: TrainerConfig) -> Iterator[str]:
+    name = config.training.optimizer
+    if name.lower() in RENAMED_OPTIMIZERS:
+        yield f"Training.optimizer: {name} is gone from current releases; {config.training.torch_optimizer} takes its place"
 
 
 def _nearest(key: str, known: list[str]) -> str | None:

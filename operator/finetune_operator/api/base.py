@@ -52,9 +52,8 @@ SubPath = Annotated[
         }
     ),
 ]
-LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
-LabelValue = Annotated[str, StringConstraints(max_length=63)]
-LabelMap = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
+LabelMap = Annotated[dict[str, LabelValue], Field(max_length=64)]
 
 
 Text = Annotated[str, StringConstraints(max_length=MESSAGE_LIMIT)]
@@ -67,6 +66,13 @@ class Model(BaseModel):
     model_config = ConfigDict(
         frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore", use_attribute_docstrings=True
     )
+
+
+class LocalReference(Model):
+    """An object of the job's namespace."""
+
+    name: Name
+    """Its name."""
 
 
 def dump(model: BaseModel) -> dict[str, Any]:

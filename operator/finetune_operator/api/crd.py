@@ -40,7 +40,7 @@ COLUMNS = [
     ("ETA", "integer", ".status.progress.etaSeconds", 1),
     ("Reason", "string", ".status.reason", 1),
     ("Cluster", "string", ".status.ray.cluster", 1),
-    ("Output", "string", ".status.output.path", 1),
+    ("Output", "string", ".status.output.persistentVolumeClaim", 1),
 ]
 """Printer columns: name, type, path, priority (1: only with ``-o wide``)."""
 
@@ -87,7 +87,9 @@ def _nullable(node: Schema, defs: Schema) -> Schema:
     choices = [choice for choice in node["anyOf"] if choice.get("type") != "null"]
     if len(choices) != 1 or len(choices) == len(node["anyOf"]):
         raise ValueError(f"a union that no structural schema can hold: {node}")
-    return _convert(choices[0], defs) | _description(node) | {"nullable": True}
+    result = _convert(choices[0], defs) | _description(node)
+    # the API server finds null in no enum, not even in one that holds it; where it is not allowed, it is dropped
+    return result if "enum" in result else result | {"nullable": True}
 
 
 def _numbers(node: Schema) -> Schema:

@@ -10,7 +10,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from finetune_operator.api.base import LabelKey, LabelMap, LabelValue, Model, Name, Quantity, Rules, SubPath
+from finetune_operator.api.base import LocalReference, Model, Name, Quantity, Rules, SubPath
+from finetune_operator.api.pods import HeadOptions, WorkerOptions
 from finetune_trainer.config import TrainerConfig
 
 
@@ -21,13 +22,6 @@ class ClaimSource(Model):
     """Name of the claim."""
     sub_path: SubPath = ""
     """Folder of the claim to mount; empty means its root."""
-
-
-class LocalReference(Model):
-    """An object of the job's namespace."""
-
-    name: Name
-    """Its name."""
 
 
 class SecretKeyReference(Model):
@@ -65,13 +59,46 @@ class DatasetSource(Model):
         return self
 
 
+_HUB_ONLY = "model.revision and model.cache go with a model from the hub, not with model.persistentVolumeClaim"
+
+
+class CacheSource(Model):
+    """Where downloads from the hub are kept."""
+
+    persistent_volume_claim: ClaimSource
+    """A claim that head and workers mount for writing; one that several nodes may mount where pods spread over nodes."""
+
+
 class ModelSource(Model):
     """Where the base model is found."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "!has(self.persistentVolumeClaim) || (!has(self.revision) && !has(self.cache))",
+                    "message": _HUB_ONLY,
+                }
+            ]
+        }
+    )
+
     persistent_volume_claim: ClaimSource | None = None
     """A claim that holds the model's folder; mounted read-only. Default: base_model is loaded from the hub."""
+    revision: (
+        Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
+    ) = None  # fmt: skip
+    """Commit, tag or branch of the model on the hub; a commit is the only one that never moves. Default: main."""
+    cache: CacheSource | None = None
+    """Where the hub's files are kept for the next job. Default: they go with the pods."""
     token_secret_ref: SecretKeyReference | None = None
     """A Secret with a hub token for gated models; becomes HF_TOKEN of the trainer."""
+
+    @model_validator(mode="after")
+    def _hub_only(self) -> Self:
+        if self.persistent_volume_claim and (self.revision or self.cache):
+            raise ValueError(_HUB_ONLY)
+        return self
 
 
 class OutputClaim(Model):
@@ -129,50 +156,21 @@ class Output(Model):
         return self
 
 
-class Toleration(Model):
-    """A Kubernetes toleration."""
-
-    key: Annotated[str, StringConstraints(max_length=317)] | None = None
-    """Taint key; empty with operator Exists matches all."""
-    operator: Literal["Exists", "Equal"] | None = None
-    """Exists or Equal. Default: Equal."""
-    value: LabelValue | None = None
-    """Taint value."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Taint effect; empty matches all."""
-    toleration_seconds: Annotated[int, Field(ge=0, le=2147483647)] | None = None
-    """How long a NoExecute taint is tolerated, in seconds."""
-
-
-class PodOptions(Model):
-    """What the user may say about pods."""
-
-    memory: Quantity | None = None
-    """Memory request and limit of a pod, as 16Gi. Default: the operator's setting."""
-    node_selector: LabelMap | None = None
-    """Labels that a node must have."""
-    tolerations: Annotated[tuple[Toleration, ...], Field(max_length=32)] | None = None
-    """Taints that are tolerated."""
-    image_pull_secrets: Annotated[tuple[LocalReference, ...], Field(max_length=8)] | None = None
-    """Secrets with registry credentials."""
-    labels: LabelMap | None = None
-    """More labels for the pods."""
-    annotations: Annotated[dict[LabelKey, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=32)] | None = None
-    """More annotations for the pods."""
-
-
-class HeadOptions(PodOptions):
-    """The head pod: it runs the driver, and never trains."""
-
-    cpu: Quantity | None = None
-    """CPU request. Default: the operator's setting."""
-
-
-class WorkerOptions(PodOptions):
-    """The worker pods: num_training_workers of them. CPU and GPU come from resources_per_worker."""
-
-
 Accelerator = Literal["i915", "xe", "nvidia"]
+
+Seconds = Annotated[int, Field(ge=1, le=31536000)]
+"""A time-out: one second to one year."""
+TimeToLive = Annotated[int, Field(ge=0, le=31536000)]
+
+
+class ClusterTTL(Model):
+    """How long a finished job's Ray cluster is kept, to look at it."""
+
+    on_success: TimeToLive = 0
+    """Seconds after Succeeded."""
+    on_failure: TimeToLive = 0
+    """Seconds after Failed or Cancelled. The pods keep their CPUs, GPUs and memory meanwhile."""
+
 
 _OPTIONAL = ("image", "accelerator", "dataset", "model", "head", "workers")
 
@@ -185,6 +183,13 @@ def _immutable() -> Rules:
     return [{"rule": rule, "message": f"spec.{name} is immutable; make a new FinetuneJob"} for name, rule in rules.items()]
 
 
+_CANCEL_RULE: Rules = [
+    {
+        "rule": "!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)",
+        "message": "spec.cancel is final: a cancelled job cannot be taken up again; make a new FinetuneJob",
+    }
+]
+
 _ACCELERATOR_RULE: Rules = [
     {
         "rule": "!has(self.accelerator) || (has(self.config.Training) && has(self.config.Training.device) && "
@@ -193,11 +198,31 @@ _ACCELERATOR_RULE: Rules = [
     }
 ]
 
+_DATA_FILES = ("train_file", "validation_file")
+_OUTSIDE = ("/", "-", "~")
+_DATA_FILE_MESSAGE = (
+    "must be a relative path without '..': it is looked up in spec.dataset, or in the image; "
+    "`finetune convert` maps a path of your machine"
+)
+
+
+def _data_file_rules() -> Rules:
+    rules: Rules = []
+    for name in _DATA_FILES:
+        file = f"self.config.Dataset.{name}"
+        outside = [f"{file}.startsWith('{first}')" for first in _OUTSIDE] + [f"{file}.split('/').exists(part, part == '..')"]
+        rule = " && ".join(f"!{condition}" for condition in outside)
+        guard = "" if name == "train_file" else f"!has({file}) || "
+        rules.append({"rule": f"{guard}({rule})", "message": f"config.Dataset.{name} {_DATA_FILE_MESSAGE}"})
+    return rules
+
 
 class FinetuneJobSpec(Model):
     """What to finetune, on what, and where the result goes."""
 
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _immutable() + _ACCELERATOR_RULE})
+    model_config = ConfigDict(
+        json_schema_extra={"x-kubernetes-validations": _immutable() + _CANCEL_RULE + _ACCELERATOR_RULE + _data_file_rules()}
+    )
 
     config: TrainerConfig
     """A finetuning YAML of llm-on-ray, verbatim: what `llm_on_ray-finetune --config_file` takes."""
@@ -208,7 +233,7 @@ class FinetuneJobSpec(Model):
     accelerator: Accelerator | None = None
     """GPU resource for device GPU: i915 (gpu.intel.com/i915, the default), xe (gpu.intel.com/xe) or nvidia (nvidia.com/gpu)."""
     dataset: DatasetSource | None = None
-    """Where train_file is found. Default: a file in the image, or the name of a data set on the hub."""
+    """Where train_file is found. Default: a file in the image."""
     model: ModelSource | None = None
     """Where the base model is found. Default: the hub."""
     output: Output
@@ -217,9 +242,30 @@ class FinetuneJobSpec(Model):
     """The head pod."""
     workers: WorkerOptions | None = None
     """The worker pods."""
+    cancel: bool = False
+    """Stop the job for good. It cannot be taken back."""
+    provisioning_timeout_seconds: Seconds | None = None
+    """Time from the acceptance of the job to the start of its training; then it fails. Default: no limit."""
+    active_deadline_seconds: Seconds | None = None
+    """Time that the training may take; then it fails. Default: no limit."""
+    stall_timeout_seconds: Seconds = 900
+    """Time without a new step after which the job is shown as stalled. It goes on."""
+    cluster_ttl_seconds: ClusterTTL | None = Field(default=None, alias="clusterTTLSeconds")
+    """How long the Ray cluster is kept when the job has ended. Default: it goes at once."""
+    ttl_seconds_after_finished: TimeToLive | None = None
+    """Time after its end at which the job itself is deleted; its output claim stays, unless output.deleteWithJob.
+    Default: never."""
 
     @model_validator(mode="after")
     def _accelerator_needs_gpu(self) -> Self:
         if self.accelerator and self.config.training.device != "gpu":
             raise ValueError("accelerator goes with config.Training.device GPU")
+        return self
+
+    @model_validator(mode="after")
+    def _data_files_stay_inside(self) -> Self:
+        for name in _DATA_FILES:
+            path = getattr(self.config.dataset, name)
+            if path is not None and (path.startswith(_OUTSIDE) or ".." in path.split("/")):
+                raise ValueError(f"config.Dataset.{name} {_DATA_FILE_MESSAGE}")
         return self

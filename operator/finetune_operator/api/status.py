@@ -14,13 +14,18 @@ class Phase(StrEnum):
     """Where a job stands, in one word."""
 
     PENDING = "Pending"
+    QUEUED = "Queued"
     PROVISIONING = "Provisioning"
     RUNNING = "Running"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    RETRYING = "Retrying"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    CANCELLED = "Cancelled"
 
 
-TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED})
+TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
 """Phases that never change again."""
 
 
@@ -28,45 +33,14 @@ class ConditionType(StrEnum):
     """Types of ``status.conditions``."""
 
     VALIDATED = "Validated"
+    QUOTA_RESERVED = "QuotaReserved"
     CLUSTER_READY = "ClusterReady"
     SUBMITTED = "Submitted"
     PROGRESSING = "Progressing"
+    CHECKPOINT_AVAILABLE = "CheckpointAvailable"
+    SUSPENDED = "Suspended"
     COMPLETE = "Complete"
     FAILED = "Failed"
-
-
-class Reason(StrEnum):
-    """Why a job is where it is; docs/reference/reasons.md says what to do about each."""
-
-    ACCEPTED = "Accepted"
-    INVALID_SPEC = "InvalidSpec"
-    CLAIM_NOT_FOUND = "ClaimNotFound"
-    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
-    NAME_CONFLICT = "NameConflict"
-    QUOTA_EXCEEDED = "QuotaExceeded"
-    CREATION_REFUSED = "CreationRefused"
-    KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
-    CLUSTER_STARTING = "ClusterStarting"
-    CLUSTER_READY = "ClusterReady"
-    UNSCHEDULABLE = "Unschedulable"
-    IMAGE_PULL_FAILED = "ImagePullFailed"
-    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
-    SUBMISSION_FAILED = "SubmissionFailed"
-    SUBMITTED = "Submitted"
-    TRAINING_STARTING = "TrainingStarting"
-    TRAINING_RUNNING = "TrainingRunning"
-    HEAD_LOST = "HeadLost"
-    WORKER_OOM_KILLED = "WorkerOOMKilled"
-    DATASET_NOT_FOUND = "DatasetNotFound"
-    DATASET_INVALID = "DatasetInvalid"
-    MODEL_NOT_FOUND = "ModelNotFound"
-    DEVICE_NOT_FOUND = "DeviceNotFound"
-    LOSS_NOT_FINITE = "LossNotFinite"
-    OUTPUT_VOLUME_FULL = "OutputVolumeFull"
-    OUTPUT_MISSING = "OutputMissing"
-    OUT_OF_MEMORY = "OutOfMemory"
-    TRAINING_FAILED = "TrainingFailed"
-    COMPLETED = "Completed"
 
 
 class Condition(Model):
@@ -164,13 +138,44 @@ class ResultStatus(Model):
     """exp(evalLoss)."""
 
 
+class AttemptStatus(Model):
+    """An attempt that has ended."""
+
+    attempt: int
+    """Its number, from 1."""
+    cluster: ShortText
+    """Its RayCluster."""
+    submission_id: ShortText
+    """Its Ray submission id."""
+    start_time: Time | None = None
+    """When its training was first seen to run."""
+    end_time: Time
+    """When it was seen to have ended."""
+    reason: ShortText
+    """How it ended."""
+    last_step: int | None = None
+    """Optimizer steps that it had reported."""
+
+
+class CheckpointStatus(Model):
+    """The newest complete checkpoint."""
+
+    step: int
+    """Optimizer steps that it holds."""
+    path: ShortText
+    """Its folder on the output claim."""
+    time: Time
+    """When it was completed."""
+
+
 class FinetuneJobStatus(Model):
     """What the operator says about the job."""
 
     observed_generation: int | None = None
     """The generation of the spec that this status is about."""
     phase: Phase | None = None
-    """Pending, Provisioning, Running, Succeeded or Failed."""
+    """Pending, Provisioning, Running, Succeeded, Failed or Cancelled. Queued, Suspending, Suspended and Retrying are
+    names that are kept: this release has no queue, suspension or retry."""
     reason: Annotated[str, StringConstraints(max_length=128)] | None = None
     """Why, in one word; see docs/reference/reasons.md."""
     message: Text | None = None
@@ -184,12 +189,18 @@ class FinetuneJobStatus(Model):
     """When training was first seen to run."""
     completion_time: Time | None = None
     """When the job ended."""
+    active_seconds: int | None = None
+    """Seconds of training, summed over attempts; written when an attempt has ended."""
     attempt: int | None = None
     """The current attempt, from 1."""
+    attempt_history: Annotated[tuple[AttemptStatus, ...], Field(max_length=5)] = ()
+    """The last five attempts that have ended."""
     ray: RayStatus | None = None
     """The Ray cluster and job of the current attempt."""
     progress: ProgressStatus | None = None
     """How far the training is."""
+    checkpoint: CheckpointStatus | None = None
+    """The newest complete checkpoint; this release writes none."""
     output: OutputStatus | None = None
     """Where the result lies."""
     result: ResultStatus | None = None

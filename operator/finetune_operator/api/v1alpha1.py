@@ -7,9 +7,12 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from finetune_operator.api.base import Model, dump
-from finetune_operator.api.spec import FinetuneJobSpec, PodOptions
+from finetune_operator.api.pods import PodOptions
+from finetune_operator.api.reasons import Reason
+from finetune_operator.api.spec import FinetuneJobSpec
 from finetune_operator.api.status import (
     TERMINAL,
+    AttemptStatus,
     Condition,
     ConditionType,
     FinetuneJobStatus,
@@ -17,13 +20,13 @@ from finetune_operator.api.status import (
     Phase,
     ProgressStatus,
     RayStatus,
-    Reason,
     ResultStatus,
 )
 from finetune_operator.constants import MAX_JOB_NAME
 
 __all__ = [
     "TERMINAL",
+    "AttemptStatus",
     "Condition",
     "ConditionType",
     "FinetuneJob",

@@ -35,6 +35,8 @@ CONFIG_MAPS = Kind("/api/v1", "configmaps")
 SECRETS = Kind("/api/v1", "secrets")
 EVENTS = Kind("/api/v1", "events")
 SERVICES = Kind("/api/v1", "services")
+NODES = Kind("/api/v1", "nodes")
+PRIORITY_CLASSES = Kind("/apis/scheduling.k8s.io/v1", "priorityclasses")
 
 _KINDS_BY_NAME = {
     "RayCluster": RAY_CLUSTERS,
@@ -79,7 +81,7 @@ class KubeClient:
         return options.host, aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(ssl=tls))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        """An object, or None when there is none of that name."""
+        """An object, or None when there is none of that name. The namespace of a cluster's own object is empty."""
         try:
             return await self._request("GET", _path(kind, namespace, name))
         except NotFoundError:

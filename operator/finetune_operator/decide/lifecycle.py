@@ -1,4 +1,4 @@
-"""The state machine of a FinetuneJob: Pending → Provisioning → Running → Succeeded or Failed.
+"""The state machine of a FinetuneJob: Pending → Provisioning → Running → Succeeded, Failed or Cancelled.
 
 Every reconcile may be the first one after a restart, so nothing is remembered but the stored status. A plan whose
 intent is not stored yet has no actions: the attempt, its cluster's name and its submission id are written before
@@ -20,11 +20,13 @@ from finetune_operator.api.v1alpha1 import (
     Reason,
 )
 from finetune_operator.constants import DASHBOARD_PORT
+from finetune_operator.decide.ending import after_the_end, before_deadlines, end, fail, stopped_by_user_or_clock
 from finetune_operator.decide.failures import explain_failure
-from finetune_operator.decide.plan import CreateCluster, DeleteCluster, Plan, Submit
+from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import clip, condition_is_true, output_status, progress_status, result_status, set_condition
+from finetune_trainer.yaml_file import config_notes
 
 PREFLIGHT_SECONDS = 5.0
 """How often a missing claim is looked for: claims are read by name, not watched."""
@@ -43,8 +45,13 @@ LAST_REPORT_SECONDS = 120.0
 def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     """What to do for a job, and its next status."""
     if job.status.phase in TERMINAL:
-        return _clean_up(job, observed)
+        return after_the_end(job, observed, now)
     status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
+    ending = stopped_by_user_or_clock(job, status, now)
+    return ending or before_deadlines(job, _go_on(job, status, observed, now), now)
+
+
+def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     if status.attempt is None or status.ray is None:
         return _begin(job, status, observed, now)
     cluster = observed.cluster
@@ -56,29 +63,11 @@ def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     return _provision(job, status, observed, now)
 
 
-def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
-    """End the job as Failed. Its cluster goes in the next reconcile, once this is stored."""
-    for type_ in (ConditionType.PROGRESSING, ConditionType.COMPLETE):
-        status = set_condition(status, type_, False, reason, "", now)
-    status = set_condition(status, ConditionType.FAILED, True, reason, message, now)
-    return Plan(_phase(status, Phase.FAILED, reason, message, completion_time=now), requeue_after=0)
-
-
-def _clean_up(job: FinetuneJob, observed: Observed) -> Plan:
-    cluster = observed.cluster
-    if cluster is None or cluster.owner_uid != job.metadata.uid or cluster.deleting:
-        return Plan(job.status)
-    return Plan(job.status, (DeleteCluster(cluster.name, cluster.uid),), requeue_after=PROVISIONING_SECONDS)
-
-
 def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     """Check what the job refers to; then store the first attempt before anything is made for it."""
-    missing = [("PersistentVolumeClaim", Reason.CLAIM_NOT_FOUND, *item) for item in observed.missing_claims]
-    missing += [("ConfigMap", Reason.CONFIG_MAP_NOT_FOUND, *item) for item in observed.missing_config_maps]
-    if missing:
-        kind, reason, key, name = missing[0]
-        others = "".join(f"; {other[0]} {other[3]!r} (spec.{other[2]}) too" for other in missing[1:])
-        message = f"{kind} {name!r} (spec.{key}) does not exist in namespace {job.metadata.namespace!r}{others}"
+    if observed.missing:
+        reason = observed.missing[0].reason
+        message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
         return Plan(_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
     attempt = 1
@@ -88,7 +77,8 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         workers_desired=job.spec.config.training.num_training_workers,
         workers=f"0/{job.spec.config.training.num_training_workers}",
     )
-    status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, "", now)
+    notes = "; ".join(config_notes(job.spec.config))
+    status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, notes, now)
     status = status.model_copy(
         update={
             "attempt": attempt,
@@ -137,24 +127,33 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         return fail(status, *explain_failure(observed), now)
     if state == "SUCCEEDED":
         return _complete(job, status, observed, now)
-    return _watch(status, observed, cluster, now)
+    return _watch(job, status, observed, cluster, now)
 
 
-def _watch(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
+def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
     if observed.ray_job.state in {"PENDING", "Unknown"} and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
     if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
-    status = _with_workers(status, cluster)
+    status = _with_workers(status, cluster).model_copy(update={"start_time": status.start_time or now})
     status = set_condition(status, ConditionType.CLUSTER_READY, True, Reason.CLUSTER_READY, _workers_ready(cluster), now)
-    started = status.progress is not None and status.progress.step > 0
-    reason = Reason.TRAINING_RUNNING if started else Reason.TRAINING_STARTING
-    message = f"{cluster.workers_desired} workers on cluster {cluster.name}"
+    reason, message = _pace(job, status, now)
+    status = set_condition(status, ConditionType.PROGRESSING, reason is not Reason.STALLED, reason, message, now)
+    message = message or f"{cluster.workers_desired} workers on cluster {cluster.name}"
     if observed.ray_job.state == "Unknown":
         message += "; its dashboard does not answer at the moment"
-    status = set_condition(status, ConditionType.PROGRESSING, True, reason, "", now)
-    status = _phase(status, Phase.RUNNING, reason, message, start_time=status.start_time or now)
-    return Plan(status, requeue_after=poll_seconds(status))
+    return Plan(_phase(status, Phase.RUNNING, reason, message), requeue_after=poll_seconds(status))
+
+
+def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[Reason, str]:
+    """Whether steps are being made. The message of a stall does not count seconds: it would be written at each poll."""
+    progress = status.progress
+    since, step = status.start_time or now, 0
+    if progress is not None:
+        since, step = max(since, progress.last_report_time), progress.step
+    if (now - since).total_seconds() >= job.spec.stall_timeout_seconds:
+        return Reason.STALLED, f"no new step since {since:%Y-%m-%dT%H:%M:%SZ}, after step {step}"
+    return (Reason.TRAINING_RUNNING if step else Reason.TRAINING_STARTING), ""
 
 
 def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
@@ -168,16 +167,9 @@ def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, n
         return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error and left no manifest", now)
     claim, path = naming.output_claim_name(job), naming.output_path(job)
     message = f"{progress.output.format} on claim {claim}, folder {path}"
-    status = set_condition(status, ConditionType.PROGRESSING, False, Reason.COMPLETED, "", now)
-    status = set_condition(status, ConditionType.COMPLETE, True, Reason.COMPLETED, message, now)
-    status = status.model_copy(
-        update={
-            "output": output_status(claim, path, progress),
-            "result": result_status(progress.result) if progress.result else None,
-            "start_time": status.start_time or now,
-        }
-    )
-    return Plan(_phase(status, Phase.SUCCEEDED, Reason.COMPLETED, message, completion_time=now), requeue_after=0)
+    result = result_status(progress.result) if progress.result else None
+    changes = {"output": output_status(claim, path, progress), "result": result, "start_time": status.start_time or now}
+    return end(status.model_copy(update=changes), Phase.SUCCEEDED, Reason.COMPLETED, message, now)
 
 
 def poll_seconds(status: FinetuneJobStatus) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_operator.api.v1alpha1 import FinetuneJobStatus
 
@@ -29,7 +29,12 @@ class DeleteCluster:
     uid: str
 
 
-Action = CreateCluster | Submit | DeleteCluster
+@dataclass(frozen=True)
+class DeleteJob:
+    """Delete the FinetuneJob itself: its time to live is over."""
+
+
+Action = CreateCluster | Submit | DeleteCluster | DeleteJob
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
     requeue_after: float | None = None
     """Seconds until the job is to be looked at again, at the latest; None leaves it to events and the resync."""
+
+    def due_within(self, seconds: float) -> Plan:
+        """The same plan, looked at again after so many seconds if not sooner."""
+        return replace(self, requeue_after=seconds if self.requeue_after is None else min(seconds, self.requeue_after))

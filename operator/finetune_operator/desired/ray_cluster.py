@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, dump
-from finetune_operator.constants import KEY_ANNOTATION, RAY_CONTAINER_UID, RAY_VERSION
+from finetune_operator.constants import HUB_CACHE_MOUNT, KEY_ANNOTATION, RAY_CONTAINER_UID, RAY_VERSION
 from finetune_operator.desired import naming
 from finetune_operator.desired.accelerators import gpu_resources
 from finetune_operator.desired.storage import build_volumes
@@ -26,6 +26,10 @@ _SECURITY = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 """What Pod Security ``restricted`` asks of each container; KubeRay copies it to its init containers."""
+
+
+_COPIED = ("affinity", "imagePullSecrets", "nodeSelector", "priorityClassName", "tolerations")
+"""What stands in a pod's spec as the user wrote it."""
 
 
 def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[s
 def _worker_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
     workers = job.spec.workers
     memory = workers.memory if workers and workers.memory else settings.worker_memory
-    cpu = f"{round(job.spec.config.training.resources_per_worker.CPU * 1000)}m"
+    cpu = f"{max(1, round(job.spec.config.training.resources_per_worker.CPU * 1000))}m"
     gpus = gpu_resources(job)
     # no CPU limit: throttling would stop one rank in mid-step and all others would wait for it
     resources = {"requests": {"cpu": cpu, "memory": memory} | gpus, "limits": {"memory": memory} | gpus}
@@ -96,6 +100,7 @@ def _pod_template(
     volumes.append({"name": "tmp", "emptyDir": {}})
     mounts.append({"name": "tmp", "mountPath": "/tmp"})  # noqa: S108 - Ray's session folder, in the pod's own volume
     device = job.spec.config.training.device
+    chosen = dump(options) if options else {}
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -113,7 +118,7 @@ def _pod_template(
                 "name": container,
                 "image": job.spec.image or settings.image_for(device),
                 "imagePullPolicy": settings.image_pull_policy,
-                "env": _environment(job),
+                "env": _environment(job) + chosen.get("env", []),
                 "resources": resources,
                 "securityContext": dict(_SECURITY),
                 "volumeMounts": mounts,
@@ -121,8 +126,7 @@ def _pod_template(
         ],
         "volumes": volumes,
     }
-    chosen = dump(options) if options else {}
-    spec |= {key: chosen[key] for key in ("nodeSelector", "tolerations", "imagePullSecrets") if chosen.get(key)}
+    spec |= {key: chosen[key] for key in _COPIED if chosen.get(key)}
     metadata: dict[str, Any] = {"labels": chosen.get("labels", {}) | naming.labels(job, attempt)}
     if chosen.get("annotations"):
         metadata["annotations"] = chosen["annotations"]
@@ -138,4 +142,6 @@ def _environment(job: FinetuneJob) -> list[dict[str, Any]]:
     if model and model.token_secret_ref:
         reference = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    if model and model.cache:
+        variables.append({"name": "HF_HOME", "value": HUB_CACHE_MOUNT})
     return variables

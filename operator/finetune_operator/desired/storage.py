@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT
+from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, HUB_CACHE_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT
 from finetune_operator.desired import naming
 
 
@@ -41,6 +41,8 @@ def required_claims(job: FinetuneJob) -> dict[str, str]:
         claims["dataset.persistentVolumeClaim"] = dataset.persistent_volume_claim.claim_name
     if model and model.persistent_volume_claim:
         claims["model.persistentVolumeClaim"] = model.persistent_volume_claim.claim_name
+    if model and model.cache:
+        claims["model.cache.persistentVolumeClaim"] = model.cache.persistent_volume_claim.claim_name
     return claims
 
 
@@ -61,16 +63,17 @@ def build_volumes(job: FinetuneJob) -> tuple[list[dict[str, Any]], list[dict[str
         {"name": "output", "mountPath": OUTPUT_MOUNT},
     ]
     dataset, model = job.spec.dataset, job.spec.model
-    sources = {
-        "data": (DATA_MOUNT, dataset.persistent_volume_claim if dataset else None),
-        "model": (MODEL_MOUNT, model.persistent_volume_claim if model else None),
-    }
-    for name, (path, claim) in sources.items():
+    sources = [
+        ("data", DATA_MOUNT, dataset.persistent_volume_claim if dataset else None, True),
+        ("model", MODEL_MOUNT, model.persistent_volume_claim if model else None, True),
+        ("hub-cache", HUB_CACHE_MOUNT, model.cache.persistent_volume_claim if model and model.cache else None, False),
+    ]
+    for name, path, claim, read_only in sources:
         if claim:
             # not readOnly on the claim: a second pod may mount the same claim for writing on the same node
             volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim.claim_name}})
-            mount: dict[str, Any] = {"name": name, "mountPath": path, "readOnly": True}
-            mounts.append(mount | {"subPath": claim.sub_path} if claim.sub_path else mount)
+            mount: dict[str, Any] = {"name": name, "mountPath": path} | ({"readOnly": True} if read_only else {})
+            mounts.append(mount | ({"subPath": claim.sub_path} if claim.sub_path else {}))
     if dataset and dataset.config_map:
         volumes.append({"name": "data", "configMap": {"name": dataset.config_map.name}})
         mounts.append({"name": "data", "mountPath": DATA_MOUNT, "readOnly": True})

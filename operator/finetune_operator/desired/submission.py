@@ -29,7 +29,9 @@ def build_config_map(job: FinetuneJob) -> dict[str, Any]:
 
 
 def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
-    """The driver's command line. The user's words are in the mounted YAML, never in this line, which a shell reads."""
+    """The driver's command line, which a shell reads. The user's words are in the mounted YAML; of them only the model's
+    revision stands here, whose pattern leaves nothing to a shell.
+    """
     arguments = [
         "python", "-m", "finetune_trainer",
         "--config_file", f"{CONFIG_MOUNT}/{CONFIG_FILE}",
@@ -41,6 +43,8 @@ def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
         arguments += ["--dataset_dir", DATA_MOUNT]
     if job.spec.model and job.spec.model.persistent_volume_claim:
         arguments += ["--model_dir", MODEL_MOUNT]
+    if job.spec.model and job.spec.model.revision:
+        arguments += ["--model_revision", job.spec.model.revision]
     return shlex.join(arguments)
 
 

@@ -1,0 +1,226 @@
+"""The closed list of reasons. Each stands with what happened, what the operator did and what the user can do: from this
+list docs/reference/reasons.md is rendered, so that none can be missing there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a job is where it is."""
+
+    ACCEPTED = "Accepted"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    PRIORITY_CLASS_NOT_FOUND = "PriorityClassNotFound"
+    NO_SUCH_RESOURCE = "NoSuchResource"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    CREATION_REFUSED = "CreationRefused"
+    KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    CLUSTER_STARTING = "ClusterStarting"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
+    CLUSTER_READY = "ClusterReady"
+    SUBMISSION_FAILED = "SubmissionFailed"
+    SUBMITTED = "Submitted"
+    TRAINING_STARTING = "TrainingStarting"
+    TRAINING_RUNNING = "TrainingRunning"
+    STALLED = "Stalled"
+    COMPLETED = "Completed"
+    CANCELLED_BY_USER = "CancelledByUser"
+    INVALID_SPEC = "InvalidSpec"
+    NAME_CONFLICT = "NameConflict"
+    PROVISIONING_TIMEOUT = "ProvisioningTimeout"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    HEAD_LOST = "HeadLost"
+    WORKER_OOM_KILLED = "WorkerOOMKilled"
+    DATASET_NOT_FOUND = "DatasetNotFound"
+    DATASET_INVALID = "DatasetInvalid"
+    MODEL_NOT_FOUND = "ModelNotFound"
+    DEVICE_NOT_FOUND = "DeviceNotFound"
+    LOSS_NOT_FINITE = "LossNotFinite"
+    OUTPUT_VOLUME_FULL = "OutputVolumeFull"
+    OUTPUT_MISSING = "OutputMissing"
+    OUT_OF_MEMORY = "OutOfMemory"
+    TRAINING_FAILED = "TrainingFailed"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a user wants to know about a reason."""
+
+    happened: str
+    did: str
+    remedy: str
+
+
+_WAITS = "The job waits. The operator looks again every five seconds and goes on by itself."
+_TRIES = "The operator tries again."
+_ENDED = "The job has failed, and its Ray cluster is deleted."
+_NOTHING = "Nothing."
+
+WAITING: dict[Reason, Explanation] = {
+    Reason.ACCEPTED: Explanation(
+        "The spec is valid and everything that it names exists. The message of the condition Validated names keys of the "
+        "config that have no effect.",
+        "It makes the Ray cluster.",
+        _NOTHING,
+    ),
+    Reason.CLAIM_NOT_FOUND: Explanation(
+        "A PersistentVolumeClaim that the spec names does not exist in the job's namespace.",
+        _WAITS,
+        "Create the claim; or delete the job and correct the name.",
+    ),
+    Reason.CONFIG_MAP_NOT_FOUND: Explanation(
+        "The ConfigMap of `spec.dataset.configMap` does not exist in the job's namespace.",
+        _WAITS,
+        "Create the ConfigMap; or delete the job and correct the name.",
+    ),
+    Reason.PRIORITY_CLASS_NOT_FOUND: Explanation(
+        "A PriorityClass that `head` or `workers` names does not exist. It is looked for in a cluster-wide install only; "
+        "elsewhere KubeRay's words about the pod serve.",
+        _WAITS,
+        "Take a name of `kubectl get priorityclasses`, or ask the administrator for the class.",
+    ),
+    Reason.NO_SUCH_RESOURCE: Explanation(
+        "No node of the cluster offers the GPU resource that a worker asks for, or none offers as many. It is looked for "
+        "in a cluster-wide install only, and only with the chart's `preflight.nodes`.",
+        _WAITS,
+        "See whether the device plugin runs (`kubectl describe node`), and whether `spec.accelerator` is the right one. "
+        "Where nodes are added on demand, the administrator sets `preflight.nodes` to false.",
+    ),
+    Reason.QUOTA_EXCEEDED: Explanation(
+        "A ResourceQuota of the namespace refuses an object or a pod of the job.",
+        _TRIES,
+        "Free quota, raise it, or ask for less in `head`, `workers` and `resources_per_worker`.",
+    ),
+    Reason.CREATION_REFUSED: Explanation(
+        "The API server refuses an object of the job for another reason, such as an admission policy; the message has its words.",
+        _TRIES,
+        "Do what the message says.",
+    ),
+    Reason.KUBERAY_NOT_INSTALLED: Explanation(
+        "The API server does not know RayClusters.", _TRIES, "Install KubeRay 1.6 or later."
+    ),
+    Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits.", _NOTHING),
+    Reason.UNSCHEDULABLE: Explanation(
+        "No node takes a pod of the job; the message has the scheduler's words.",
+        "The pod waits for a node.",
+        "Add nodes, or ask for less; for device GPU see whether a node offers the resource (`kubectl describe node`).",
+    ),
+    Reason.IMAGE_PULL_FAILED: Explanation(
+        "A node cannot pull the trainer image.",
+        "The kubelet tries again.",
+        "Correct `spec.image` or the chart's `trainer.image`, or give `imagePullSecrets`.",
+    ),
+    Reason.SECRET_NOT_FOUND: Explanation(
+        "A Secret or a key in it is missing, most likely that of `spec.model.tokenSecretRef`. The operator may not read "
+        "Secrets, so this shows when a pod is to start.",
+        "The kubelet tries again.",
+        "Create the Secret with that key.",
+    ),
+    Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start.", _NOTHING),
+    Reason.SUBMISSION_FAILED: Explanation(
+        "Ray refuses the driver; the message has its words.", _TRIES, "Do what the message says."
+    ),
+    Reason.SUBMITTED: Explanation("Ray has the driver.", "It waits for the run to start.", _NOTHING),
+    Reason.TRAINING_STARTING: Explanation(
+        "All pods are ready, and the trainer loads model and rows.", "It waits for the first step.", _NOTHING
+    ),
+    Reason.TRAINING_RUNNING: Explanation("Steps are being made.", "It copies the progress into the status.", _NOTHING),
+    Reason.STALLED: Explanation(
+        "No step was made for `stallTimeoutSeconds`. The condition Progressing is False.",
+        "It goes on watching: the next step makes Progressing True again.",
+        "Look at the pods (`kubectl top pods`, `kubectl logs`): a volume that hangs, a download that waits, a node that "
+        "swaps. Raise `stallTimeoutSeconds` when a step takes that long; set `cancel: true` to give up.",
+    ),
+}
+"""Reasons while a job is on its way."""
+
+ENDED: dict[Reason, Explanation] = {
+    Reason.COMPLETED: Explanation(
+        "The result is complete on the volume: `status.output` says where, with the SHA-256 of its manifest.",
+        "The Ray cluster is deleted, after `clusterTTLSeconds.onSuccess`.",
+        "Use the model.",
+    ),
+    Reason.CANCELLED_BY_USER: Explanation(
+        "`spec.cancel` was set to true.", "The Ray cluster is deleted. The output claim is left alone.", _NOTHING
+    ),
+    Reason.INVALID_SPEC: Explanation(
+        "The spec, or a value that does not fit the model (such as a LoRA target that it does not have), is wrong, or "
+        "the administrator does not allow it; every error is in the message with its key.",
+        "It makes nothing for the job, or deletes its Ray cluster.",
+        "Correct it in a new job.",
+    ),
+    Reason.NAME_CONFLICT: Explanation(
+        "A RayCluster of the name that the job needs exists and belongs to somebody else.",
+        "The operator touches neither.",
+        "Delete that RayCluster, or choose another name for the job.",
+    ),
+    Reason.PROVISIONING_TIMEOUT: Explanation(
+        "The training did not start within `provisioningTimeoutSeconds`; the message says what it was waiting for.",
+        _ENDED,
+        "Mend what the message names, or give more time.",
+    ),
+    Reason.DEADLINE_EXCEEDED: Explanation(
+        "The training took longer than `activeDeadlineSeconds`.",
+        _ENDED,
+        "Give more time, more workers, or fewer epochs.",
+    ),
+    Reason.HEAD_LOST: Explanation(
+        "The head pod, or the whole RayCluster, went away while the job ran, and the driver with it.",
+        _ENDED,
+        "See why in the events of node and namespace, and run the job anew.",
+    ),
+    Reason.WORKER_OOM_KILLED: Explanation(
+        "A container ran out of its memory limit; the message names the pod.",
+        _ENDED,
+        "Raise `workers.memory`, or lower `batch_size` or `max_length`.",
+    ),
+    Reason.DATASET_NOT_FOUND: Explanation(
+        "`train_file` or `validation_file` does not exist; the message says where it was looked for.",
+        _ENDED,
+        "Correct the path: it is relative to `spec.dataset`, or to the image's folder without it.",
+    ),
+    Reason.DATASET_INVALID: Explanation(
+        "Rows are broken; the message names file and line of the first ones.",
+        _ENDED,
+        "Each line must be a JSON object with `instruction` and `response`, and may have `context`.",
+    ),
+    Reason.MODEL_NOT_FOUND: Explanation(
+        "The base model or its tokenizer cannot be loaded; the message says from where.",
+        _ENDED,
+        "See `spec.model` and `base_model`; a gated model needs `model.tokenSecretRef`.",
+    ),
+    Reason.DEVICE_NOT_FOUND: Explanation(
+        "Device GPU was asked for and the worker has none that torch can use; the message names the pod, what Ray gave "
+        "it, and what is missing.",
+        _ENDED,
+        "Take a trainer image that is built for the GPU, on a node whose driver works.",
+    ),
+    Reason.LOSS_NOT_FINITE: Explanation(
+        "The loss became NaN or infinite; the message names the step.",
+        _ENDED,
+        "Lower `learning_rate`, or take `mixed_precision: bf16` or `no` instead of `fp16`.",
+    ),
+    Reason.OUTPUT_VOLUME_FULL: Explanation(
+        "The output claim has no room left.", _ENDED, "Make it larger, or delete what is not needed any more."
+    ),
+    Reason.OUTPUT_MISSING: Explanation(
+        "The trainer ended without an error and without a manifest.",
+        _ENDED,
+        "This is a fault of the trainer image: was it replaced by one of your own?",
+    ),
+    Reason.OUT_OF_MEMORY: Explanation(
+        "Memory of the host or the device ran out within the trainer.",
+        _ENDED,
+        "Lower `batch_size` or `max_length`, set `enable_gradient_checkpointing: true`, or give more memory.",
+    ),
+    Reason.TRAINING_FAILED: Explanation(
+        "The trainer failed otherwise; the message has the end of its words.", _ENDED, "Read the message and the run's logs."
+    ),
+}
+"""Reasons of a job that has ended."""

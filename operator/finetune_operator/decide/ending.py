@@ -1,0 +1,110 @@
+"""How a job ends, and what becomes of it afterwards: deadlines, cancellation, and what is kept for how long."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
+from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
+from finetune_operator.observed import Observed
+from finetune_operator.status import clip, find_condition, set_condition
+
+ATTEMPTS_KEPT = 5
+"""Entries of status.attemptHistory."""
+
+CLEAN_UP_SECONDS = 5.0
+"""How often a deletion is asked for until the object is gone; events tell sooner."""
+
+
+def end(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, now: datetime, **changes: Any) -> Plan:
+    """End the job. Its cluster goes in a later reconcile, once this is stored."""
+    outcomes = {ConditionType.COMPLETE: phase is Phase.SUCCEEDED, ConditionType.FAILED: phase is Phase.FAILED}
+    status = set_condition(status, ConditionType.PROGRESSING, False, reason, "", now)
+    for type_, holds in outcomes.items():
+        if holds or type_ is ConditionType.COMPLETE:
+            status = set_condition(status, type_, holds, reason, message if holds else "", now)
+    update = {"phase": phase, "reason": str(reason), "message": clip(message), "completion_time": now}
+    return Plan(status.model_copy(update=_attempt_ended(status, reason, now) | update | changes), requeue_after=0)
+
+
+def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
+    """End the job as Failed."""
+    return end(status, Phase.FAILED, reason, message, now)
+
+
+def _attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> dict[str, Any]:
+    if status.ray is None or status.attempt is None:
+        return {}
+    attempt = AttemptStatus(
+        attempt=status.attempt,
+        cluster=status.ray.cluster,
+        submission_id=status.ray.submission_id,
+        start_time=status.start_time,
+        end_time=now,
+        reason=str(reason),
+        last_step=status.progress.step if status.progress else None,
+    )
+    seconds = round((now - status.start_time).total_seconds()) if status.start_time else 0
+    return {
+        "attempt_history": (*status.attempt_history, attempt)[-ATTEMPTS_KEPT:],
+        "active_seconds": (status.active_seconds or 0) + seconds,
+    }
+
+
+def stopped_by_user_or_clock(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> Plan | None:
+    """The end of a job that was cancelled or is over one of its deadlines; None when it may go on."""
+    if job.spec.cancel:
+        return end(status, Phase.CANCELLED, Reason.CANCELLED_BY_USER, "spec.cancel is true", now)
+    for due, reason, message in _deadlines(job, status):
+        if now >= due:
+            return fail(status, reason, message, now)
+    return None
+
+
+def before_deadlines(job: FinetuneJob, plan: Plan, now: datetime) -> Plan:
+    """The plan, looked at again when the next deadline is due, if not sooner."""
+    rests = [(due - now).total_seconds() for due, _, _ in _deadlines(job, plan.status)]
+    return plan if plan.requeue_after is None or not rests else plan.due_within(max(0.0, min(rests)))
+
+
+def _deadlines(job: FinetuneJob, status: FinetuneJobStatus) -> list[tuple[datetime, Reason, str]]:
+    """When it is over, with which reason and message. Times are the status's own, so a restart changes nothing."""
+    provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
+    if status.start_time is not None:
+        message = f"the training took longer than spec.activeDeadlineSeconds, {active} s"
+        due = status.start_time
+        return [(due + timedelta(seconds=active), Reason.DEADLINE_EXCEEDED, message)] if active else []
+    accepted = find_condition(status, ConditionType.VALIDATED)
+    if provisioning is None or accepted is None or accepted.status != "True":
+        return []
+    message = f"the training did not start within spec.provisioningTimeoutSeconds, {provisioning} s: {status.message or ''}"
+    return [(accepted.last_transition_time + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
+
+
+def after_the_end(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
+    """Delete the cluster and then the job itself, each when its time has come. Of the status only observedGeneration may
+    still change: GitOps tools wait for it.
+    """
+    status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
+    cluster_ttl, job_ttl = _times_to_live(job)
+    ended = job.status.completion_time or now
+    dues: list[tuple[datetime, Action]] = []
+    cluster = observed.cluster
+    if cluster is not None and cluster.owner_uid == job.metadata.uid and not cluster.deleting:
+        dues.append((ended + timedelta(seconds=cluster_ttl), DeleteCluster(cluster.name, cluster.uid)))
+    if job_ttl is not None:
+        dues.append((ended + timedelta(seconds=job_ttl), DeleteJob()))
+    actions = tuple(action for due, action in dues if due <= now)
+    rests = [(due - now).total_seconds() for due, _ in dues if due > now] + [CLEAN_UP_SECONDS] * bool(actions)
+    return Plan(status, actions, requeue_after=min(rests) if rests else None)
+
+
+def _times_to_live(job: FinetuneJob) -> tuple[int, int | None]:
+    """Seconds that the cluster and the job are kept. A job whose spec cannot be read has no spec: nothing is kept."""
+    spec = getattr(job, "spec", None)
+    if spec is None:
+        return 0, None
+    ttl = spec.cluster_ttl_seconds
+    kept = 0 if ttl is None else ttl.on_success if job.status.phase is Phase.SUCCEEDED else ttl.on_failure
+    return kept, spec.ttl_seconds_after_finished
