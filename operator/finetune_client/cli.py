@@ -6,14 +6,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from finetune_client import local
-from finetune_trainer.errors import ConfigError
+from finetune_client import convert, local, validate
+from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors have exit code 1: 2 is for the contents of a file."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE_EXIT_CODE, f"{self.prog}: error: {message}\n")
+
+
+def parser() -> Parser:
     """The command line's grammar."""
-    parser = argparse.ArgumentParser(prog="finetune", description="Work with FinetuneJobs.")
+    parser = Parser(prog="finetune", description="Work with FinetuneJobs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run a FinetuneJob manifest here, without Kubernetes")
     run.add_argument("-f", "--filename", required=True, metavar="FILE", help="the FinetuneJob, as for kubectl apply")
@@ -33,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the claims that are not named by --claim: each is DIR/NAME (default: finetune-output)",
     )
+    run.set_defaults(run=lambda options: local.run(options.filename, dict(options.claim), options.claims_dir))
+    check = commands.add_parser("validate", help="check FinetuneJob manifests as the API server would, without a cluster")
+    validate.add_arguments(check)
+    check.set_defaults(run=validate.run)
+    change = commands.add_parser("convert", help="make a FinetuneJob manifest of a finetuning YAML of llm-on-ray")
+    convert.add_arguments(change)
+    change.set_defaults(run=convert.run)
     return parser
 
 
@@ -44,17 +61,18 @@ def _claim(text: str) -> tuple[str, Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit code: 0 done, 1 the run failed or wrong usage, 2 an invalid manifest."""
+    """Run the command line; give the exit code: 0 done, 1 the run failed or wrong usage, 2 an invalid file."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         parser().print_help(sys.stderr)
-        return 1
+        return USAGE_EXIT_CODE
     options = parser().parse_args(arguments)
     try:
-        return local.run(options.filename, dict(options.claim), options.claims_dir)
+        code: int = options.run(options)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    return code
 
 
 if __name__ == "__main__":

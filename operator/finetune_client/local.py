@@ -18,16 +18,18 @@ from uuid import uuid4
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from finetune_client.manifest import Document, read_documents
+from finetune_client.validate import check_object, is_job
+from finetune_operator.api.schema import Finding
 from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, dump
 from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
 from finetune_operator.decide import decide
 from finetune_operator.desired import naming
 from finetune_operator.desired.storage import required_claims
 from finetune_operator.desired.submission import build_config_map
-from finetune_operator.observed import Cluster, Observed, RayJob
+from finetune_operator.observed import Cluster, Missing, Observed, RayJob
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.progress import PROGRESS_FILE, read_progress
-from finetune_trainer.yaml_file import read_mapping
 
 NAMESPACE = "local"
 
@@ -40,7 +42,7 @@ def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     """
     manifest, job = load_job(filename)
     folders = Folders(job, claims, claims_dir)
-    job = _advance(job, Observed(missing_claims=folders.missing()))
+    job = _advance(job, Observed(missing=folders.missing()))
     if job.status.attempt is None:
         _print(manifest, job)
         return 1
@@ -65,10 +67,11 @@ class Folders:
         """The folder that stands for a claim."""
         return self._claims.get(name, self._claims_dir / name).absolute()
 
-    def missing(self) -> tuple[tuple[str, str], ...]:
+    def missing(self) -> tuple[Missing, ...]:
         """Claims that must exist and whose folder does not; the output claim's is made, as a cluster would have it."""
         required = required_claims(self._job).items()
-        return tuple(item for item in required if not self.claim(item[1]).is_dir() and not item[0].startswith("output"))
+        absent = [(key, name) for key, name in required if not self.claim(name).is_dir() and not key.startswith("output")]
+        return tuple(Missing.of_kind("PersistentVolumeClaim", *item, NAMESPACE) for item in absent)
 
     @property
     def output(self) -> Path:
@@ -92,20 +95,36 @@ def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
     """Read a manifest as written, and as a job with the metadata that an API server would add.
 
     Raises:
-        ConfigError: with every error, each with the file and the key's path.
+        ConfigError: with the errors, each with file, line and path.
     """
-    manifest = read_mapping(filename)
-    if (manifest.get("apiVersion"), manifest.get("kind")) != (API_VERSION, KIND):
-        raise ConfigError([f"{filename}: not a FinetuneJob: apiVersion must be {API_VERSION} and kind {KIND}"])
-    metadata = dict(manifest.get("metadata") or {}) | {"namespace": NAMESPACE, "uid": str(uuid4())}
+    document = _document(filename)
+    manifest: Mapping[str, Any] = document.value
+    given = manifest.get("metadata")
+    metadata = given | {"namespace": NAMESPACE, "uid": str(uuid4())} if isinstance(given, dict) else given
     try:
         job = FinetuneJob.model_validate({"metadata": metadata, "spec": manifest.get("spec")})
     except ValidationError as error:
-        lines = (f"{filename}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ConfigError(list(lines)) from None
+        raise ConfigError(document.errors(Finding(item["loc"], item["msg"]) for item in error.errors())) from None
+    findings = check_object(manifest)
     if job.spec.dataset and job.spec.dataset.config_map:
-        raise ConfigError([f"{filename}: spec.dataset.configMap: there are no ConfigMaps here; use a claim and --claim"])
+        findings.append(Finding(("spec", "dataset", "configMap"), "there are no ConfigMaps here; use a claim and --claim"))
+    if findings:
+        raise ConfigError(document.errors(findings))
     return manifest, job
+
+
+def _document(filename: str) -> Document:
+    """The one FinetuneJob of a file; objects of other kinds may be there too."""
+    documents = read_documents(filename)
+    if wrong := [line for document in documents for line in document.errors()]:
+        raise ConfigError(wrong)
+    jobs = [document for document in documents if is_job(document.value)]
+    if len(jobs) != 1:
+        raise ConfigError([f"{filename}: must hold one FinetuneJob, not {len(jobs)}"])
+    value = jobs[0].value
+    if not isinstance(value, dict) or (value.get("apiVersion"), value.get("kind")) != (API_VERSION, KIND):
+        raise ConfigError(jobs[0].errors([Finding((), f"not a FinetuneJob: apiVersion must be {API_VERSION} and kind {KIND}")]))
+    return jobs[0]
 
 
 def _train(job: FinetuneJob, folders: Folders) -> int:
@@ -156,5 +175,5 @@ def _print(manifest: Mapping[str, Any], job: FinetuneJob) -> None:
 
 
 def _local_status(status: FinetuneJobStatus) -> dict[str, Any]:
-    """Without ``ray``: no RayCluster was made."""
-    return dump(status.model_copy(update={"ray": None}))
+    """Without what tells of a Ray cluster: none was made."""
+    return dump(status.model_copy(update={"ray": None, "attempt_history": ()}))
