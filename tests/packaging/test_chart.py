@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ NAMESPACE_RIGHTS = {
     ("llmonray.dev", "finetunejobs", "get"),
     ("llmonray.dev", "finetunejobs", "list"),
     ("llmonray.dev", "finetunejobs", "watch"),
+    ("llmonray.dev", "finetunejobs", "delete"),
     ("llmonray.dev", "finetunejobs/status", "patch"),
     ("ray.io", "rayclusters", "get"),
     ("ray.io", "rayclusters", "list"),
@@ -37,8 +39,10 @@ CLUSTER_RIGHTS = {
     ("apiextensions.k8s.io", "customresourcedefinitions", "watch"),
     ("", "namespaces", "list"),
     ("", "namespaces", "watch"),
+    ("", "nodes", "list"),
+    ("scheduling.k8s.io", "priorityclasses", "get"),
 }
-"""What kopf needs beyond them to watch a whole cluster."""
+"""What kopf needs beyond them to watch a whole cluster, and what is looked for before a job begins."""
 
 
 def of_kind(rendered: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -61,6 +65,14 @@ def test_a_cluster_wide_operator_gets_one_cluster_role() -> None:
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
 
 
+def test_nodes_are_listed_only_where_they_are_looked_at() -> None:
+    rendered = render("--set", "preflight.nodes=false", "--set", "rbac.aggregate=false")
+    (role,) = of_kind(rendered, "ClusterRole")
+    assert set(rights(role["rules"])) == (NAMESPACE_RIGHTS | CLUSTER_RIGHTS) - {("", "nodes", "list")}
+    assert environment(rendered)["FINETUNE_CHECK_NODES"] == "false"
+    assert environment(render())["FINETUNE_CHECK_NODES"] == "true"
+
+
 def test_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:
     rendered = render("--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false")
     assert of_kind(rendered, "ClusterRole") == of_kind(rendered, "ClusterRoleBinding") == []
@@ -69,6 +81,7 @@ def test_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:
     assert all(set(rights(role["rules"])) == NAMESPACE_RIGHTS for role in roles)
     assert [binding["metadata"]["namespace"] for binding in of_kind(rendered, "RoleBinding")] == ["a", "b"]
     assert environment(rendered)["FINETUNE_NAMESPACES"] == "a,b"
+    assert environment(rendered)["FINETUNE_CHECK_NODES"] == "false"
 
 
 def test_users_see_and_edit_jobs_by_the_cluster_roles_they_have() -> None:
@@ -94,6 +107,66 @@ def test_what_the_chart_sets_is_what_the_operator_reads(monkeypatch: pytest.Monk
     settings = Settings()
     assert (settings.image_for("cpu"), settings.image_for("gpu")) == ("cpu:1", "gpu:1")
     assert settings.namespaces == ()
+
+
+LIMITS: dict[str, Any] = {
+    "allowedImagePrefixes": ["registry.example/a/"],
+    "maxGPUs": 16,
+    "namespaces": {
+        "team-a": {"allowRemoteCode": True, "allowedImagePrefixes": [], "maxGPUs": "unlimited"},
+        "team-b": {"maxWorkers": 8, "maxGPUs": 0},
+    },
+}
+
+
+def test_the_operator_is_told_the_limits_that_it_holds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the API server is not: a job may be older than a limit."""
+    values = environment(render("--set", "policy.enabled=false", "--set-json", f"policy={json.dumps(LIMITS)}"))
+    assert json.loads(values["FINETUNE_POLICY"]) == {
+        "allowRemoteCode": False,
+        "allowedImagePrefixes": ["registry.example/a/"],
+        "namespaces": {"team-a": {"allowRemoteCode": True, "allowedImagePrefixes": []}},
+    }
+    monkeypatch.setenv("FINETUNE_POLICY", values["FINETUNE_POLICY"])
+    policy = Settings().policy
+    assert [policy.remote_code_allowed(namespace) for namespace in ("team-a", "team-b")] == [True, False]
+    assert [policy.image_prefixes(namespace) for namespace in ("team-a", "team-b")] == [(), ("registry.example/a/",)]
+
+
+def admission(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The admission policy and its binding."""
+    policy, binding = render("--show-only", "templates/admission_policy.yaml", *options)
+    return policy, binding
+
+
+def test_limits_are_held_at_admission_with_values_of_single_namespaces() -> None:
+    policy, _binding = admission("--set-json", f"policy={json.dumps(LIMITS)}")
+    variables = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}
+    assert variables["prefixes"] == '{"team-a":[]}[?request.namespace].orValue(["registry.example/a/"])'
+    assert variables["remoteCode"] == '{"team-a":true}[?request.namespace].orValue(false)'
+    assert variables["maxWorkers"] == '{"team-b":8}[?request.namespace].orValue(256)'
+    assert variables["maxGPUs"] == '{"team-a":-1,"team-b":0}[?request.namespace].orValue(16)'
+    assert all("messageExpression" in validation for validation in policy["spec"]["validations"])
+
+
+def test_the_admission_policy_fails_closed_and_leaves_status_and_deletion_alone() -> None:
+    policy, binding = admission()
+    assert policy["spec"]["failurePolicy"] == "Fail"
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    assert (rule["resources"], rule["operations"]) == (["finetunejobs"], ["CREATE", "UPDATE"])
+    assert binding["spec"] == {"policyName": policy["metadata"]["name"], "validationActions": ["Deny"]}
+
+
+def test_the_admission_policy_reaches_no_further_than_the_operator() -> None:
+    _policy, binding = admission("--set", "watchNamespaces={a,b}")
+    selector = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["a", "b"]}
+    assert binding["spec"]["matchResources"] == {"namespaceSelector": {"matchExpressions": [selector]}}
+
+
+def test_the_admission_policy_can_be_left_out_and_is_named_after_its_release() -> None:
+    assert of_kind(render("--set", "policy.enabled=false"), "ValidatingAdmissionPolicy") == []
+    names = {document["metadata"]["name"] for document in (*admission(), *admission("--namespace", "other"))}
+    assert names == {"fto-finetune-operator.finetune-system", "fto-finetune-operator.other"}
 
 
 def test_the_operators_pod_is_restricted_and_alone() -> None:
@@ -135,7 +208,23 @@ def test_the_crd_comes_with_the_chart_and_stays_without_it() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["replicas=2", "image.pullPolicy=Sometimes", "watchNamespaces=a", "trainer.image=", "trainer.imagee=x", "resources=no"],
+    [
+        "replicas=2",
+        "image.pullPolicy=Sometimes",
+        "watchNamespaces=a",
+        "trainer.image=",
+        "trainer.imagee=x",
+        "resources=no",
+        "policy.allowedImagePrefixes={registry.example/a}",
+        "policy.maxWorkers=0",
+        "policy.maxWorkers=null",
+        "policy.maxGPUs=-1",
+        "policy.maxGPUs=none",
+        "policy.namespaces.Team.maxGPUs=1",
+        "policy.namespaces.team.maxGPU=1",
+        "policy.namespaces.team.allowedImagePrefixes={registry.example/a}",
+        "preflight.nodes=maybe",
+    ],
 )
 def test_a_value_that_makes_no_sense_is_refused(value: str) -> None:
     done = helm("template", "fto", str(CHART), "--kube-version", "1.36.0", "--set", value)

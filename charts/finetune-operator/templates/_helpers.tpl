@@ -23,7 +23,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "finetune-operator.rules" -}}
 - apiGroups: [llmonray.dev]
   resources: [finetunejobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete] # delete: ttlSecondsAfterFinished
 - apiGroups: [llmonray.dev]
   resources: [finetunejobs/status]
   verbs: [patch]
@@ -42,4 +42,34 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- end }}
+
+{{- /* Cluster-scoped: two releases of one name may live in two namespaces. */ -}}
+{{- define "finetune-operator.policy" -}}
+{{ include "finetune-operator.name" . }}.{{ .Release.Namespace }}
+{{- end }}
+
+{{- /* Of (policy, key): a limit as a CEL expression, the namespace's own or the default; "unlimited" is -1. */ -}}
+{{- define "finetune-operator.limit" -}}
+{{- $policy := index . 0 }}
+{{- $key := index . 1 }}
+{{- $all := dict "" (get $policy $key) }}
+{{- range $namespace, $limits := $policy.namespaces }}
+{{- if hasKey $limits $key }}{{ $_ := set $all $namespace (get $limits $key) }}{{ end }}
+{{- end }}
+{{- range $namespace, $value := $all }}
+{{- if eq (toString $value) "unlimited" }}{{ $_ := set $all $namespace -1 }}{{ end }}
+{{- end }}
+{{- $own := omit $all "" }}
+{{- if $own }}{{ toJson $own }}[?request.namespace].orValue({{ end }}{{ get $all "" | toJson }}{{ if $own }}){{ end }}
+{{- end }}
+
+{{- /* The limits that the operator holds by itself, as JSON: it also meets jobs that are older than the policy. */ -}}
+{{- define "finetune-operator.limits" -}}
+{{- $policy := pick .Values.policy "allowRemoteCode" "allowedImagePrefixes" }}
+{{- $namespaces := dict }}
+{{- range $namespace, $limits := .Values.policy.namespaces }}
+{{- with pick $limits "allowRemoteCode" "allowedImagePrefixes" }}{{ $_ := set $namespaces $namespace . }}{{ end }}
+{{- end }}
+{{- set $policy "namespaces" $namespaces | toJson }}
 {{- end }}
