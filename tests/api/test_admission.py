@@ -9,9 +9,18 @@ from tests.support.cluster import ROOT
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until
 
+from finetune_operator.api.schema import crd_schema
 from finetune_trainer.yaml_file import read_mapping
 
 GPU = {"CPU": 1, "GPU": 1}
+
+
+def nodes_with(expression: Object) -> Object:
+    """Workers that need nodes of a kind."""
+    terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}
+
+
 PAIRS: list[Any] = [
     pytest.param(
         finetune_job("a" * 41), finetune_job("a" * 40), "metadata.name may have at most 40 characters", id="name too long"
@@ -126,6 +135,96 @@ PAIRS: list[Any] = [
         'unknown field "spec.config.Training.batchsize"',
         id="unknown key",
     ),
+    pytest.param(
+        finetune_job("job", Training__optimizer="Adamm"),
+        finetune_job("job", Training__optimizer="ADAMW_torch_fused"),
+        "unknown optimizer; use one of",
+        id="optimizer",
+    ),
+    pytest.param(
+        finetune_job("job", Dataset__train_file="/home/me/rows.jsonl"),
+        finetune_job("job", Dataset__train_file="home/me/rows.jsonl"),
+        "config.Dataset.train_file must be a relative path without '..'",
+        id="train_file of another machine",
+    ),
+    pytest.param(
+        finetune_job("job", Dataset__train_file="~/rows.jsonl"),
+        finetune_job("job", Dataset__train_file="a~/rows.jsonl"),
+        "config.Dataset.train_file must be a relative path without '..'",
+        id="train_file at home",
+    ),
+    pytest.param(
+        finetune_job("job", Dataset__validation_file="a/../../rows.jsonl"),
+        finetune_job("job", Dataset__validation_file="a/..rows.jsonl"),
+        "config.Dataset.validation_file must be a relative path without '..'",
+        id="validation_file out of the data set",
+    ),
+    pytest.param(
+        finetune_job("job", model={"persistentVolumeClaim": {"claimName": "models"}, "revision": "abc"}),
+        finetune_job("job", model={"revision": "abc", "cache": {"persistentVolumeClaim": {"claimName": "cache"}}}),
+        "model.revision and model.cache go with a model from the hub",
+        id="revision of a model on a claim",
+    ),
+    pytest.param(
+        finetune_job("job", output={"persistentVolumeClaim": {"claimName": "out"}, "accessModes": ["ReadWriteMany"]}),
+        finetune_job("job", output={"size": "1Gi", "accessModes": ["ReadWriteMany"]}),
+        "storageClassName and accessModes go with size",
+        id="access mode of an existing claim",
+    ),
+    pytest.param(
+        finetune_job("job", workers={"env": [{"name": "HF_TOKEN", "value": "hf_x"}]}),
+        finetune_job("job", workers={"env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]}),
+        "a hub token goes into model.tokenSecretRef",
+        id="a token among the variables",
+    ),
+    pytest.param(
+        finetune_job("job", workers={"env": [{"name": "RAY_ADDRESS", "value": "x"}]}),
+        finetune_job("job", workers={"env": [{"name": "MY_RAY_ADDRESS", "value": "x"}]}),
+        "are set by the operator",
+        id="a variable of the operator",
+    ),
+    pytest.param(
+        finetune_job("job", workers={"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}),
+        finetune_job("job", workers={"env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]}),
+        "Duplicate value",
+        id="a variable twice",
+    ),
+    pytest.param(
+        finetune_job("job", workers={"labels": {"ray.io/cluster": "other"}}),
+        finetune_job("job", workers={"labels": {"kueue.x-k8s.io/queue-name": "other"}}),
+        "labels and annotations of ray.io/ and llmonray.dev/ are set by KubeRay and the operator",
+        id="a label of KubeRay",
+    ),
+    pytest.param(
+        finetune_job("job", head={"tolerations": [{"effect": "NoSchedule"}]}),
+        finetune_job("job", head={"tolerations": [{"effect": "NoSchedule", "operator": "Exists"}]}),
+        "a toleration without key tolerates every taint: it needs operator Exists",
+        id="a toleration of everything by mistake",
+    ),
+    pytest.param(
+        finetune_job("job", head={"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}),
+        finetune_job("job", head={"tolerations": [{"key": "a", "operator": "Equal", "value": "b"}]}),
+        "value goes with operator Equal, not with Exists",
+        id="a value that is not compared",
+    ),
+    pytest.param(
+        finetune_job("job", head={"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 5}]}),
+        finetune_job("job", head={"tolerations": [{"key": "a", "effect": "NoExecute", "tolerationSeconds": 5}]}),
+        "tolerationSeconds goes with effect NoExecute",
+        id="tolerationSeconds without eviction",
+    ),
+    pytest.param(
+        finetune_job("job", workers=nodes_with({"key": "disk", "operator": "In"})),
+        finetune_job("job", workers=nodes_with({"key": "disk", "operator": "In", "values": ["ssd"]})),
+        "values go with operator In, NotIn, Gt and Lt",
+        id="affinity without values",
+    ),
+    pytest.param(
+        finetune_job("job", workers=nodes_with({"key": "disk", "operator": "Exists", "values": ["ssd"]})),
+        finetune_job("job", workers=nodes_with({"key": "disk", "operator": "Exists"})),
+        "values go with operator In, NotIn, Gt and Lt",
+        id="affinity with values of no use",
+    ),
 ]
 
 
@@ -139,21 +238,65 @@ def test_a_mistake_is_refused_in_words_and_its_neighbour_is_taken(
     api.apply(accepted, dry_run=True)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"Training__batch_size": 7}, "spec.config is immutable"),
-        ({"output": {"size": "2Gi"}}, "spec.output is immutable"),
-        ({"image": "elsewhere/trainer:1"}, "spec.image is immutable"),
-        ({"head": {"memory": "9Gi"}}, "spec.head is immutable"),
-    ],
-    ids=["config", "output", "image added", "head"],
-)
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"Training__batch_size": 7}, "spec.config is immutable; make a new FinetuneJob"),
+    ({"output": {"size": "2Gi"}}, "spec.output is immutable; make a new FinetuneJob"),
+    ({"image": "elsewhere/trainer:1"}, "spec.image is immutable; make a new FinetuneJob"),
+    ({"head": {"memory": "9Gi"}}, "spec.head is immutable; make a new FinetuneJob"),
+    ({"workers": {"memory": "9Gi"}}, "spec.workers is immutable; make a new FinetuneJob"),
+    ({"dataset": {"configMap": {"name": "rows"}}}, "spec.dataset is immutable; make a new FinetuneJob"),
+    ({"model": {"revision": "abc"}}, "spec.model is immutable; make a new FinetuneJob"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES, ids=["config", "output", "image", "head", "workers", "dataset", "model"])
 def test_what_a_run_depends_on_cannot_be_changed(api: Kubectl, change: dict[str, Any], words: str) -> None:
     api.apply(finetune_job("fixed"))
     result = api.apply(finetune_job("fixed", **change), check=False)
     assert result.returncode != 0
     assert words in result.stderr
+
+
+def test_the_accelerator_cannot_be_changed(api: Kubectl) -> None:
+    gpu = {"Training__device": "GPU", "Training__accelerate_mode": "GPU_DDP", "Training__resources_per_worker": GPU}
+    api.apply(finetune_job("on-gpu", **gpu))
+    result = api.apply(finetune_job("on-gpu", **gpu, accelerator="xe"), check=False)
+    assert "spec.accelerator is immutable; make a new FinetuneJob" in result.stderr
+
+
+def test_deadlines_and_times_to_live_can_be_changed_and_a_cancellation_is_final(api: Kubectl) -> None:
+    api.apply(finetune_job("living"))
+    api.apply(
+        finetune_job(
+            "living",
+            activeDeadlineSeconds=60,
+            provisioningTimeoutSeconds=60,
+            stallTimeoutSeconds=60,
+            clusterTTLSeconds={"onSuccess": 5, "onFailure": 60},
+            ttlSecondsAfterFinished=600,
+        )
+    )
+    api.apply(finetune_job("living", cancel=False))
+    api.apply(finetune_job("living", cancel=True))
+    for change in ({"cancel": False}, {}):
+        result = api.apply(finetune_job("living", **change), check=False)
+        assert "spec.cancel is final: a cancelled job cannot be taken up again; make a new FinetuneJob" in result.stderr
+
+
+def test_every_rule_of_the_schema_has_its_pair() -> None:
+    """A rule that is added without a pair above fails here."""
+    shown = [parameters.values[2] for parameters in PAIRS] + [words for _, words in CHANGES]
+    shown += ["spec.accelerator is immutable", "spec.cancel is final"]
+    silent = [message for message in messages(crd_schema()) if not any(words in message for words in shown)]
+    assert silent == []
+
+
+def messages(schema: Object) -> list[str]:
+    """Messages of all CEL rules."""
+    found = [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]
+    for inner in (*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")):
+        found += messages(inner) if isinstance(inner, dict) else []
+    return found
 
 
 def test_removing_an_immutable_part_is_refused(api: Kubectl) -> None:
@@ -168,7 +311,7 @@ def test_every_sample_is_accepted(api: Kubectl, sample: Any) -> None:
     api.run("apply", "--dry-run=server", "--validate=strict", "-f", str(sample))
 
 
-@pytest.mark.parametrize("sample", sorted((ROOT / "config_samples" / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("sample", sorted((ROOT / "config_samples" / "finetune").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sample_of_the_command_line_is_a_config_too(api: Kubectl, sample: Any) -> None:
     job = finetune_job("job")
     job["spec"]["config"] = read_mapping(str(sample))

@@ -46,6 +46,7 @@ def release(kubectl: Kubectl, images: tuple[str, str]) -> Iterator[Release]:
     system = cluster.new_namespace(kubectl, "finetune-system")
     repository, _, tag = operator.rpartition(":")
     values = {"image.repository": repository, "image.tag": tag, "trainer.image": trainer}
+    values["policy.namespaces.finetune-policy-more.allowRemoteCode"] = "true"  # of the tests of the policy itself
     options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     chart = str(cluster.ROOT / "charts" / "finetune-operator")
     system.helm("install", "finetune-operator", chart, "--wait", "--timeout", "120s", "--take-ownership", *options)

@@ -1,4 +1,4 @@
-"""Device GPU: the resource is asked for, scheduled by, and known to Ray. There is no GPU, and the job says so."""
+"""Device GPU: the resource is looked for, asked for, scheduled by, and known to Ray. There is no GPU, and the job says so."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def test_workers_are_scheduled_by_their_gpus_and_the_failure_names_the_missing_d
         watching(jobs, "pods", "-l", "ray.io/node-type=worker") as workers,
     ):
         jobs.apply(job)
+        status = wait_until("NoSuchResource", lambda: _status(jobs, lambda s: s.get("reason") == "NoSuchResource"), 10)
+        assert f"no node offers {RESOURCE}: 1" in status["message"], status["message"]
+        assert not jobs.list("rayclusters")
+        _advertise(jobs, without_gpus, 1)
         status = wait_until("Unschedulable", lambda: _status(jobs, lambda s: s.get("reason") == "Unschedulable"), 120)
         assert RESOURCE in status["message"], status["message"]
         _advertise(jobs, without_gpus, 4)

@@ -18,7 +18,7 @@ def test_a_broken_row_fails_with_file_and_line(jobs: Kubectl) -> None:
 
 def test_an_unknown_claim_is_named_and_the_job_goes_on_when_it_appears(jobs: Kubectl) -> None:
     with applied(jobs, finetune_job("no-claim", output={"persistentVolumeClaim": {"claimName": "not-there"}})):
-        status = wait_until("the claim to be missed", lambda: _claim_missed(jobs), 15)
+        status = wait_until("the claim to be missed", lambda: _reason(jobs, "no-claim", "ClaimNotFound"), 10)
         assert status["phase"] == "Pending"
         assert "'not-there'" in status["message"]
         assert "spec.output.persistentVolumeClaim" in status["message"]
@@ -29,6 +29,27 @@ def test_an_unknown_claim_is_named_and_the_job_goes_on_when_it_appears(jobs: Kub
         wait_until("the job to go on", lambda: job_status(jobs, "no-claim").get("attempt"), 30)
 
 
+def test_a_missing_priority_class_is_named(jobs: Kubectl) -> None:
+    with applied(jobs, finetune_job("no-class", workers={"memory": "4Gi", "priorityClassName": "not-there"})):
+        status = wait_until("the class to be missed", lambda: _reason(jobs, "no-class", "PriorityClassNotFound"), 10)
+        assert "PriorityClass 'not-there' (spec.workers.priorityClassName)" in status["message"]
+
+
+def test_a_missing_token_is_told_by_the_pod_that_needs_it(jobs: Kubectl) -> None:
+    """The operator may not read Secrets."""
+    model = finetune_job("x")["spec"]["model"] | {"tokenSecretRef": {"name": "hf-token-not-there"}}
+    with applied(jobs, finetune_job("no-secret", model=model)):
+        status = wait_until("the secret to be missed", lambda: _reason(jobs, "no-secret", "SecretNotFound"), 60)
+        assert "hf-token-not-there" in status["message"]
+
+
+def test_a_model_with_code_of_its_own_is_refused_unless_the_administrator_allows_it(jobs: Kubectl) -> None:
+    """By the admission policy of the chart; the operator says the same of a job that came before it."""
+    result = jobs.apply(finetune_job("own-code", General__config={"trust_remote_code": True}), check=False)
+    assert result.returncode != 0
+    assert "trust_remote_code" in result.stderr
+
+
 def test_an_invalid_spec_is_refused_by_the_api_server(jobs: Kubectl) -> None:
     result = jobs.apply(finetune_job("wrong", Training__device="GPU"), check=False)
     assert result.returncode != 0
@@ -36,6 +57,6 @@ def test_an_invalid_spec_is_refused_by_the_api_server(jobs: Kubectl) -> None:
     assert jobs.get("finetunejob", "wrong") is None
 
 
-def _claim_missed(jobs: Kubectl) -> Object | None:
-    status = job_status(jobs, "no-claim")
-    return status if status.get("reason") == "ClaimNotFound" else None
+def _reason(jobs: Kubectl, name: str, reason: str) -> Object | None:
+    status = job_status(jobs, name)
+    return status if status.get("reason") == reason else None

@@ -99,7 +99,7 @@ def job_status(kubectl: Kubectl, name: str) -> Object:
 def ended(kubectl: Kubectl, name: str) -> Object | None:
     """The status of a job that has ended; None before."""
     status = job_status(kubectl, name)
-    return status if status.get("phase") in {"Succeeded", "Failed"} else None
+    return status if status.get("phase") in {"Succeeded", "Failed", "Cancelled"} else None
 
 
 def run_to_end(kubectl: Kubectl, pod: Object, timeout: float = 180.0) -> str:

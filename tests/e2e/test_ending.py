@@ -1,0 +1,49 @@
+"""A job that is stopped by its user or by the clock, and what is kept of a job that has ended."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from tests.support.cluster import applied, ended, job_status
+from tests.support.jobs import finetune_job
+from tests.support.kubectl import Kubectl, wait_until
+
+LONG = {"Training__max_train_steps": 100_000, "Training__num_training_workers": 1}
+
+
+def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None:
+    with applied(jobs, finetune_job("cancelled", **LONG)):
+        wait_until("training", lambda: (job_status(jobs, "cancelled").get("progress") or {}).get("step"), 180)
+        jobs.run("patch", "finetunejob", "cancelled", "--type=merge", "-p", '{"spec": {"cancel": true}}')
+        status = wait_until("the end", lambda: ended(jobs, "cancelled"), 15)
+        assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledByUser")
+        assert status["attemptHistory"][0]["lastStep"] > 0
+        wait_until("its cluster to be gone", lambda: not jobs.list("rayclusters"), 60)
+        back = jobs.run("patch", "finetunejob", "cancelled", "--type=merge", "-p", '{"spec": {"cancel": false}}', check=False)
+        assert "spec.cancel is final" in back.stderr
+
+
+def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_said(jobs: Kubectl) -> None:
+    job = finetune_job("late", **LONG, activeDeadlineSeconds=5, clusterTTLSeconds={"onFailure": 10})
+    with applied(jobs, job):
+        status = wait_until("the end", lambda: ended(jobs, "late"), 180)
+        assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
+        assert "spec.activeDeadlineSeconds, 5 s" in status["message"]
+        assert 5 <= _seconds(status["startTime"], status["completionTime"]) <= 10
+        assert jobs.list("rayclusters"), "the cluster went before its time"
+        wait_until("its cluster to be gone", lambda: not jobs.list("rayclusters"), 60)
+
+
+def test_a_job_that_cannot_start_in_time_says_what_it_waited_for_and_goes_by_itself(jobs: Kubectl) -> None:
+    head = {"memory": "3Gi", "cpu": "200m", "nodeSelector": {"nowhere": "here"}}
+    job = finetune_job("stuck", head=head, provisioningTimeoutSeconds=15, ttlSecondsAfterFinished=5)
+    with applied(jobs, job):
+        status = wait_until("the end", lambda: ended(jobs, "stuck"), 60)
+        assert (status["phase"], status["reason"]) == ("Failed", "ProvisioningTimeout")
+        assert "node affinity/selector" in status["message"], status["message"]
+        wait_until("the job to be gone", lambda: jobs.get("finetunejob", "stuck") is None, 30)
+
+
+def _seconds(start: Any, end: Any) -> float:
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
