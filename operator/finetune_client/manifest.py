@@ -99,7 +99,7 @@ def _chunks(text: str) -> Iterator[_Chunk]:
             break
         yield _Chunk(text.count("\n", 0, begin), text[begin:start], from_json=True)
         rest, count = text[start:], count + 1
-    lines = rest.split("\n")
+    lines = rest.removesuffix("\n").split("\n")
     marks = [number for number, line in enumerate(lines) if line.startswith("---")]
     for first, end in zip([0, *marks], [*marks, len(lines)], strict=True):
         yield _Chunk(text.count("\n", 0, start) + first, "\n".join([*lines[first:end], ""]).removeprefix("\ufeff"))
@@ -189,7 +189,7 @@ class _Reader:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             problem = str(error.problem or error.context).splitlines()[0]
-            raise Unreadable(mark.line if mark else 0, problem) from None
+            raise Unreadable(min(mark.line, text.rstrip().count("\n")) if mark else 0, problem) from None
         except YAMLError as error:
             position = getattr(error, "position", 0)
             raise Unreadable(text.count("\n", 0, position), "a character that YAML does not allow") from None

@@ -30,6 +30,7 @@ class Preflight:
         self._kube = kube
         self._settings = settings
         self._clock = clock
+        self._looking = asyncio.Lock()
         self._nodes: list[dict[str, Any]] = []
         self._nodes_seen: float | None = None
 
@@ -66,11 +67,12 @@ class Preflight:
         return None
 
     async def _all_nodes(self) -> list[dict[str, Any]]:
-        now = self._clock()
-        if self._nodes_seen is None or now - self._nodes_seen >= NODES_SECONDS:
-            self._nodes = await _unless_forbidden(self._kube.list(NODES), [])
-            self._nodes_seen = now
-        return self._nodes
+        async with self._looking:  # jobs that come at once share the answer, too
+            now = self._clock()
+            if self._nodes_seen is None or now - self._nodes_seen >= NODES_SECONDS:
+                self._nodes = await _unless_forbidden(self._kube.list(NODES), [])
+                self._nodes_seen = now
+            return self._nodes
 
 
 def _priority_classes(job: FinetuneJob) -> list[tuple[str, str]]:

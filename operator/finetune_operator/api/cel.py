@@ -95,7 +95,7 @@ def _is_known(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         known = _METHODS.keys() | _MACROS if isinstance(node.func, ast.Attribute) else _FUNCTIONS
         return getattr(node.func, "attr", getattr(node.func, "id", "")) in known
-    return len(node.ops) == 1 if isinstance(node, ast.Compare) else isinstance(node, _NODES)
+    return len(node.ops) == 1 if isinstance(node, ast.Compare) else isinstance(node, _HOLDERS + _OPERATORS)
 
 
 @functools.cache
@@ -153,10 +153,8 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 _FUNCTIONS = {"has", "size"}
 _MACROS = {"all", "exists"}
-_NODES: tuple[type[ast.AST], ...] = (
-    *(ast.Attribute, ast.BoolOp, ast.Constant, ast.List, ast.Name, ast.UnaryOp),
-    *(ast.boolop, ast.expr_context, ast.Invert, ast.USub, *_COMPARISONS),
-)
+_HOLDERS: tuple[type[ast.AST], ...] = (ast.Attribute, ast.BoolOp, ast.Constant, ast.List, ast.Name, ast.UnaryOp)
+_OPERATORS: tuple[type[ast.AST], ...] = (ast.boolop, ast.expr_context, ast.Invert, ast.USub, *_COMPARISONS)
 
 
 class _Evaluation:

@@ -1,4 +1,4 @@
-"""How a job ends, and what becomes of it afterwards: deadlines, cancellation, and what is kept for how long."""
+"""How a job ends, and what becomes of it afterwards: deadlines, and what is kept for how long."""
 
 from __future__ import annotations
 
@@ -52,23 +52,22 @@ def _attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> 
     }
 
 
-def stopped_by_user_or_clock(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> Plan | None:
-    """The end of a job that was cancelled or is over one of its deadlines; None when it may go on."""
-    if job.spec.cancel:
-        return end(status, Phase.CANCELLED, Reason.CANCELLED_BY_USER, "spec.cancel is true", now)
-    for due, reason, message in _deadlines(job, status):
+def within_deadlines(job: FinetuneJob, stored: FinetuneJobStatus, plan: Plan, now: datetime) -> Plan:
+    """Hold a plan that does not end the job to its deadlines: one that is over does, and the next is looked at when due.
+
+    The plan comes first: a run that has started or ended meanwhile is not failed by a clock that was looked at late, as
+    after a restart.
+    """
+    deadlines = _deadlines(job, plan.status, stored.message or "")
+    for due, reason, message in deadlines:
         if now >= due:
-            return fail(status, reason, message, now)
-    return None
+            return fail(plan.status, reason, message, now)
+    for due, _, _ in deadlines:
+        plan = plan.due_within((due - now).total_seconds())
+    return plan
 
 
-def before_deadlines(job: FinetuneJob, plan: Plan, now: datetime) -> Plan:
-    """The plan, looked at again when the next deadline is due, if not sooner."""
-    rests = [(due - now).total_seconds() for due, _, _ in _deadlines(job, plan.status)]
-    return plan if plan.requeue_after is None or not rests else plan.due_within(max(0.0, min(rests)))
-
-
-def _deadlines(job: FinetuneJob, status: FinetuneJobStatus) -> list[tuple[datetime, Reason, str]]:
+def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> list[tuple[datetime, Reason, str]]:
     """When it is over, with which reason and message. Times are the status's own, so a restart changes nothing."""
     provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
     if status.start_time is not None:
@@ -78,7 +77,7 @@ def _deadlines(job: FinetuneJob, status: FinetuneJobStatus) -> list[tuple[dateti
     accepted = find_condition(status, ConditionType.VALIDATED)
     if provisioning is None or accepted is None or accepted.status != "True":
         return []
-    message = f"the training did not start within spec.provisioningTimeoutSeconds, {provisioning} s: {status.message or ''}"
+    message = f"the training did not start within spec.provisioningTimeoutSeconds, {provisioning} s: {waited_for}"
     return [(accepted.last_transition_time + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
 
 

@@ -20,7 +20,7 @@ from finetune_operator.api.v1alpha1 import (
     Reason,
 )
 from finetune_operator.constants import DASHBOARD_PORT
-from finetune_operator.decide.ending import after_the_end, before_deadlines, end, fail, stopped_by_user_or_clock
+from finetune_operator.decide.ending import after_the_end, end, fail, within_deadlines
 from finetune_operator.decide.failures import explain_failure
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.desired import naming
@@ -47,8 +47,10 @@ def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     if job.status.phase in TERMINAL:
         return after_the_end(job, observed, now)
     status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
-    ending = stopped_by_user_or_clock(job, status, now)
-    return ending or before_deadlines(job, _go_on(job, status, observed, now), now)
+    if job.spec.cancel:
+        return end(status, Phase.CANCELLED, Reason.CANCELLED_BY_USER, "spec.cancel is true", now)
+    plan = _go_on(job, status, observed, now)
+    return plan if plan.status.phase in TERMINAL else within_deadlines(job, status, plan, now)
 
 
 def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
