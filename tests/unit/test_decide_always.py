@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from hypothesis import given
@@ -13,7 +13,7 @@ from tests.support.builders import NOW, OTHER_UID, UID, finished_progress, make_
 
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason, dump
-from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
+from finetune_operator.decide import CreateCluster, DeleteCluster, DeleteJob, Plan, Submit, decide
 from finetune_operator.observed import Missing, Observed, RayJob
 from finetune_operator.status import condition_is_true, status_patch, throttle_progress
 
@@ -45,8 +45,22 @@ observations = st.builds(
     progress=st.none() | st.sampled_from(REPORTS),
     problem=st.sampled_from([None, None, None, (Reason.QUOTA_EXCEEDED, "quota")]),
 )
-sequences = st.lists(st.tuples(observations, st.booleans()), min_size=1, max_size=8)
-"""Each observation with whether the write of its status came through."""
+sequences = st.lists(st.tuples(observations, st.booleans(), st.sampled_from([0, 7, 60])), min_size=1, max_size=8)
+"""Each observation with whether the write of its status came through, and the seconds until the next one."""
+
+times = st.sampled_from([1, 20, 31536000])
+specs = st.fixed_dictionaries(
+    {},
+    optional={
+        "provisioningTimeoutSeconds": times,
+        "activeDeadlineSeconds": times,
+        "stallTimeoutSeconds": times,
+        "clusterTTLSeconds": st.fixed_dictionaries(
+            {}, optional={"onSuccess": st.just(0) | times, "onFailure": st.just(0) | times}
+        ),
+        "ttlSecondsAfterFinished": st.just(0) | times,
+    },
+)
 
 
 def store(job: FinetuneJob, plan: Plan) -> FinetuneJob:
@@ -58,7 +72,7 @@ def store(job: FinetuneJob, plan: Plan) -> FinetuneJob:
     return job.model_copy(update={"status": FinetuneJobStatus.model_validate(merged)})
 
 
-def check_actions(job: FinetuneJob, observed: Observed, plan: Plan) -> None:
+def check_actions(job: FinetuneJob, observed: Observed, plan: Plan, now: datetime) -> None:
     """Every action is allowed by what is stored, never by what is only planned."""
     stored, cluster = job.status, observed.cluster
     for action in plan.actions:
@@ -75,50 +89,98 @@ def check_actions(job: FinetuneJob, observed: Observed, plan: Plan) -> None:
                 assert cluster.owner_uid == UID
                 assert cluster.head_ready
             case DeleteCluster(name, uid):
-                assert stored.phase in TERMINAL
                 assert cluster is not None
                 assert (cluster.name, cluster.uid, cluster.owner_uid) == (name, uid, UID)
-    assert len(plan.actions) <= 1
+                assert ended_for(stored, now) >= cluster_ttl(job)
+            case DeleteJob():
+                assert job.spec.ttl_seconds_after_finished is not None
+                assert ended_for(stored, now) >= job.spec.ttl_seconds_after_finished
+    assert len(plan.actions) <= (2 if stored.phase in TERMINAL else 1)
 
 
-def check_verdict(job: FinetuneJob, observed: Observed, plan: Plan) -> None:
-    """An end has a cause that was seen."""
-    cluster, state = observed.cluster, observed.ray_job.state
+def ended_for(stored: FinetuneJobStatus, now: datetime) -> float:
+    assert stored.phase in TERMINAL
+    assert stored.completion_time is not None
+    return (now - stored.completion_time).total_seconds()
+
+
+def cluster_ttl(job: FinetuneJob) -> int:
+    ttl = job.spec.cluster_ttl_seconds
+    return 0 if ttl is None else ttl.on_success if job.status.phase is Phase.SUCCEEDED else ttl.on_failure
+
+
+def overdue(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> float | None:
+    """Seconds since the deadline that holds for a status; below 0 before it, None where there is none."""
+    seconds = job.spec.provisioning_timeout_seconds
+    since = next(
+        (item.last_transition_time for item in status.conditions if item.type == "Validated" and item.status == "True"), None
+    )
+    if status.start_time is not None:
+        since, seconds = status.start_time, job.spec.active_deadline_seconds
+    return None if since is None or seconds is None else (now - since).total_seconds() - seconds
+
+
+def check_verdict(job: FinetuneJob, observed: Observed, plan: Plan, now: datetime) -> None:
+    """An end has a cause that was seen, or a time that is over; and what is over or cancelled ends."""
     if job.status.phase in TERMINAL:
         assert plan.status == job.status
         return
-    if plan.status.phase is Phase.SUCCEEDED:
-        assert state == "SUCCEEDED"
+    cluster, status, late = observed.cluster, plan.status, overdue(job, plan.status, now)
+    assert (status.phase is Phase.CANCELLED) == (status.reason == Reason.CANCELLED_BY_USER) == job.spec.cancel
+    if status.phase is Phase.SUCCEEDED:
+        assert observed.ray_job.state == "SUCCEEDED"
         assert observed.progress is not None
         assert observed.progress.output is not None
-    sound = cluster is not None and cluster.owner_uid == UID and not cluster.deleting and not cluster.head_lost
-    if sound and state == "Unknown":
-        assert plan.status.phase not in TERMINAL
-    if plan.status.phase in TERMINAL:
-        assert plan.actions == ()
+    if status.reason in {Reason.DEADLINE_EXCEEDED, Reason.PROVISIONING_TIMEOUT}:
+        assert late is not None
+        assert late >= 0
+        assert (status.reason == Reason.DEADLINE_EXCEEDED) == (status.start_time is not None)
+    elif not job.spec.cancel and cluster is not None and observed.ray_job.state == "Unknown":
+        odd = cluster.owner_uid != UID or cluster.deleting or cluster.head_lost
+        assert odd or status.phase not in TERMINAL
+    if status.phase in TERMINAL:
+        check_end(job, plan, now)
+        return
+    assert plan.requeue_after is not None
+    assert late is None or (late < 0 and plan.requeue_after <= -late)
 
 
-@given(sequences)
-def test_rules_that_no_sequence_of_observations_breaks(sequence: list[tuple[Observed, bool]]) -> None:
-    job, now = make_job(), NOW
-    for observed, came_through in sequence:
+def check_end(job: FinetuneJob, plan: Plan, now: datetime) -> None:
+    """The end is told once, before anything is done about it."""
+    assert (plan.actions, plan.requeue_after, plan.status.completion_time) == ((), 0, now)
+    assert len(plan.status.attempt_history) == (0 if plan.status.attempt is None else 1)
+    assert (plan.status.active_seconds is None) == (plan.status.attempt is None)
+    assert not condition_is_true(plan.status, ConditionType.PROGRESSING)
+    assert condition_is_true(plan.status, ConditionType.COMPLETE) == (plan.status.phase is Phase.SUCCEEDED)
+    assert condition_is_true(plan.status, ConditionType.FAILED) == (plan.status.phase is Phase.FAILED)
+
+
+@given(specs, sequences, st.integers(0, 16))
+def test_rules_that_no_sequence_of_observations_breaks(
+    spec: dict[str, Any], sequence: list[tuple[Observed, bool, int]], cancelled_at: int
+) -> None:
+    job, now = make_job(spec=spec), NOW
+    for number, (observed, came_through, seconds) in enumerate(sequence):
+        if number == cancelled_at:
+            job = job.model_copy(update={"spec": job.spec.model_copy(update={"cancel": True})})
         plan = decide(job, observed, now)
-        check_actions(job, observed, plan)
-        check_verdict(job, observed, plan)
+        check_actions(job, observed, plan, now)
+        check_verdict(job, observed, plan, now)
         assert plan.status.phase is not None
         assert plan.status.reason in set(Reason)
-        assert plan.requeue_after is not None or job.status.phase in TERMINAL
         if came_through:
             job = store(job, plan)
-        now += timedelta(seconds=7)
+        now += timedelta(seconds=seconds)
 
 
-@given(observations, observations)
-def test_deciding_again_on_what_was_stored_changes_nothing_more(first: Observed, second: Observed) -> None:
-    job = make_job()
+@given(observations, observations, st.sampled_from([20, 900]))
+def test_deciding_again_on_what_was_stored_changes_nothing_more(first: Observed, second: Observed, stalls: int) -> None:
+    job = make_job(spec={"stallTimeoutSeconds": stalls})
     for observed in (Observed(), first, second, second, second):
         job = store(job, decide(job, observed, NOW))
-    assert status_patch(job.status, decide(job, second, NOW + timedelta(minutes=10)).status) is None
+    for minutes in (stalls // 60, stalls // 60 + 1):
+        job = store(job, decide(job, second, NOW + timedelta(minutes=minutes)))
+    assert status_patch(job.status, decide(job, second, NOW + timedelta(hours=1)).status) is None
 
 
 @given(observations)

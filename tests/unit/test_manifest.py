@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -251,12 +250,6 @@ def test_errors_come_in_the_order_of_the_lines(read: Any) -> None:
     (document,) = read("a: 1\nb:\n  c: 2\nb: 3\n")
     told = document.errors([Finding(("b",), "second"), Finding(("a",), "first")])
     assert [line.partition("job.yaml:")[2] for line in told] == ["1: a: first", "4: the key 'b' occurs twice", "4: b: second"]
-
-
-def test_standard_input_is_a_file_named_dash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a: no")))
-    (document,) = read_documents("-")
-    assert (document.value, document.file) == ({"a": False}, "<stdin>")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
