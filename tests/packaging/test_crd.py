@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from ruamel.yaml import YAML
 from tests.support.builders import DATA, NAMESPACE, UID, load_yaml, make_job
 from tests.support.chart import ROOT
 
-from finetune_operator.api.crd import render
+from finetune_operator.api.crd import build_crd, render
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob, dump
 
@@ -81,8 +83,32 @@ def test_nothing_is_left_that_a_structural_schema_may_not_hold() -> None:
     assert [path for path, node in BELOW_ROOT if "properties" in node and "additionalProperties" in node] == []
 
 
-def test_the_crd_stays_far_below_the_limits_of_etcd() -> None:
+def test_only_the_yaml_of_llm_on_ray_has_parts_that_nobody_checks() -> None:
+    free = [path for path, node in BELOW_ROOT if "x-kubernetes-preserve-unknown-fields" in node]
+    assert free
+    assert [path for path in free if not path.startswith(".spec.config.")] == []
+
+
+def test_every_rule_has_words_of_its_own() -> None:
+    rules = [(path, rule) for path, node in BELOW_ROOT for rule in node.get("x-kubernetes-validations", ())]
+    assert [path for path, rule in rules if set(rule) != {"rule", "message"} or not 20 < len(rule["message"]) < 300] == []
+
+
+def test_all_of_the_spec_is_immutable_but_what_steers_a_running_job() -> None:
+    spec = crd_schema()["properties"]["spec"]
+    held = {match[1] for rule in spec["x-kubernetes-validations"] if (match := re.match(r"spec\.(\w+) is ", rule["message"]))}
+    assert set(spec["properties"]) - held == {
+        "provisioningTimeoutSeconds",
+        "activeDeadlineSeconds",
+        "stallTimeoutSeconds",
+        "clusterTTLSeconds",
+        "ttlSecondsAfterFinished",
+    }
+
+
+def test_the_crd_stays_far_below_the_limits_of_etcd_and_of_kubectl_apply() -> None:
     assert len(render()) < 100_000
+    assert len(json.dumps(build_crd())) < 262_144 / 2, "kubectl apply keeps the object in an annotation"
 
 
 @pytest.mark.parametrize("path", [*SAMPLES, *JOBS], ids=lambda path: path.stem)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_operator.api.docs import render_reasons, render_reference
 from finetune_operator.api.reasons import ENDED, WAITING, Reason
+from finetune_operator.api.schema import crd_schema
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +28,23 @@ def test_the_reference_is_the_rendered_one(page: str, rendered: Callable[[], str
 
 def test_every_reason_is_explained_once() -> None:
     assert sorted([*WAITING, *ENDED]) == sorted(Reason)
+
+
+def fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """(path of the object, field) of every field below a schema."""
+    for name, inner in schema.get("properties", {}).items():
+        yield path, name
+        mark = f"{path}.{name}"
+        while "items" in inner:
+            inner, mark = inner["items"], f"{mark}[]"  # noqa: PLW2901 - down to what the list holds
+        yield from fields(inner, mark)
+
+
+@pytest.mark.parametrize("part", ["spec", "status"])
+def test_every_field_has_a_row_under_the_heading_of_its_object(part: str) -> None:
+    chapters = dict(chapter.split("\n", 1) for chapter in render_reference().split("\n## ")[1:])
+    rows = {path: re.findall(r"^\| `(\w+)` \| .+ \| \w.+ \|$", text, re.MULTILINE) for path, text in chapters.items()}
+    assert [(path, name) for path, name in fields(crd_schema()["properties"][part], part) if name not in rows[path]] == []
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from finetune_operator.api.schema import crd_schema, violations
 
 Object = dict[str, Any]
 Key = tuple[str, str]
+"""(namespace, name); the namespace of nodes and other objects of the whole cluster is empty."""
 Listener = Callable[[str, str, Object], None]
 """(event type, plural, object)."""
 
@@ -85,7 +86,7 @@ class FakeKube:
 
     def put(self, plural: str, obj: Object) -> Object:
         """Create or replace an object, as another controller or a user does."""
-        key = obj["metadata"]["namespace"], obj["metadata"]["name"]
+        key = obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
         old = self.objects[plural].get(key)
         metadata = {"uid": old["metadata"]["uid"] if old else str(uuid.uuid4())} | obj["metadata"]
         new = copy.deepcopy(obj) | {"metadata": metadata | {"resourceVersion": str(next(self._versions))}}
@@ -127,7 +128,7 @@ class FakeKube:
             return self._list(plural, match["namespace"], seen.query)
         if seen.method == "POST":
             return self._create(plural, match["namespace"], seen)
-        key = match["namespace"], name
+        key = match["namespace"] or "", name
         if (old := self.objects[plural].get(key)) is None:
             return _refuse(404, "NotFound", f'{plural} "{name}" not found', name)
         if seen.method == "PATCH":

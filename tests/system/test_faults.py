@@ -48,8 +48,7 @@ async def test_a_spec_that_became_invalid_under_a_running_job_leaves_no_cluster_
     """As after an upgrade of the operator that took a value away."""
     await started(world)
     await run_training(world, raw_progress())
-    job = world.kube.objects["finetunejobs"][JOB]
-    world.kube.put("finetunejobs", job | {"spec": merge(job["spec"], INVALID)})
+    world.change_spec(**INVALID)
     await world.until(lambda: world.phase() == ("Failed", "InvalidSpec"), "it fails")
     await world.until(lambda: not world.kube.objects["rayclusters"], "its cluster is deleted", seconds=5)
 

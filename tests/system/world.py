@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio import client
-from tests.support.builders import DATA, KEYS, NAMESPACE, SETTINGS, load_yaml, raw_job
+from tests.support.builders import DATA, KEYS, NAMESPACE, SETTINGS, load_yaml, merge, raw_job
 from tests.support.fake_kube import FakeKube, Gate
 from tests.support.fake_ray import FakeRay, Head
 from tests.support.http_server import a_moment, running
@@ -27,6 +27,7 @@ from finetune_operator.clients.kube import KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
+from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
 JOB: Key = (NAMESPACE, "demo")
@@ -38,7 +39,7 @@ WORKER = load_yaml(DATA / "kuberay" / "worker_pod.yaml")
 class Operator:
     """One process of the operator: what it knows dies with it."""
 
-    def __init__(self, kube_url: str, ray_url: str, *, watching: bool = True) -> None:
+    def __init__(self, kube_url: str, ray_url: str, settings: Settings, *, watching: bool = True) -> None:
         self.kube = KubeClient(client.ApiClient(client.Configuration(host=kube_url)))
         self.session = aiohttp.ClientSession()
         self.cache = Cache()
@@ -48,7 +49,7 @@ class Operator:
         def dashboard(namespace: str, cluster: str, token: str) -> Dashboard:
             return Dashboard(f"{ray_url}/{namespace}/{cluster}", token)
 
-        self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, KEYS, SETTINGS, dashboard)
+        self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, KEYS, settings, dashboard)
         self.queue: WorkQueue[Key] = WorkQueue(self.reconciler.reconcile)
         self._memo = handlers.Memo(cache=self.cache, queue=self.queue)
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,6 +96,8 @@ class World:
         self.gate = Gate()
         self.kube = FakeKube(self.gate)
         self.ray = FakeRay(self.gate, self._token)
+        self.settings = SETTINGS
+        """Of the operator that is started next."""
         self.operator: Operator | None = None
         self.restarts = 0
         self._urls = ("", "")
@@ -116,7 +119,7 @@ class World:
                 await world.stop_operator()
 
     async def start_operator(self, *, watching: bool = True, working: bool = True) -> Operator:
-        self.operator = Operator(*self._urls, watching=watching)
+        self.operator = Operator(*self._urls, self.settings, watching=watching)
         await self.operator.start(working=working)
         return self.operator
 
@@ -125,8 +128,11 @@ class World:
         if operator is not None:
             await operator.stop()
 
-    async def until(self, condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> None:
-        """Poll until a condition holds. An operator that was cut off is replaced by a new one, as its pod would be."""
+    async def until(self, condition: Callable[[], Any], what: str, *, seconds: float = 30.0, nudge: bool = True) -> None:
+        """Poll until a condition holds. An operator that was cut off is replaced by a new one, as its pod would be.
+
+        Without nudges, what happens is the operator's own doing: its watch and its timers.
+        """
         deadline = monotonic() + seconds
         while not condition():
             assert monotonic() < deadline, f"not within {seconds} s: {what}; status {self.status()}"
@@ -137,7 +143,8 @@ class World:
                 await self.start_operator()
             if self.operator is not None:
                 assert self.operator.alive()
-                self.operator.nudge()
+                if nudge:
+                    self.operator.nudge()
             await a_moment()
 
     async def rounds(self, count: int) -> None:
@@ -162,12 +169,20 @@ class World:
     def status(self, key: Key = JOB) -> Object:
         return (self.kube.get("finetunejobs", key) or {}).get("status") or {}
 
+    def change_spec(self, key: Key = JOB, **spec: Any) -> None:
+        """The user changes a job."""
+        job = self.kube.objects["finetunejobs"][key]
+        self.kube.put("finetunejobs", job | {"spec": merge(job["spec"], spec)})
+
+    def condition(self, type_: str, key: Key = JOB) -> Object:
+        return next((item for item in self.status(key).get("conditions", ()) if item["type"] == type_), {})
+
     def phase(self, key: Key = JOB) -> tuple[str, str]:
         status = self.status(key)
         return status.get("phase", ""), status.get("reason", "")
 
     def submitted(self) -> bool:
-        return any(item["type"] == "Submitted" and item["status"] == "True" for item in self.status().get("conditions", ()))
+        return self.condition("Submitted").get("status") == "True"
 
     def made(self, plural: str) -> int:
         """Creates of a kind that took effect."""

@@ -25,7 +25,7 @@ from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Pha
 from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
 from finetune_operator.decide.lifecycle import poll_seconds
 from finetune_operator.observed import Missing, Observed, Pod, RayJob
-from finetune_operator.status import condition_is_true, progress_status
+from finetune_operator.status import condition_is_true, find_condition, progress_status
 
 STARTING = make_cluster(head_ready=False, workers_ready=0)
 SUBMITTED = begun(Phase.PROVISIONING, submitted=True)
@@ -311,6 +311,24 @@ def test_the_first_attempt_is_stored_with_its_names_before_anything_is_made() ->
     assert status["ray"]["submissionId"] == f"{UID}-a1"
     assert status["output"] == {"persistentVolumeClaim": "demo-1f0c3-output", "path": f"demo-{UID}"}
     assert condition_is_true(plan.status, ConditionType.VALIDATED)
+
+
+def test_keys_without_effect_are_named_when_the_job_is_accepted() -> None:
+    spec = {"config": {"General": {"gpt_base_model": None, "save_strategy": "epoch"}, "Training": {"optimizer": "adamw_hf"}}}
+    validated = find_condition(decide(make_job(spec=spec), Observed(), NOW).status, ConditionType.VALIDATED)
+    assert validated is not None
+    assert validated.message == (
+        "General.save_strategy: no effect in this release: no checkpoints are written, only the result; "
+        "Training.optimizer: adamw_hf is gone from current releases; AdamW takes its place"
+    )
+    obsolete = find_condition(decide(make_job(), Observed(), NOW).status, ConditionType.VALIDATED)
+    assert obsolete is not None
+    assert obsolete.message.startswith("General.gpt_base_model: obsolete and ignored: ")
+
+
+def test_nothing_is_said_of_a_job_whose_keys_all_have_an_effect() -> None:
+    accepted = decide(make_job("gpu_i915"), Observed(), NOW).status
+    assert [(item.status, item.reason, item.message) for item in accepted.conditions] == [("True", "Accepted", "")]
 
 
 def test_a_submission_that_ray_knows_is_stored_as_submitted_with_the_dashboard() -> None:

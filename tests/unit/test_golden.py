@@ -17,7 +17,12 @@ from finetune_operator.desired.submission import build_config_map, build_submiss
 from finetune_trainer.config import TrainerConfig
 
 JOBS = sorted(path.stem for path in (DATA / "jobs").glob("*.yaml"))
-GPU_JOBS = {"gpu_i915": ("gpu.intel.com/i915", "1"), "gpu_xe_fsdp": ("gpu.intel.com/xe", "2"), "nvidia": ("nvidia.com/gpu", "1")}
+GPU_JOBS = {
+    "everything": ("gpu.intel.com/xe", "2"),
+    "gpu_i915": ("gpu.intel.com/i915", "1"),
+    "gpu_xe_fsdp": ("gpu.intel.com/xe", "2"),
+    "nvidia": ("nvidia.com/gpu", "1"),
+}
 
 
 def build_all(name: str) -> dict[str, Any]:
@@ -156,3 +161,11 @@ def test_an_attempt_has_a_cluster_and_a_submission_of_its_own() -> None:
 def test_words_of_the_user_never_reach_the_command_line(word: str) -> None:
     spec = {"config": {"General": {"base_model": word, "output_dir": word}, "Dataset": {"train_file": word}}}
     assert build_submission(make_job(spec=spec), 1) == build_submission(make_job(), 1)
+
+
+@pytest.mark.parametrize(("cpus", "wanted"), [(0.0001, "1m"), (0.5, "500m"), (1, "1000m"), (1.25, "1250m")])
+def test_a_worker_requests_its_cpus_and_never_none(cpus: float, wanted: str) -> None:
+    job = make_job(spec={"config": {"Training": {"resources_per_worker": {"CPU": cpus}}}})
+    (group,) = build_ray_cluster(job, 1, SETTINGS, "key")["spec"]["workerGroupSpecs"]
+    assert group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == wanted
+    assert int(group["rayStartParams"]["num-cpus"]) >= cpus

@@ -13,7 +13,7 @@ from tests.support.builders import NAMESPACE, make_job, raw_job
 from tests.support.fake_kube import FakeKube
 from tests.support.http_server import Canned, running
 
-from finetune_operator.clients.kube import CLAIMS, FINETUNE_JOBS, RAY_CLUSTERS, SECRETS, KubeClient
+from finetune_operator.clients.kube import CLAIMS, FINETUNE_JOBS, NODES, PRIORITY_CLASSES, RAY_CLUSTERS, SECRETS, KubeClient
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError
 
 Call = Callable[[KubeClient], Any]
@@ -173,6 +173,18 @@ async def test_the_service_accounts_token_is_sent() -> None:
     async with connected(server, token="abc") as kube:
         await kube.get(SECRETS, NAMESPACE, "s")
     assert server.seen[0].headers["Authorization"] == "Bearer abc"
+
+
+async def test_objects_of_the_whole_cluster_have_no_namespace_in_their_path() -> None:
+    server = FakeKube()
+    server.put("nodes", {"metadata": {"name": "n"}})
+    server.put("priorityclasses", {"metadata": {"name": "high"}})
+    async with connected(server) as kube:
+        assert [raw["metadata"]["name"] for raw in await kube.list(NODES)] == ["n"]
+        assert (await kube.get(PRIORITY_CLASSES, "", "high") or {})["metadata"]["name"] == "high"
+        assert await kube.get(PRIORITY_CLASSES, "", "low") is None
+    paths = [seen.path for seen in server.requests]
+    assert paths[:2] == ["/api/v1/nodes", "/apis/scheduling.k8s.io/v1/priorityclasses/high"]
 
 
 async def test_a_list_reads_all_pages_and_only_what_is_labelled() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from tests.support.builders import SETTINGS, make_job
+from tests.support.http_server import a_moment
 
 from finetune_operator.api.v1alpha1 import Reason
 from finetune_operator.clients.kube import Kind
@@ -34,6 +36,7 @@ class Kube:
 
     async def list(self, kind: Kind) -> list[Object]:
         self.asked.append(kind.plural)
+        await a_moment()
         if error := self.refuses.get(kind.plural):
             raise error
         return self.nodes
@@ -116,6 +119,25 @@ async def test_many_waiting_jobs_make_one_list_of_nodes_in_a_while() -> None:
     assert await looks.missing(make_job("gpu_i915")) == ()
 
 
+async def test_jobs_that_come_at_once_share_one_list_of_nodes() -> None:
+    kube = Kube()
+    kube.nodes = [node(i915="1")]
+    looks = preflight(kube)
+    assert set(await asyncio.gather(*(looks.missing(make_job("gpu_i915")) for _ in range(20)))) == {()}
+    assert kube.asked == ["nodes"]
+
+
+async def test_a_list_of_nodes_that_got_no_answer_is_asked_for_again() -> None:
+    kube = Kube()
+    looks = preflight(kube)
+    kube.refuses = {"nodes": KubeUnavailableError(503, "overloaded")}
+    with pytest.raises(KubeUnavailableError):
+        await looks.missing(make_job("gpu_i915"))
+    kube.refuses.clear()
+    kube.nodes = [node()]
+    assert await looks.missing(make_job("gpu_i915"))
+
+
 async def test_a_job_on_cpus_looks_at_no_node() -> None:
     kube = Kube()
     await preflight(kube).missing(make_job())
@@ -144,6 +166,17 @@ async def test_what_may_not_be_looked_at_is_taken_to_be_there() -> None:
 
 async def test_an_api_server_that_does_not_answer_is_no_verdict() -> None:
     kube = Kube()
-    kube.refuses = {"nodes": KubeUnavailableError(503, "overloaded")}
+    kube.refuses = {"priorityclasses": KubeUnavailableError(503, "overloaded")}
     with pytest.raises(KubeUnavailableError):
+        await preflight(kube).missing(make_job(spec={"workers": {"priorityClassName": "high"}}))
+
+
+async def test_a_refusal_of_another_kind_is_no_verdict_either() -> None:
+    kube = Kube()
+    kube.refuses = {"nodes": KubeError(400, "bad request")}
+    with pytest.raises(KubeError, match="bad request"):
         await preflight(kube).missing(make_job("gpu_i915"))
+
+
+async def test_a_cluster_that_has_no_node_yet_may_get_some() -> None:
+    assert await preflight(Kube()).missing(make_job("gpu_i915")) == ()

@@ -92,13 +92,30 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "cpu:1")
     monkeypatch.setenv("FINETUNE_DASHBOARD_ROUTE", "proxy")
     monkeypatch.setenv("FINETUNE_WORKERS", "3")
+    monkeypatch.setenv("FINETUNE_CHECK_NODES", "false")
     settings = Settings()
     assert (settings.trainer_image, settings.dashboard_route, settings.workers) == ("cpu:1", "proxy", 3)
+    assert settings.check_nodes is False
+
+
+def test_without_a_word_nodes_are_looked_at_and_remote_code_is_not_allowed() -> None:
+    settings = Settings()
+    assert settings.check_nodes is True
+    assert not settings.policy.remote_code_allowed("team")
+    assert settings.policy.image_prefixes("team") == ()
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("IMAGE_PULL_POLICY", "Sometimes"), ("DASHBOARD_ROUTE", "pigeon"), ("WORKERS", "0"), ("METRICS_PORT", "many")],
+    [
+        ("IMAGE_PULL_POLICY", "Sometimes"),
+        ("DASHBOARD_ROUTE", "pigeon"),
+        ("WORKERS", "0"),
+        ("METRICS_PORT", "many"),
+        ("CHECK_NODES", "perhaps"),
+        ("POLICY", '{"allowRemoteCode": "perhaps"}'),
+        ("POLICY", '{"namespaces": ["team"]}'),
+    ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"FINETUNE_{name}", value)
