@@ -81,9 +81,9 @@ def test_unknown_and_obsolete_keys(command: Command) -> None:
 
 
 def test_a_key_without_effect_is_named_when_it_asks_for_something(command: Command) -> None:
-    command.change("General", save_strategy="steps", report_to="none")
+    command.change("General", report_to="none").change("Dataset", padding=False)
     outcome = command.run()
-    assert "General.save_strategy: no effect in this release: no checkpoints are written" in outcome.err
+    assert "Dataset.padding: no effect in this release: the rows of a batch are always padded" in outcome.err
     assert "report_to" not in outcome.err
 
 

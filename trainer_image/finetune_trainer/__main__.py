@@ -10,12 +10,12 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from finetune_trainer import console, launch, manifest
+from finetune_trainer import checkpoint, console, launch, manifest, stop
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, TrainingFailed, explain, output_error
 from finetune_trainer.mirror import Mirror
-from finetune_trainer.progress import PROGRESS_FILE, Failure, Output, Progress, read_progress, write_progress
+from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
 from finetune_trainer.rows import read_rows
-from finetune_trainer.run import LOGS, Run
+from finetune_trainer.run import LOGS, Run, Saving
 from finetune_trainer.tracker import METRICS_FILE, now
 from finetune_trainer.yaml_file import load_config
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INTERRUPTED = 128 + signal.SIGINT
+
+CLUSTER_WORKER_FAILURES = 3
+"""How often a cluster's workers are started anew, unless the command line says."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,7 +51,24 @@ def parser() -> Parser:
     option("--run_name", metavar="NAME", help="name of the run, the same for each attempt at it: a complete result "
            "of this name is kept, and the command ends at once")  # fmt: skip
     option("--attempt", metavar="N", type=int, default=1, help="which attempt at the run this is (default: 1)")
+    option("--checkpoint_every_steps", metavar="N", type=_count, help="write a checkpoint every N optimizer steps, 0: none "
+           "(default: as General.save_strategy says)")  # fmt: skip
+    option("--checkpoint_keep", metavar="K", type=_positive, default=2, help="how many checkpoints stay, the newest ones "
+           "(default: 2)")  # fmt: skip
+    option("--max_worker_failures", metavar="N", type=_count, help="how often lost workers are started anew, from the newest "
+           "checkpoint (default: 3 in a Ray cluster, else 0)")  # fmt: skip
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _positive(text: str) -> int:
+    return _count(text) or _count("-1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,8 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_name=options.run_name,
         attempt=options.attempt,
         working_dir=here,
+        saving=Saving.choose(loaded.config.general.save_strategy, options.checkpoint_every_steps, options.checkpoint_keep),
+        max_worker_failures=_worker_failures(options.max_worker_failures),
     )
     return execute(run)
+
+
+def _worker_failures(asked: int | None) -> int:
+    """On a laptop a lost worker is for its user to look at; in a cluster nodes come and go."""
+    return asked if asked is not None else CLUSTER_WORKER_FAILURES if launch.addresses_cluster() else 0
 
 
 def execute(run: Run) -> int:
@@ -93,15 +120,39 @@ def execute(run: Run) -> int:
             if _already_finished(run):
                 return 0
             _prepare(run)
-            _check_data(run)
-            threads.enter_context(console.Console(run))
-            launch.launch(run)
+            with stop.on_signal(run.logs):
+                _check_inputs(run)
+                threads.enter_context(console.Console(run))
+                launch.launch(run)
+        except stop.StoppedEarly:
+            _write_stopped(run)
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:  # noqa: BLE001 - the last line of defence: every failure is recorded and explained
             return _fail(run, error)
+    progress = _last_progress(run.logs / PROGRESS_FILE)
+    if progress is not None and progress.state == "stopped":
+        _say_stopped(run, progress.checkpoint)
+        return stop.STOPPED_EXIT_CODE
     console.say(f"finished: {run.output_dir}")
     return 0
+
+
+def _write_stopped(run: Run) -> None:
+    changes = {"state": "stopped", "eta_seconds": None, "last_report_time": now()}
+    path = run.logs / PROGRESS_FILE
+    with suppress(OSError):
+        last = _last_progress(path) or Progress(attempt=run.attempt, last_report_time=now())
+        write_progress(path, last.model_copy(update=changes))
+
+
+def _say_stopped(run: Run, reached: Checkpoint | None) -> None:
+    if reached is None:
+        console.say("stopped before the first step")
+    elif run.run_name:
+        console.say(f"stopped at step {reached.step}; the same command goes on from there")
+    else:
+        console.say(f"stopped at step {reached.step}; to go on, set General.resume_from_checkpoint: {reached.path}")
 
 
 def _already_finished(run: Run) -> bool:
@@ -109,6 +160,8 @@ def _already_finished(run: Run) -> bool:
     output = manifest.find_result(run.output_dir, run.run_name) if run.run_name else None
     if output is None:
         return False
+    if not run.saving.after_export:
+        checkpoint.prune(run.checkpoints, run.checkpoint_owner, keep=0)
     _write_finished(run, output)
     console.say(f"finished in an earlier attempt: {run.output_dir}")
     return True
@@ -123,22 +176,29 @@ def _write_finished(run: Run, output: Output) -> None:
 
 
 def _prepare(run: Run) -> None:
-    """Make the output folder, clear it of an older result, and say that the run is starting."""
+    """Make the output folder, clear it of an older result, and say that the run is starting. Checkpoints stay."""
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
-        (run.logs / METRICS_FILE).unlink(missing_ok=True)
+        stop.clear(run.logs)
+        if run.run_name is None:
+            (run.logs / METRICS_FILE).unlink(missing_ok=True)
         manifest.remove_result(run.output_dir)
         write_progress(run.logs / PROGRESS_FILE, Progress(attempt=run.attempt, last_report_time=now()))
     except OSError as error:
         raise output_error(run.output_dir, error) from error
 
 
-def _check_data(run: Run) -> None:
-    """Refuse broken rows before anything heavy starts."""
+def _check_inputs(run: Run) -> None:
+    """Refuse broken rows, and a checkpoint that is none, before anything heavy starts."""
     dataset = run.config.dataset
     read_rows(run.train_file, dataset.train_file)
     if run.validation_file is not None:
         read_rows(run.validation_file, dataset.validation_file or "")
+    if run.given_checkpoint is not None:
+        try:
+            checkpoint.read_marker(run.given_checkpoint)
+        except checkpoint.Unusable as reason:
+            raise checkpoint.refuse(run.given_checkpoint, reason) from None
 
 
 def _fail(run: Run, error: Exception) -> int:

@@ -64,6 +64,7 @@ class Step:
     """Passes over the rows once this step is done."""
     micro: tuple[tuple[NDArray[np.int64], ...], ...]
     """For each micro-batch, for each rank: numbers of its rows."""
+    ends_epoch: bool = False
 
 
 def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -83,19 +84,26 @@ def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
     return training.max_train_steps or training.epochs * math.ceil(micro / training.gradient_accumulation_steps)
 
 
-def plan_steps(lengths: NDArray[np.int64], workers: int, config: TrainerConfig) -> Iterator[Step]:
-    """Steps without end: epoch after epoch, each with every row once."""
+def plan_steps(lengths: NDArray[np.int64], workers: int, config: TrainerConfig, done: int = 0) -> Iterator[Step]:
+    """Steps without end: epoch after epoch, each with every row once.
+
+    Args:
+        lengths: tokens of each row.
+        workers: ranks that share a step.
+        config: sizes, order and seed.
+        done: steps that are left out at the beginning, since a checkpoint holds them.
+    """
     training, dataset = config.training, config.dataset
     size, accumulate = training.batch_size * workers, training.gradient_accumulation_steps
-    epoch = 0
+    epoch, taken_before = divmod(done, math.ceil(math.ceil(len(lengths) / size) / accumulate))
     while True:
         rng = np.random.default_rng((training.seed, epoch)) if dataset.shuffle else None
         batches = _epoch(lengths, size, rng, by_length=dataset.group)
-        for start in range(0, len(batches), accumulate):
-            taken = batches[start : start + accumulate]
-            done = epoch + min(start + accumulate, len(batches)) / len(batches)
-            yield Step(done, tuple(deal(batch, lengths, workers) for batch in taken))
-        epoch += 1
+        for start in range(taken_before * accumulate, len(batches), accumulate):
+            end = min(start + accumulate, len(batches))
+            micro = tuple(deal(batch, lengths, workers) for batch in batches[start:end])
+            yield Step(epoch + end / len(batches), micro, ends_epoch=end == len(batches))
+        epoch, taken_before = epoch + 1, 0
 
 
 def _epoch(lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None, *, by_length: bool) -> list[NDArray[np.int64]]:

@@ -61,8 +61,6 @@ CREDENTIAL_MESSAGE = (
 
 INACTIVE_KEYS: dict[str, str] = {
     "General.report_to": "TensorBoard is not written; logs/metrics.jsonl has the curves",
-    "General.resume_from_checkpoint": "a run cannot be resumed",
-    "General.save_strategy": "no checkpoints are written, only the result",
     "Dataset.block_size": "rows are not packed into blocks",
     "Dataset.padding": "the rows of a batch are always padded to the longest",
     "Dataset.preprocessing_num_workers": "one process tokenises",
@@ -166,13 +164,15 @@ class General(Section):
     report_to: Annotated[Literal["none", "tensorboard"], BeforeValidator(_lower)] = "none"
     """Where metrics go besides the progress file: none or tensorboard. No effect in this release."""
     resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """A checkpoint folder of this trainer to go on from. No effect in this release."""
+    """A checkpoint of this trainer (a folder checkpoints/step-N) to go on from: exactly, if configuration, rows and
+    workers are the same; else weights and optimizer only. A run goes on from its own checkpoints by itself."""
     save_strategy: Annotated[
         Literal["no", "epoch", "steps"],
         BeforeValidator(_yaml_no),
         _choice("no", "epoch", "steps", False, type_=None),
     ] = "no"
-    """When to write checkpoints: no, epoch or steps. No effect in this release."""
+    """When to write checkpoints: no, epoch (at the end of each) or steps (every 100); epoch and steps also keep them
+    beside the finished result."""
     config: HubConfig = HubConfig()
     """How the base model is loaded."""
     lora_config: LoraConfig | None = None

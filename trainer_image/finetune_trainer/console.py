@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -78,7 +79,8 @@ class Console:
         self._stream = stream or sys.stdout
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
-        self._offset = 0
+        self._offset = self._metrics.stat().st_size if self._metrics.exists() else 0
+        """Up to where the metrics are on the screen, or were on that of an earlier attempt."""
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -99,6 +101,8 @@ class Console:
 
     def _print_lines(self) -> None:
         with suppress(OSError), self._metrics.open("rb") as file:
+            # It is shorter when a restart has taken back the steps after its checkpoint.
+            self._offset = min(self._offset, file.seek(0, os.SEEK_END))
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):

@@ -5,6 +5,7 @@ Without Ray there is one worker and no process group: every collective is the id
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import nn
 
 from finetune_trainer import devices
 from finetune_trainer.progress import World
+from finetune_trainer.run import RESTARTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +41,8 @@ class Worker:
     size: int = 1
     local_size: int = 1
     """Workers on this host."""
+    restarts: int = 0
+    """How many groups of this run came to grief before this one."""
 
     @property
     def is_first(self) -> bool:
@@ -72,7 +76,7 @@ def join(training: Training) -> Worker:
     rank, size = context.get_world_rank(), context.get_world_size()
     backend = devices.GROUP_BACKENDS[device.type]
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
-    return Worker(device, rank, size, context.get_local_world_size())
+    return Worker(device, rank, size, context.get_local_world_size(), int(os.environ.get(RESTARTS, "0")))
 
 
 def leave() -> None:
@@ -110,13 +114,31 @@ def from_first(worker: Worker, make: Callable[[], Made]) -> Made:
     return value
 
 
-def sum_over_ranks(value: float) -> float:
-    """Sum a number over all ranks. A collective."""
+def on_each(worker: Worker, make: Callable[[], Made]) -> list[Made]:
+    """Let each rank make a value and give all of them to all, by rank. An error of any is raised by all. A collective."""
+    mine: tuple[Any, Exception | None]
+    try:
+        mine = (make(), None)
+    except Exception as error:  # noqa: BLE001 - as above
+        mine = (None, error)
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * worker.size
+        dist.all_gather_object(everyone, mine)
+    failure = next((raised for _, raised in everyone if raised is not None), None)
+    if failure is not None:
+        raise failure
+    return [value for value, _ in everyone]
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Sum numbers over all ranks, each by itself. A collective."""
     if not dist.is_initialized():
-        return value
-    total = torch.tensor(value, dtype=torch.float64)
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
-    return float(total)
+    summed: list[float] = total.tolist()
+    return summed
 
 
 def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:

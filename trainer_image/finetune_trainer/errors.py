@@ -35,6 +35,8 @@ class TrainerError(Exception):
 
     reason: ClassVar[FailureReason] = "TrainingFailed"
     exit_code: ClassVar[int] = 10
+    may_pass: ClassVar[bool] = False
+    """Whether the same run may succeed when its workers are started anew."""
 
 
 class ConfigError(TrainerError):
@@ -101,12 +103,15 @@ class OutputVolumeFull(OutputNotWritable):
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
     """A failure that has no better name."""
 
+    may_pass = True
+
 
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status
     """The memory of the host or of the device is exhausted."""
 
     reason = "OutOfMemory"
     exit_code = 11
+    may_pass = True
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import manifest
+from finetune_trainer import checkpoint, manifest
 from finetune_trainer.errors import output_error
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
 
 
 def export(run: Run, trained: Trained, result: Result) -> Output:
-    """Write all files of the result into the output folder, and declare it complete.
+    """Write all files of the result into the output folder, and declare it complete. It takes the checkpoints' place.
 
     Args:
         run: where to, and the names that the result carries.
@@ -61,28 +61,35 @@ def export(run: Run, trained: Trained, result: Result) -> Output:
         OutputVolumeFull: no space left.
         OutputNotWritable: the folder refuses to be written.
     """
-    scratch = run.output_dir / SCRATCH
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        base_model = run.config.general.base_model
-        adapted = hasattr(trained.model, "peft_config")
-        if adapted:
-            _save_adapter(trained, base_model, scratch)
-        else:
-            _save_model(trained, scratch)
-        trained.tokenizer.save_pretrained(scratch)
-        (scratch / "README.md").write_text(model_card(run, result), encoding="utf-8")
-        files = _move(scratch, run.output_dir)
-        about = manifest.Manifest(
-            format="peft-adapter" if adapted else "full-model",
-            base_model=base_model,
-            run_name=run.run_name,
-            attempt=run.attempt,
-        )
-        return manifest.write_manifest(run.output_dir, files, about)
+        output = _write(run, trained, result)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
+    if not run.saving.after_export:
+        checkpoint.prune(run.checkpoints, run.checkpoint_owner, keep=0)
+    return output
+
+
+def _write(run: Run, trained: Trained, result: Result) -> Output:
+    scratch = run.output_dir / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    base_model = run.config.general.base_model
+    adapted = hasattr(trained.model, "peft_config")
+    if adapted:
+        _save_adapter(trained, base_model, scratch)
+    else:
+        _save_model(trained, scratch)
+    trained.tokenizer.save_pretrained(scratch)
+    (scratch / "README.md").write_text(model_card(run, result), encoding="utf-8")
+    files = _move(scratch, run.output_dir)
+    about = manifest.Manifest(
+        format="peft-adapter" if adapted else "full-model",
+        base_model=base_model,
+        run_name=run.run_name,
+        attempt=run.attempt,
+    )
+    return manifest.write_manifest(run.output_dir, files, about)
 
 
 def _save_adapter(trained: Trained, base_model: str, folder: Path) -> None:

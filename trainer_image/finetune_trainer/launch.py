@@ -10,12 +10,13 @@ import logging
 import math
 import os
 import shutil
-import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from finetune_trainer import stop
 from finetune_trainer.errors import TrainerError, TrainingFailed, explain
+from finetune_trainer.run import RESTARTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,10 +81,9 @@ def _train_with_ray(run: Run) -> None:
     with _ray(run):
         from ray.train import TrainingFailedError
         from ray.train.v2.api.config import FailureConfig, RunConfig
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        storage = run.output_dir / RAY_STORAGE
-        trainer = DataParallelTrainer(
+        storage, failures = run.output_dir / RAY_STORAGE, run.max_worker_failures
+        trainer = _trainer_class()(
             train_on_worker,
             train_loop_config={"run": run},
             backend_config=_meeting_point(),
@@ -91,8 +91,9 @@ def _train_with_ray(run: Run) -> None:
             run_config=RunConfig(
                 name=run.run_name,
                 storage_path=str(storage),
-                # The operator decides about another attempt, with what it knows of the failure.
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                # What is left when Ray Train gives up, the operator decides about, with what it knows of the failure.
+                failure_config=FailureConfig(max_failures=failures, max_preemption_failures=failures),
+                callbacks=[_final_errors(run)],
                 worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )
@@ -122,17 +123,39 @@ def _ray(run: Run) -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
         }
+    handlers = stop.handlers()
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-    # Without Ray, SIGTERM ends the process at once. Ray needs an orderly end, which its own handler gives a bad code.
-    signal.signal(signal.SIGTERM, _terminate)
+    stop.restore(handlers)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _terminate(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - Python's signature
-    raise SystemExit(128 + number)
+def _trainer_class() -> Any:
+    """Ray Train's trainer without its own answer to Ctrl-C, which is to throw the run away."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    class Trainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
+        def _register_sigint_handler(self, *args: Any) -> None:
+            pass
+
+    return Trainer
+
+
+def _final_errors(run: Run) -> Any:
+    """A callback for Ray Train's controller: an error that will come again ends the run, whatever max_failures says."""
+    from ray.train.v2.api.callback import UserCallback
+
+    class FinalErrors(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's
+            for error in worker_exceptions.values():
+                known = explain(error, run.output_dir)
+                if known is not None and not known.may_pass:
+                    # Ray Train retries failures of workers, and no others.
+                    raise known
+
+    return FinalErrors()
 
 
 def _scaling(run: Run) -> Any:
@@ -149,14 +172,18 @@ def _scaling(run: Run) -> Any:
 
 
 def _meeting_point() -> Any:
-    """A backend for Ray Train that tells all workers where rank 0 listens."""
+    """A backend for Ray Train that tells all workers where rank 0 listens, and how many groups there were before."""
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
-    class Meeting(Backend):  # type: ignore[misc]  # Ray has no types
+    class Meeting(Backend):  # type: ignore[misc]
+        restarts = -1
+
         def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002 - Ray's signature
             address, port = worker_group.execute_single(0, get_address_and_port)
-            worker_group.execute(set_environment, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+            self.restarts += 1
+            variables = {"MASTER_ADDR": address, "MASTER_PORT": str(port), RESTARTS: str(self.restarts)}
+            worker_group.execute(set_environment, variables)
 
     @dataclass
     class MeetingConfig(BackendConfig):  # type: ignore[misc]
@@ -183,16 +210,19 @@ def train_on_worker(config: dict[str, Any]) -> None:
         worker = distributed.join(run.config.training)
         loop.train(run, worker, report=train.report)
     except Exception as error:
+        # The group is not left: else the other ranks would fail by that, and Ray Train might hear of them first.
         known = explain(error, run.output_dir)
         if known is None or known is error:
             raise
         raise known from error
-    finally:
-        distributed.leave()
+    distributed.leave()
 
 
 def worker_error(error: Any, run: Run) -> TrainerError:
     """Find the worker's own error in what Ray Train makes of it."""
+    final = explain(getattr(error, "controller_failure", error), run.output_dir)
+    if final is not None:
+        return final
     failures = getattr(error, "worker_failures", None) or {}
     causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
     for cause in causes:

@@ -5,29 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import random
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from finetune_trainer import batches, cpu, devices, distributed, export, model, prompts
-from finetune_trainer.errors import ConfigError, LossNotFinite
-from finetune_trainer.loss import SupervisedLoss
+from finetune_trainer import batches, cpu, devices, distributed, export, model, stop
+from finetune_trainer.engine import Engine, build_engine, load_data, make_batch
+from finetune_trainer.errors import LossNotFinite
 from finetune_trainer.progress import Result
-from finetune_trainer.rows import read_rows
+from finetune_trainer.resume import Keeper
 from finetune_trainer.tracker import StepDone, Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
-
-    from numpy.typing import NDArray
 
     from finetune_trainer.distributed import Worker
-    from finetune_trainer.prompts import Examples
+    from finetune_trainer.resume import Start
     from finetune_trainer.run import Run
+    from finetune_trainer.state import Sums
 
     Report = Callable[[dict[str, Any]], None]
 
@@ -35,38 +32,6 @@ log = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm: the default of the HF Trainer, so of llm-on-ray."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Tokenised rows, to train on and to evaluate on."""
-
-    train: Examples
-    train_rows: NDArray[np.int64]
-    """Numbers of the rows in `train` that are trained on."""
-    held: Examples
-    held_rows: NDArray[np.int64]
-    """Numbers of the rows in `held` that are evaluated."""
-    pad: int
-
-
-@dataclass
-class Engine:
-    """What a step needs, apart from its rows."""
-
-    run: Run
-    worker: Worker
-    data: Data
-    causal: Any
-    """The model, adapted or not."""
-    loss: torch.nn.Module
-    """SupervisedLoss in its DDP or FSDP wrapping."""
-    autocast: Callable[[], AbstractContextManager[Any]]
-    scaler: torch.amp.GradScaler
-    optimizer: torch.optim.Optimizer = field(init=False)
-    schedule: Any = field(init=False)
-    weights: list[torch.nn.Parameter] = field(init=False)
-    """Those that learn."""
 
 
 def train(run: Run, worker: Worker, report: Report | None = None) -> None:
@@ -86,10 +51,15 @@ def train(run: Run, worker: Worker, report: Report | None = None) -> None:
     data = distributed.from_first(worker, lambda: load_data(run, tokenizer))
     engine = build_engine(run, worker, data, dtype)
 
-    total = batches.total_steps(len(data.train_rows), worker.size, run.config)
+    keeper = Keeper(engine)
+    start = keeper.restore()
     tracker = Tracker(run, writes=worker.is_first)
-    tracker.start(distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch.")), total)
-    result = train_steps(engine, total, tracker, report)
+    world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
+    tracker.start(world, engine.total_steps, start.checkpoint, worker.restarts)
+    result = train_steps(engine, Watch(tracker, keeper, report), start)
+    if result is None:
+        tracker.stop()
+        return
 
     result = evaluate(engine, result)
     tracker.export(result)
@@ -97,11 +67,29 @@ def train(run: Run, worker: Worker, report: Report | None = None) -> None:
     tracker.finish(distributed.from_first(worker, lambda: export.export(run, trained, result)))
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What looks on while the loop runs."""
+
+    tracker: Tracker
+    keeper: Keeper
+    report: Report | None
+
+    def save(self, step: int, sums: Sums) -> None:
+        """Write a checkpoint. A collective."""
+        self.tracker.save(lambda: self.keeper.save(step, sums))
+
+
 def seed_everything(seed: int) -> None:
-    """Make the first weights of adapters and dropout repeatable."""
+    """Make what is random from here on repeatable: the first weights of adapters, and dropout."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - model code of others may use the global generator
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - model code of others may use the global generator
     torch.manual_seed(seed)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make a step's randomness depend on nothing that came before, so that a checkpoint need not hold it."""
+    seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 def choose_dtype(run: Run, worker: Worker) -> torch.dtype:
@@ -118,109 +106,41 @@ def choose_dtype(run: Run, worker: Worker) -> torch.dtype:
     return dtype
 
 
-def load_data(run: Run, tokenizer: Any) -> Data:
-    """Read and tokenise the rows."""
-    config = run.config
-    name = config.dataset.train_file
-    train = prompts.encode_rows(read_rows(run.train_file, name), tokenizer, config.dataset, name)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if run.validation_file is None:
-        percentage = config.dataset.validation_split_percentage
-        train_rows, held_rows = batches.split_rows(len(train), percentage, config.training.seed)
-        return Data(train, train_rows, train, held_rows, pad)
-    name = config.dataset.validation_file or ""
-    held = prompts.encode_rows(read_rows(run.validation_file, name), tokenizer, config.dataset, name)
-    return Data(train, np.arange(len(train)), held, np.arange(len(held)), pad)
-
-
-def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> Engine:
-    """Load the model, spread it over the workers, and make optimizer and schedule."""
-    training = run.config.training
-    causal = model.load_model(run, dtype, worker.device)
-    check_fit(causal, data)
-    sharded = training.strategy == "FSDP" and worker.size > 1
-
-    def autocast() -> AbstractContextManager[Any]:
-        # FSDP lowers the weights itself.
-        if dtype == torch.float32 or sharded:
-            return nullcontext()
-        return torch.autocast(worker.device.type, dtype=dtype)
-
-    loss = distributed.distribute(SupervisedLoss(causal), worker, training.strategy, dtype)
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
-    engine = Engine(run, worker, data, causal, loss, autocast, scaler)
-    engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
-    engine.optimizer = make_optimizer(run, engine.weights)
-    engine.schedule = make_schedule(run, engine)
-    return engine
-
-
-def check_fit(causal: Any, data: Data) -> None:
-    """Refuse rows that the model has no position or no embedding for.
-
-    Raises:
-        ConfigError: the configuration does not fit the model.
-    """
-    limit, longest = model.longest_input(causal), int(max(data.train.lengths.max(), data.held.lengths.max()))
-    if limit is not None and longest > limit:
-        raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
-    vocabulary = causal.get_input_embeddings().weight.shape[0]
-    highest = int(max(data.train.tokens.max(), data.held.tokens.max(), data.pad))
-    if highest >= vocabulary:
-        raise ConfigError([f"General.tokenizer_name: the tokenizer gives token {highest}, the model knows {vocabulary}"])
-
-
-def make_optimizer(run: Run, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of torch with this name."""
-    training = run.config.training
-    kind: type[torch.optim.Optimizer] = getattr(torch.optim, training.torch_optimizer)
-    options: dict[str, Any] = {"lr": training.learning_rate}
-    if training.torch_optimizer != "Rprop":  # it has no weight decay
-        options["weight_decay"] = training.weight_decay
-    return kind(weights, **options)
-
-
-def make_schedule(run: Run, engine: Engine) -> Any:
-    """The learning-rate schedule of transformers with this name, without warm-up as in llm-on-ray."""
-    from transformers import get_scheduler
-
-    total = batches.total_steps(len(engine.data.train_rows), engine.worker.size, run.config)
-    name = run.config.training.lr_scheduler
-    return get_scheduler(name, engine.optimizer, num_warmup_steps=0, num_training_steps=total)
-
-
-def train_steps(engine: Engine, total: int, tracker: Tracker, report: Report | None) -> Result:
-    """Take all optimizer steps.
+def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
+    """Take all optimizer steps that are left; None: the run was asked to stop, and the last step is in a checkpoint.
 
     Raises:
         LossNotFinite: the loss became NaN or infinite.
+        OutputVolumeFull: no space left for a checkpoint.
     """
-    data, worker, every = engine.data, engine.worker, engine.run.config.training.logging_steps
+    run, data, worker, total = engine.run, engine.data, engine.worker, engine.total_steps
     lengths, supervised = data.train.lengths[data.train_rows], data.train.supervised[data.train_rows]
-    plan = batches.plan_steps(lengths, worker.size, engine.run.config)
-    first = mean = float("nan")
-    window_loss, window_tokens = 0.0, 0
-    for number, step in zip(range(1, total + 1), plan, strict=False):
+    plan = batches.plan_steps(lengths, worker.size, run.config, start.step)
+    sums = start.sums
+    for number, step in zip(range(start.step + 1, total + 1), plan, strict=False):
+        seed_step(run.config.training.seed, number, worker.rank)
         rows = np.concatenate([part for micro in step.micro for part in micro])
         tokens = int(supervised[rows].sum())
         rate = engine.schedule.get_last_lr()[0]
-        summed = take_step(engine, step, tokens)
+        summed, stops = take_step(engine, step, tokens)
         if not math.isfinite(summed):
             raise LossNotFinite(f"the loss is {summed} at step {number} of {total}; "
                                 "try a lower Training.learning_rate, or mixed_precision: no")  # fmt: skip
-        window_loss, window_tokens = window_loss + summed, window_tokens + tokens
-        logs = number % every == 0 or number in (1, total)
-        mean = window_loss / max(window_tokens, 1)
-        first = mean if number == 1 else first
-        tracker.step(StepDone(number, step.epoch, mean, rate, int(lengths[rows].sum())), logs=logs)
+        mean = sums.add(summed, tokens)
+        logs = number % run.config.training.logging_steps == 0 or number in (1, total)
+        watch.tracker.step(StepDone(number, step.epoch, mean, rate, int(lengths[rows].sum())), logs=logs)
         if logs:
-            window_loss, window_tokens = 0.0, 0
-            if report is not None:
-                report({"step": number, "epoch": step.epoch, "loss": mean, "learning_rate": rate})
-    return Result(train_loss=mean, first_loss=first)
+            sums.clear()
+            if watch.report is not None:
+                watch.report({"step": number, "epoch": step.epoch, "loss": mean, "learning_rate": rate})
+        if stops or run.saving.is_due(number, ends_epoch=step.ends_epoch):
+            watch.save(number, sums)
+        if stops:
+            return None
+    return Result(train_loss=sums.mean, first_loss=sums.first)
 
 
-def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
+def take_step(engine: Engine, step: batches.Step, tokens: int) -> tuple[float, bool]:
     """One optimizer step. The gradient is that of the mean over the step's supervised tokens, on all ranks alike.
 
     Args:
@@ -229,7 +149,7 @@ def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
         tokens: supervised tokens of the step, of all ranks.
 
     Returns:
-        The loss summed over these tokens, of all ranks.
+        The loss summed over these tokens, of all ranks; and whether the run is asked to stop.
     """
     worker = engine.worker
     # DDP and FSDP average gradients over the ranks; the sum over tokens has to be divided by their number only.
@@ -248,14 +168,10 @@ def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
     engine.scaler.update()
     engine.optimizer.zero_grad(set_to_none=True)
     engine.schedule.step()
-    return distributed.sum_over_ranks(float(summed))
-
-
-def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batches.Batch:
-    """The tensors of some rows on this worker's device."""
-    side = engine.run.config.dataset.padding_side
-    longest = model.longest_input(engine.causal)
-    return batches.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)
+    # Rank 0 alone looks for the request, and tells the others by the sum that is made anyway.
+    asked = worker.is_first and stop.requested(engine.run.logs)
+    loss_sum, requests = distributed.sum_over_ranks(float(summed), float(asked))
+    return loss_sum, requests > 0
 
 
 @torch.no_grad()
@@ -273,7 +189,7 @@ def evaluate(engine: Engine, result: Result) -> Result:
         with engine.autocast():
             summed += float(engine.loss(make_batch(engine, data.held, share)))
     engine.loss.train()
-    mean = distributed.sum_over_ranks(summed) / max(tokens, 1)
+    mean = distributed.sum_over_ranks(summed)[0] / max(tokens, 1)
     devices.empty_cache(worker.device)
     perplexity = math.exp(mean) if mean < math.log(1e300) else math.inf
     return result.model_copy(update={"eval_loss": mean, "perplexity": perplexity})

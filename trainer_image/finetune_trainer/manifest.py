@@ -23,12 +23,12 @@ MANIFEST = "manifest.json"
 
 
 class Entry(BaseModel):
-    """One file of the result."""
+    """One file of the result, or of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
 
     path: str
-    """Relative to the output folder."""
+    """Relative to the folder that is described."""
     size_bytes: int
     sha256: str
 
@@ -58,7 +58,7 @@ def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Outpu
     Raises:
         OSError: the folder cannot be read or written.
     """
-    entries = tuple(_entry(folder, name) for name in sorted(files))
+    entries = tuple(describe_file(folder, name) for name in sorted(files))
     manifest = about.model_copy(update={"files": entries})
     text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=2)
     write_atomically(folder / MANIFEST, text.encode() + b"\n")
@@ -71,7 +71,7 @@ def find_result(folder: Path, run_name: str) -> Output | None:
     if manifest is None or manifest.run_name != run_name:
         return None
     try:
-        intact = all(_entry(folder, entry.path) == entry for entry in manifest.files)
+        intact = all(describe_file(folder, entry.path) == entry for entry in manifest.files)
         return _summary(folder, manifest) if intact else None
     except OSError:
         return None
@@ -98,7 +98,12 @@ def _read(folder: Path) -> Manifest | None:
         return None
 
 
-def _entry(folder: Path, name: str) -> Entry:
+def describe_file(folder: Path, name: str) -> Entry:
+    """Size and digest of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     path = folder / name
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -94,6 +94,17 @@ class Result(Report):
     """exp(evalLoss)."""
 
 
+class Checkpoint(Report):
+    """The newest complete checkpoint."""
+
+    step: Count
+    """Optimizer steps that it holds."""
+    path: Annotated[str, Field(max_length=4096)]
+    """Its folder as the trainer sees it."""
+    time: AwareDatetime
+    """When it became complete."""
+
+
 class Failure(Report):
     """Why the run failed, in words for the user."""
 
@@ -106,7 +117,7 @@ class Progress(Report):
 
     attempt: Count = 1
     """Which submission wrote it."""
-    state: Literal["starting", "training", "exporting", "finished", "failed"] = "starting"
+    state: Literal["starting", "training", "exporting", "finished", "stopped", "failed"] = "starting"
     step: Count = 0
     """Optimizer steps done."""
     total_steps: Count = 0
@@ -120,6 +131,9 @@ class Progress(Report):
     tokens_per_second: Number | None = None
     """Non-padding input tokens of all ranks per second of steady steps."""
     last_report_time: AwareDatetime
+    restarts: Count = 0
+    """How often Ray Train has started the workers anew in this attempt, after one was lost."""
+    checkpoint: Checkpoint | None = None
     world: World | None = None
     output: Output | None = None
     result: Result | None = None

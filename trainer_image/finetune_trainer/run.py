@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,40 @@ if TYPE_CHECKING:
 
 LOGS = "logs"
 """Folder below the output folder that holds what is written while the run goes on."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder below the output folder with the checkpoints."""
+
+STEPS_BETWEEN = 100
+"""Optimizer steps between two checkpoints with save_strategy: steps."""
+
+
+RESTARTS = "FINETUNE_RESTARTS"
+"""Environment variable of a Ray worker: how many groups of workers there were before its own."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written, and which ones stay."""
+
+    every_steps: int = 0
+    """Optimizer steps between two; 0: none by number."""
+    each_epoch: bool = False
+    keep: int = 2
+    """How many stay, the newest ones."""
+    after_export: bool = False
+    """Whether they stay beside the finished result."""
+
+    @classmethod
+    def choose(cls, strategy: str, every_steps: int | None, keep: int) -> Saving:
+        """What General.save_strategy says, and the command line instead of it."""
+        if every_steps is None:
+            return cls(STEPS_BETWEEN if strategy == "steps" else 0, strategy == "epoch", keep, strategy != "no")
+        return cls(every_steps, keep=keep, after_export=strategy != "no")
+
+    def is_due(self, step: int, *, ends_epoch: bool) -> bool:
+        """Whether a checkpoint follows this step."""
+        return (self.every_steps > 0 and step % self.every_steps == 0) or (self.each_epoch and ends_epoch)
 
 
 @dataclass(frozen=True)
@@ -32,11 +67,33 @@ class Run:
     """Which submission of the run this is, from 1."""
     working_dir: Path = Path()
     """Folder in which the command was started: Ray workers start elsewhere."""
+    saving: Saving = Saving()
+    """When checkpoints are written."""
+    max_worker_failures: int = 0
+    """How often Ray Train may start the workers anew."""
+    start_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this start of the command from all others."""
 
     @property
     def logs(self) -> Path:
         """Folder of progress.json and metrics.jsonl."""
         return self.output_dir / LOGS
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.output_dir / CHECKPOINTS
+
+    @property
+    def checkpoint_owner(self) -> str:
+        """Whose checkpoints the run takes for its own: a run without a name never takes those of an earlier start."""
+        return self.run_name or f"(unnamed, start {self.start_id})"
+
+    @property
+    def given_checkpoint(self) -> Path | None:
+        """The checkpoint that General.resume_from_checkpoint names."""
+        name = self.config.general.resume_from_checkpoint
+        return None if name is None else self.working_dir / Path(name).expanduser()
 
     @property
     def train_file(self) -> Path:

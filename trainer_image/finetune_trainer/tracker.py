@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.errors import output_error
-from finetune_trainer.progress import PROGRESS_FILE, Output, Progress, Result, World, write_progress
+from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, write_atomically, write_progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from finetune_trainer.run import Run
 
 METRICS_FILE = "metrics.jsonl"
@@ -53,9 +56,13 @@ class Tracker:
     def __post_init__(self) -> None:
         self.progress = Progress(attempt=self.run.attempt, last_report_time=now())
 
-    def start(self, world: World, total_steps: int) -> None:
-        """Training begins."""
-        self._update(state="training", world=world, total_steps=total_steps)
+    def start(self, world: World, total_steps: int, checkpoint: Checkpoint | None = None, restarts: int = 0) -> None:
+        """Training begins, or goes on from a checkpoint: what was recorded after it is forgotten."""
+        step = 0 if checkpoint is None else checkpoint.step
+        percent = 100 * step // total_steps
+        self._update(state="training", world=world, total_steps=total_steps, restarts=restarts)
+        self._update(step=step, percent=percent, checkpoint=checkpoint)
+        self._forget_after(step)
         self._write()
         self._since = time.monotonic()
 
@@ -82,6 +89,18 @@ class Tracker:
         if logs or time.monotonic() - self._written >= WRITE_INTERVAL:
             self._write()
 
+    def save(self, save: Callable[[], Checkpoint]) -> None:
+        """A checkpoint is made; the time that it takes does not count as training."""
+        before = time.monotonic()
+        self._update(checkpoint=save())
+        self._write()
+        self._since += time.monotonic() - before
+
+    def stop(self) -> None:
+        """The run ends before its time, as it was asked to."""
+        self._update(state="stopped", eta_seconds=None)
+        self._write()
+
     def export(self, result: Result) -> None:
         """Training and evaluation are done; the result is being written."""
         self._update(state="exporting", eta_seconds=0, eval_loss=result.eval_loss, result=result)
@@ -93,7 +112,8 @@ class Tracker:
 
     def finish(self, output: Output) -> None:
         """The result is complete."""
-        self._update(state="finished", output=output)
+        changes = {} if self.run.saving.after_export else {"checkpoint": None}
+        self._update(state="finished", output=output, **changes)
         self._write()
 
     def _measure(self, tokens: int) -> tuple[float, float]:
@@ -106,6 +126,18 @@ class Tracker:
             return tokens / elapsed, elapsed
         self._tokens += tokens
         return self._tokens / elapsed, elapsed / (self._steps - 1)
+
+    def _forget_after(self, step: int) -> None:
+        if not self.writes:
+            return
+        path = self.run.logs / METRICS_FILE
+        try:
+            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+            kept = [line for line in lines if _is_before(line, step)]
+            if kept != lines:
+                write_atomically(path, b"".join(kept))
+        except OSError as error:
+            raise output_error(self.run.output_dir, error) from error
 
     def _update(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update={**changes, "last_report_time": now()})
@@ -127,6 +159,14 @@ class Tracker:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise output_error(self.run.output_dir, error) from error
+
+
+def _is_before(line: bytes, step: int) -> bool:
+    """Whether this is the record of one of the first steps; evaluation comes again, and a torn line means nothing."""
+    with suppress(ValueError):
+        record = json.loads(line)
+        return line.endswith(b"\n") and "loss" in record and record["step"] <= step
+    return False
 
 
 def now() -> datetime:

@@ -1,0 +1,139 @@
+"""The model with everything that moves it: how rows, weights, optimizer and schedule come together before the first step."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from finetune_trainer import batches, distributed, model, prompts
+from finetune_trainer.errors import ConfigError
+from finetune_trainer.loss import SupervisedLoss
+from finetune_trainer.rows import read_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from finetune_trainer.distributed import Worker
+    from finetune_trainer.prompts import Examples
+    from finetune_trainer.run import Run
+
+
+@dataclass(frozen=True)
+class Data:
+    """Tokenised rows, to train on and to evaluate on."""
+
+    train: Examples
+    train_rows: NDArray[np.int64]
+    """Numbers of the rows in `train` that are trained on."""
+    held: Examples
+    held_rows: NDArray[np.int64]
+    """Numbers of the rows in `held` that are evaluated."""
+    pad: int
+
+
+@dataclass
+class Engine:
+    """What a step needs, apart from its rows."""
+
+    run: Run
+    worker: Worker
+    data: Data
+    causal: Any
+    """The model, adapted or not."""
+    loss: torch.nn.Module
+    """SupervisedLoss in its DDP or FSDP wrapping."""
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scaler: torch.amp.GradScaler
+    optimizer: torch.optim.Optimizer = field(init=False)
+    schedule: Any = field(init=False)
+    weights: list[torch.nn.Parameter] = field(init=False)
+    """Those that learn."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return batches.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
+
+
+def load_data(run: Run, tokenizer: Any) -> Data:
+    """Read and tokenise the rows."""
+    config = run.config
+    name = config.dataset.train_file
+    train = prompts.encode_rows(read_rows(run.train_file, name), tokenizer, config.dataset, name)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if run.validation_file is None:
+        percentage = config.dataset.validation_split_percentage
+        train_rows, held_rows = batches.split_rows(len(train), percentage, config.training.seed)
+        return Data(train, train_rows, train, held_rows, pad)
+    name = config.dataset.validation_file or ""
+    held = prompts.encode_rows(read_rows(run.validation_file, name), tokenizer, config.dataset, name)
+    return Data(train, np.arange(len(train)), held, np.arange(len(held)), pad)
+
+
+def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> Engine:
+    """Load the model, spread it over the workers, and make optimizer and schedule."""
+    training = run.config.training
+    causal = model.load_model(run, dtype, worker.device)
+    check_fit(causal, data)
+    sharded = training.strategy == "FSDP" and worker.size > 1
+
+    def autocast() -> AbstractContextManager[Any]:
+        # FSDP lowers the weights itself.
+        if dtype == torch.float32 or sharded:
+            return nullcontext()
+        return torch.autocast(worker.device.type, dtype=dtype)
+
+    loss = distributed.distribute(SupervisedLoss(causal), worker, training.strategy, dtype)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
+    engine = Engine(run, worker, data, causal, loss, autocast, scaler)
+    engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
+    engine.optimizer = make_optimizer(run, engine.weights)
+    engine.schedule = make_schedule(run, engine)
+    return engine
+
+
+def check_fit(causal: Any, data: Data) -> None:
+    """Refuse rows that the model has no position or no embedding for.
+
+    Raises:
+        ConfigError: the configuration does not fit the model.
+    """
+    limit, longest = model.longest_input(causal), int(max(data.train.lengths.max(), data.held.lengths.max()))
+    if limit is not None and longest > limit:
+        raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
+    vocabulary = causal.get_input_embeddings().weight.shape[0]
+    highest = int(max(data.train.tokens.max(), data.held.tokens.max(), data.pad))
+    if highest >= vocabulary:
+        raise ConfigError([f"General.tokenizer_name: the tokenizer gives token {highest}, the model knows {vocabulary}"])
+
+
+def make_optimizer(run: Run, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of torch with this name."""
+    training = run.config.training
+    kind: type[torch.optim.Optimizer] = getattr(torch.optim, training.torch_optimizer)
+    options: dict[str, Any] = {"lr": training.learning_rate}
+    if training.torch_optimizer != "Rprop":  # it has no weight decay
+        options["weight_decay"] = training.weight_decay
+    return kind(weights, **options)
+
+
+def make_schedule(run: Run, engine: Engine) -> Any:
+    """The learning-rate schedule of transformers with this name, without warm-up as in llm-on-ray."""
+    from transformers import get_scheduler
+
+    name = run.config.training.lr_scheduler
+    return get_scheduler(name, engine.optimizer, num_warmup_steps=0, num_training_steps=engine.total_steps)
+
+
+def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batches.Batch:
+    """The tensors of some rows on this worker's device."""
+    side = engine.run.config.dataset.padding_side
+    longest = model.longest_input(engine.causal)
+    return batches.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

@@ -1,0 +1,165 @@
+"""Save a run as a checkpoint, and go on from one. Both are collectives: each rank writes and reads its own part."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from finetune_trainer import checkpoint, distributed, state
+from finetune_trainer.checkpoint import Identity, Marker, Unusable
+from finetune_trainer.errors import explain, output_error
+from finetune_trainer.progress import Checkpoint
+from finetune_trainer.state import Sums
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from finetune_trainer.engine import Engine
+    from finetune_trainer.manifest import Entry
+
+log = logging.getLogger(__name__)
+
+GENERAL = {"base_model", "tokenizer_name", "lora_config"}
+DATASET = {"group", "shuffle", "padding_side"}
+TRAINING = {"optimizer", "batch_size", "epochs", "max_train_steps", "learning_rate", "lr_scheduler", "weight_decay",
+            "mixed_precision", "device", "gradient_accumulation_steps", "seed"}  # fmt: skip
+"""Settings that the weights depend on; how rows become tokens shows in the tokens."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the loop begins."""
+
+    step: int = 0
+    """Optimizer steps that are done already."""
+    sums: Sums = field(default_factory=Sums)
+    checkpoint: Checkpoint | None = None
+    """Where that comes from."""
+
+
+class Keeper:
+    """Keeps the checkpoints of a run."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._run, self._worker = engine.run, engine.worker
+        self._identity = Identity(
+            run=self._run.checkpoint_owner,
+            configuration=configuration_digest(engine),
+            world_size=self._worker.size,
+            strategy=self._run.config.training.strategy,
+        )
+
+    def save(self, step: int, sums: Sums) -> Checkpoint:
+        """Write a checkpoint, and remove those that are too old. A collective.
+
+        Raises:
+            OutputVolumeFull: no space left; the checkpoint before is unharmed.
+            OutputNotWritable: the folder refuses to be written.
+        """
+        folder = self._run.checkpoints
+        try:
+            draft = distributed.from_first(self._worker, lambda: checkpoint.begin(folder, step))
+            written = distributed.on_each(self._worker, lambda: self._write(draft, sums))
+            files = tuple(entry for entries in written for entry in entries)
+            return distributed.from_first(self._worker, lambda: self._complete(draft, step, files))
+        except Exception as error:
+            if self._worker.is_first:
+                checkpoint.discard(folder, step)
+            known = output_error(self._run.output_dir, error) if isinstance(error, OSError) else None
+            raise (known or explain(error, self._run.output_dir) or error) from error
+
+    def _write(self, draft: Path, sums: Sums) -> list[Entry]:
+        rank = self._worker.rank
+        entries = []
+        if self._worker.is_first or self._identity.sharded:
+            entries.append(state.save_tensors(self._engine, draft / self._identity.shard(rank)))
+        if self._worker.is_first:
+            entries.append(state.save_rest(self._engine, sums, draft / checkpoint.STATE))
+        return entries
+
+    def _complete(self, draft: Path, step: int, files: tuple[Entry, ...]) -> Checkpoint:
+        marker = Marker(
+            identity=self._identity,
+            step=step,
+            total_steps=self._engine.total_steps,
+            trainer_version=trainer_version(),
+            files=files,
+        )
+        path = checkpoint.complete(draft, marker)
+        checkpoint.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep)
+        return _describe(path, marker)
+
+    def restore(self) -> Start:
+        """Go on from the newest checkpoint of this run, or from the given one, or begin at the beginning. A collective.
+
+        Raises:
+            ConfigError: General.resume_from_checkpoint names a checkpoint that does not fit.
+        """
+        folder, worker = self._run.checkpoints, self._worker
+        for path, marker in distributed.from_first(worker, lambda: list(checkpoint.candidates(folder, self._identity))):
+            try:
+                return self._load(path, marker, exact=True)
+            except Unusable as reason:
+                if worker.is_first:
+                    checkpoint.skip(path, reason)
+        given = self._run.given_checkpoint
+        if given is None:
+            return Start()
+        try:
+            return self._load_given(given)
+        except Unusable as reason:
+            raise checkpoint.refuse(given, reason) from None
+
+    def _load_given(self, path: Path) -> Start:
+        marker = distributed.from_first(self._worker, lambda: checkpoint.read_marker(path))
+        own, there = self._identity, marker.identity
+        difference = marker.difference(own.model_copy(update={"run": there.run}))
+        if difference is not None and (own.sharded or there.sharded) and own.world_size != there.world_size:
+            raise Unusable(difference)
+        if difference is not None and self._worker.is_first:
+            log.info("only weights and optimizer are taken from the checkpoint, not its place in the data: %s", difference)
+        return self._load(path, marker, exact=difference is None)
+
+    def _load(self, path: Path, marker: Marker, *, exact: bool) -> Start:
+        engine, worker = self._engine, self._worker
+        shard = marker.identity.shard(worker.rank)
+        distributed.on_each(worker, lambda: checkpoint.check(path, marker, (shard, checkpoint.STATE)))
+        rest = json.loads((path / checkpoint.STATE).read_bytes())
+        saved: dict[str, torch.Tensor] = {}
+        distributed.on_each(worker, lambda: saved.update(state.read_tensors(engine, path / shard, rest["optimizer"])))
+        state.put_tensors(engine, saved)
+        if worker.is_first:
+            log.info("going on from checkpoint %s", path)
+        if not exact:
+            return Start()
+        return Start(marker.step, state.load_rest(engine, rest), _describe(path, marker))
+
+
+def configuration_digest(engine: Engine) -> str:
+    """SHA-256, in hex, of what decides about the weights, apart from the workers: settings, and rows in tokens."""
+    config, data = engine.run.config, engine.data
+    settings = {
+        "general": config.general.model_dump(mode="json", include=GENERAL),
+        "dataset": config.dataset.model_dump(mode="json", include=DATASET),
+        "training": config.training.model_dump(mode="json", include=TRAINING),
+    }
+    rows = (data.train.tokens, data.train.starts, data.train.first, data.train.last, data.train_rows)
+    return checkpoint.digest(json.dumps(settings, sort_keys=True).encode(), *(part.tobytes() for part in rows))
+
+
+def trainer_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("finetune-operator")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _describe(path: Path, marker: Marker) -> Checkpoint:
+    return Checkpoint(step=marker.step, path=str(path), time=marker.created_at)
