@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,35 @@ class Command:
         captured = self.capsys.readouterr()
         return Outcome(code, captured.out, captured.err, self.output)
 
-    def run_apart(self, *options: str, **environment: str) -> Outcome:
-        """Run the command in a process of its own: Ray keeps state for as long as a process lives."""
+    def line(self, *options: str) -> list[Any]:
+        """The command line, for a process of its own."""
         path = self.folder / "conf.yaml"
         YAML().dump(self.config, path)
-        line = [sys.executable, "-m", "finetune_trainer", "--config_file", path, "--dataset_dir", self.folder, *options]
-        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment})
+        return [sys.executable, "-m", "finetune_trainer", "--config_file", path, "--dataset_dir", self.folder, *options]
+
+    def run_apart(self, *options: str, **environment: str) -> Outcome:
+        """Run the command in a process of its own: Ray keeps state for as long as a process lives."""
+        done = subprocess.run(self.line(*options), capture_output=True, text=True, env={**os.environ, **environment})
         return Outcome(done.returncode, done.stdout, done.stderr, self.output)
+
+
+class Apart:
+    """The command in a process of its own, which is sent signals."""
+
+    def __init__(self, command: Command, *options: str) -> None:
+        self.logs = command.output / "logs"
+        self.process = subprocess.Popen(command.line(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def wait_for(self, step: int) -> None:
+        """Wait until a step is on record."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and self.process.poll() is None:
+            metrics = self.logs / "metrics.jsonl"
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
+                return
+            time.sleep(0.01)
+        raise AssertionError(self.process.communicate())
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err

@@ -12,12 +12,14 @@ import shutil
 import sys
 import threading
 from contextlib import suppress
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from finetune_trainer.progress import PROGRESS_FILE, Progress, read_progress
 from finetune_trainer.tracker import METRICS_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from finetune_trainer.run import Run
@@ -79,8 +81,11 @@ class Console:
         self._stream = stream or sys.stdout
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
-        self._offset = self._metrics.stat().st_size if self._metrics.exists() else 0
-        """Up to where the metrics are on the screen, or were on that of an earlier attempt."""
+        self._seen: list[bytes] = []
+        """Lines of the metrics that are on the screen, or were on that of an earlier attempt."""
+        self._inode = self._offset = 0
+        with suppress(OSError):
+            list(self._new_lines())
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -100,15 +105,25 @@ class Console:
             self._bar.close()
 
     def _print_lines(self) -> None:
-        with suppress(OSError), self._metrics.open("rb") as file:
-            # It is shorter when a restart has taken back the steps after its checkpoint.
-            self._offset = min(self._offset, file.seek(0, os.SEEK_END))
+        with suppress(OSError):
+            for line in self._new_lines():
+                print(line_of(json.loads(line)), file=self._stream, flush=True)
+
+    def _new_lines(self) -> Iterator[bytes]:
+        with self._metrics.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if inode != self._inode:
+                # The file was replaced: a restart has taken back the steps after its checkpoint.
+                kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._seen, file, strict=False)))
+                self._inode, self._seen = inode, self._seen[:kept]
+                self._offset = sum(map(len, self._seen))
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):
                     return
+                self._seen.append(line)
                 self._offset += len(line)
-                print(line_of(json.loads(line)), file=self._stream, flush=True)
+                yield line
 
     def _draw_bar(self) -> None:
         progress: Progress | None = None

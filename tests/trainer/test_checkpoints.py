@@ -1,0 +1,305 @@
+"""Checkpoints on disk: which ones count, which ones stay, and what happens when one cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.support.trainer import Apart
+
+from finetune_trainer import checkpoint, state
+from finetune_trainer.run import Saving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.trainer import Command, Outcome
+
+IDENTITY = checkpoint.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
+
+
+@pytest.fixture
+def killed(command: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """A run named r that came to grief in step 5 of 6, with checkpoints of steps 2 and 4."""
+    from finetune_trainer import loop
+
+    command.change("Training", max_train_steps=6)
+    with monkeypatch.context() as patch:
+        real, count = loop.take_step, iter(range(1, 10))
+
+        def step(*arguments: Any) -> Any:
+            if next(count) == 5:
+                raise RuntimeError("the process is gone")
+            return real(*arguments)
+
+        patch.setattr(loop, "take_step", step)
+        outcome = run(command)
+    assert outcome.code == 10
+    assert names(command) == ["step-00000002", "step-00000004"]
+    assert outcome.progress["checkpoint"]["step"] == 4
+    return command
+
+
+def run(command: Command, *options: str, name: str = "r") -> Outcome:
+    return command.run("--run_name", name, "--checkpoint_every_steps", "2", *options)
+
+
+def names(command: Command) -> list[str]:
+    folder = command.output / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def steps(outcome: Outcome) -> list[int]:
+    """Steps that the command printed."""
+    return [int(line.split()[1].split("/")[0]) for line in outcome.out.splitlines() if line.startswith("step ")]
+
+
+def test_a_killed_run_goes_on_and_leaves_only_its_result(killed: Command) -> None:
+    outcome = run(killed, "--attempt", "2")
+    assert outcome.code == 0, outcome.err
+    assert steps(outcome) == [5, 6]
+    assert [json.loads(line)["step"] for line in (outcome.output / "logs/metrics.jsonl").read_text().splitlines()] == [*range(1, 7)]
+    assert names(killed) == []
+    assert not (outcome.output / "checkpoints").exists()
+    assert "checkpoint" not in outcome.progress
+    again = run(killed, "--attempt", "3")
+    assert (again.code, steps(again)) == (0, [])
+    assert "finished in an earlier attempt" in again.out
+
+
+def cut_off(path: Path) -> None:
+    tensors = path / "rank-00000.safetensors"
+    os.truncate(tensors, tensors.stat().st_size - 1)
+
+
+def flip_bit(path: Path) -> None:
+    tensors = path / "rank-00000.safetensors"
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+
+
+def change_marker(**changes: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        marker = json.loads((path / "complete.json").read_text())
+        marker["identity"].update(changes)
+        (path / "complete.json").write_text(json.dumps(marker))
+
+    return change
+
+
+def unnamed_file(path: Path) -> None:
+    marker = json.loads((path / "complete.json").read_text())
+    marker["files"] = [entry for entry in marker["files"] if not entry["path"].startswith("rank")]
+    (path / "complete.json").write_text(json.dumps(marker))
+
+
+HALF_WRITTEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "killed before the marker": (lambda path: (path / "complete.json").unlink(), "it has no complete.json"),
+    "killed in the marker": (lambda path: os.truncate(path / "complete.json", 40), "its complete.json cannot be read"),
+    "empty marker": (lambda path: os.truncate(path / "complete.json", 0), "its complete.json cannot be read"),
+    "file lost": (lambda path: (path / "state.json").unlink(), "state.json is missing or cut off"),
+    "file cut off": (cut_off, "rank-00000.safetensors is missing or cut off"),
+    "other contents": (flip_bit, "rank-00000.safetensors is not the file that was written"),
+    "file without digest": (unnamed_file, "rank-00000.safetensors is not the file that was written"),
+    "other run": (change_marker(run="x"), "it belongs to another run, x"),
+    "other configuration": (change_marker(configuration="x"), "the configuration or the rows have changed since"),
+    "other workers": (change_marker(worldSize=2), "it was made by DDP with 2 workers, this is DDP with 1 workers"),
+    "other strategy": (change_marker(strategy="FSDP"), "it was made by FSDP with 1 workers, this is DDP with 1 workers"),
+}
+
+
+@pytest.mark.parametrize("how", HALF_WRITTEN)
+def test_a_checkpoint_that_cannot_be_relied_on_is_named_and_the_one_before_is_taken(killed: Command, how: str) -> None:
+    harm, words = HALF_WRITTEN[how]
+    path = killed.output / "checkpoints" / "step-00000004"
+    harm(path)
+    outcome = run(killed)
+    assert outcome.code == 0, outcome.err
+    assert f"checkpoint {path} is skipped: {words}" in outcome.err
+    assert steps(outcome) == [3, 4, 5, 6]
+
+
+def test_a_draft_is_never_taken(killed: Command) -> None:
+    folder = killed.output / "checkpoints"
+    (folder / "step-00000004").rename(folder / ".step-00000004.tmp")
+    outcome = run(killed)
+    assert steps(outcome) == [3, 4, 5, 6]
+    assert not folder.exists()
+
+
+def test_no_checkpoint_of_another_run_or_of_a_run_without_name_is_taken(killed: Command) -> None:
+    outcome = run(killed, name="s")
+    assert outcome.code == 0
+    assert "it belongs to another run, r" in outcome.err
+    assert steps(outcome) == [1, 2, 3, 4, 5, 6]
+    assert names(killed) == ["step-00000002", "step-00000004"] or names(killed) == []
+    assert steps(killed.run()) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "expected"),
+    [
+        ("no", (), []),
+        ("epoch", (), ["step-00000004", "step-00000006"]),
+        ("steps", ("--checkpoint_every_steps", "3", "--checkpoint_keep", "1"), ["step-00000006"]),
+        ("epoch", ("--checkpoint_every_steps", "0"), []),
+    ],
+)
+def test_what_stays(command: Command, strategy: str, options: tuple[str, ...], expected: list[str]) -> None:
+    command.change("General", save_strategy=strategy).change("Training", batch_size=12, max_train_steps=None, epochs=3)
+    outcome = command.run(*options)
+    assert outcome.code == 0, outcome.err
+    assert names(command) == expected
+    assert ("checkpoint" in outcome.progress) == bool(expected)
+
+
+def test_save_strategy_steps_means_every_hundred() -> None:
+    saving = Saving.choose("steps", None, 2)
+    assert [step for step in range(1, 301) if saving.is_due(step, ends_epoch=step % 7 == 0)] == [100, 200, 300]
+
+
+def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        draft = checkpoint.begin(tmp_path, step)
+        (draft / "state.json").write_text("{}")
+        identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
+        files = (checkpoint.describe(draft / "state.json"),)
+        checkpoint.complete(draft, checkpoint.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
+    (tmp_path / "step-00000003" / "complete.json").unlink()
+    (tmp_path / "mine").mkdir()
+    checkpoint.begin(tmp_path, 6)
+    checkpoint.prune(tmp_path, "r", keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "step-00000002", "step-00000005"]
+    assert [marker.step for _, marker in checkpoint.candidates(tmp_path, IDENTITY)] == [5]
+
+
+@pytest.fixture
+def small_volume(command: Command) -> Iterator[Path]:
+    """An output folder on a volume of 2 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    command.output.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", command.output], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr.strip()}")
+    try:
+        yield command.output
+    finally:
+        subprocess.run(["umount", "--lazy", command.output], check=True)
+
+
+@pytest.mark.parametrize("file", ["tensors", "rest"])
+def test_full_volume_leaves_the_last_checkpoint(
+    command: Command, small_volume: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    name = f"save_{file}"
+    with monkeypatch.context() as patch:
+        real, filler, count = getattr(state, name), small_volume / "filler", iter(range(1, 10))
+
+        def save(engine: Any, *arguments: Any) -> Any:
+            if next(count) == 2:
+                with filler.open("wb") as out:
+                    left = shutil.disk_usage(small_volume).free
+                    out.write(bytes(left))
+            return real(engine, *arguments)
+
+        patch.setattr(state, name, save)
+        outcome = run(command)
+    assert outcome.code == 7, outcome.err
+    assert outcome.err.endswith("no space left on the output volume\n")
+    assert names(command) == ["step-00000002"]
+    filler.unlink()
+    resumed = run(command)
+    assert resumed.code == 0, resumed.err
+    assert steps(resumed) == [3, 4]
+
+
+@pytest.fixture
+def long(command: Command) -> Command:
+    """A run that takes a while and ends when it is asked to."""
+    command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
+    command.change("Training", max_train_steps=400, learning_rate=0.001)
+    return command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_after_the_step_with_a_checkpoint(long: Command, number: signal.Signals) -> None:
+    started = Apart(long, "--run_name", "r")
+    started.wait_for(3)
+    started.process.send_signal(number)
+    code, out, err = started.end()
+    assert code == 75, err
+    progress = json.loads((started.logs / "progress.json").read_text())
+    reached = progress["checkpoint"]["step"]
+    assert (progress["state"], progress["step"]) == ("stopped", reached)
+    assert 3 <= reached < 400
+    assert f"stopped at step {reached}; the same command goes on from there" in out
+    assert names(long) == [f"step-{reached:08}"]
+
+    long.change("Training", logging_steps=1)
+    resumed = long.run("--run_name", "r")
+    assert resumed.code == 0, resumed.err
+    assert steps(resumed)[0] == reached + 1
+    losses = resumed.losses
+    assert len(losses) == 400
+    whole = long.run("--output_dir", str(long.folder / "whole"))
+    whole.output = long.folder / "whole"
+    assert losses == whole.losses
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment(long: Command) -> None:
+    long.change("Training", max_train_steps=150)
+    whole = long.run("--output_dir", str(long.folder / "whole"))
+    whole.output = long.folder / "whole"
+    for target in (10, 50, 100):
+        started = Apart(long, "--run_name", "r", "--checkpoint_every_steps", "1")
+        started.wait_for(target)
+        started.process.kill()
+        assert started.end()[0] == -signal.SIGKILL
+    resumed = long.run("--run_name", "r")
+    assert resumed.code == 0, resumed.err
+    assert steps(resumed)[0] > 100
+    assert resumed.losses == whole.losses
+
+
+def test_second_signal_ends_at_once(long: Command) -> None:
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from finetune_trainer import stop, progress, tracker\n"
+        "logs = pathlib.Path(sys.argv[1])\n"
+        "progress.write_progress(logs / 'progress.json', progress.Progress(state='training', last_report_time=tracker.now()))\n"
+        "with stop.on_signal(logs):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(stop.requested(logs), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('not reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(long.folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "True\n")
+
+
+def test_stop_before_the_first_step_ends_at_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer import launch
+
+    monkeypatch.setattr(launch, "launch", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = command.run()
+    assert outcome.code == 75
+    assert outcome.out == "stopped before the first step\n"
+    assert outcome.progress["state"] == "stopped"
+
+
+def test_an_old_request_to_stop_is_forgotten(command: Command) -> None:
+    (command.output / "logs").mkdir(parents=True)
+    (command.output / "logs" / "stop").touch()
+    assert command.run().code == 0
+    assert not (command.output / "logs" / "stop").exists()

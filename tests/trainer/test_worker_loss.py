@@ -1,0 +1,136 @@
+"""Two Ray workers: one is killed, both are stopped, both go on; the result is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.support.trainer import Apart, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.trainer import Command
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Outcome]:
+    """Runs without any trouble, by strategy."""
+    return {}
+
+
+@pytest.fixture
+def pair(command: Command, undisturbed: dict[str, Outcome]) -> Callable[[str], Outcome]:
+    """Configure two workers, and give the outcome of an undisturbed run of them."""
+
+    def prepare(strategy: str) -> Outcome:
+        command.change("Training", batch_size=2, max_train_steps=STEPS, num_training_workers=2, accelerate_mode=strategy)
+        command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1} if strategy == "DDP" else None)
+        if strategy not in undisturbed:
+            folder = command.folder / "whole"
+            outcome = command.run_apart("--output_dir", str(folder))
+            assert outcome.code == 0, outcome.err
+            undisturbed[strategy] = Outcome(0, "", "", folder)
+        return undisturbed[strategy]
+
+    return prepare
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Whether two runs have lost and learned the same, to all digits."""
+    ours, theirs = (load_file(next(run.output.glob("*.safetensors"))) for run in (one, other))
+    return one.losses == other.losses and all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
+
+
+def workers_of(driver: int) -> list[int]:
+    """Processes of Ray's workers that belong to a driver and run the training."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (path / "cmdline").read_bytes()
+            if line.startswith(b"ray::RayTrainWorker") and driver in ancestors(int(path.name)):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(process)
+    return found
+
+
+def epochs_of_life(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "logs" / "progress.json").read_text())
+
+
+def test_a_killed_worker_costs_the_steps_since_the_checkpoint(command: Command, pair: Callable[[str], Outcome]) -> None:
+    whole = pair("DDP")
+    options = ("--run_name", "r", "--checkpoint_every_steps", "10", "--max_worker_failures", "2")
+    started = Apart(command, *options)
+    started.wait_for(25)
+    workers = workers_of(started.process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    first_after = 0
+    while started.process.poll() is None and not first_after:
+        progress = epochs_of_life(command.output)
+        if progress.get("restarts"):
+            first_after = progress["step"]
+        time.sleep(0.005)
+    code, out, err = started.end()
+    assert code == 0, err
+    progress = epochs_of_life(command.output)
+    assert (progress["state"], progress["restarts"]) == ("finished", 1)
+    assert first_after in range(20, 60)
+    resumed = Outcome(code, out, err, command.output)
+    assert same(whole, resumed)
+    printed = [int(line.split()[1].split("/")[0]) for line in out.splitlines() if line.startswith("step ")]
+    (back,) = [index for index in range(1, len(printed)) if printed[index] <= printed[index - 1]]
+    assert printed[back] % 10 == 1
+    assert not (command.output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("strategy", ["FSDP", "DDP"])
+def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair: Callable[[str], Outcome], strategy: str) -> None:
+    whole = pair(strategy)
+    started = Apart(command, "--run_name", "r")
+    started.wait_for(5)
+    if strategy == "FSDP":
+        (started.logs / "stop").touch()
+    else:
+        started.process.send_signal(signal.SIGTERM)
+    code, _, err = started.end()
+    assert code == 75, err
+    progress = epochs_of_life(command.output)
+    assert progress["state"] == "stopped"
+    folder = Path(progress["checkpoint"]["path"])
+    assert progress["checkpoint"]["step"] == progress["step"] < STEPS
+    assert len(list(folder.glob("rank-*.safetensors"))) == (2 if strategy == "FSDP" else 1)
+    resumed = command.run_apart("--run_name", "r")
+    assert resumed.code == 0, resumed.err
+    assert resumed.out.startswith(f"step {progress['step'] + 1}/{STEPS}")
+    assert same(whole, resumed)
+
+
+def test_an_error_that_would_come_again_is_not_tried_again(command: Command) -> None:
+    command.change("General", base_model="org/none").change("Training", num_training_workers=2)
+    before = time.monotonic()
+    outcome = command.run_apart("--max_worker_failures", "5")
+    assert outcome.code == 4, outcome.err
+    assert "error: org/none: cannot load the tokenizer" in outcome.err
+    assert "restarts" not in outcome.progress or outcome.progress["restarts"] == 0
+    assert time.monotonic() - before < 60
