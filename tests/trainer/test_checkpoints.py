@@ -268,7 +268,7 @@ def test_kill_at_any_moment(long: Command) -> None:
         assert started.end()[0] == -signal.SIGKILL
     resumed = long.run("--run_name", "r")
     assert resumed.code == 0, resumed.err
-    assert steps(resumed)[0] > 100
+    assert steps(resumed)[0] >= 100  # the checkpoint of the step before is complete when a step is told
     assert resumed.losses == whole.losses
 
 
