@@ -26,6 +26,9 @@ ATTEMPT_LABEL = f"{GROUP}/attempt"
 KEY_ANNOTATION = f"{GROUP}/token-key"
 """Which master key a cluster's Ray token was made with, so that a changed key does not orphan live clusters."""
 
+RAY_CLUSTER_LABEL = "ray.io/cluster"
+"""KubeRay's label on a pod: the name of its RayCluster."""
+
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 
 RAY_VERSION = "2.60.0"
@@ -46,6 +49,9 @@ CONFIG_FILE = "config.yaml"
 TOKEN_SECRET_KEY = "auth_token"  # noqa: S105 - the key's name, as KubeRay expects it, not a secret
 RAY_CONTAINER_UID = 1000
 """User of the trainer image."""
+
+STOP_GRACE_SECONDS = 120
+"""Time that a run has to write a checkpoint when it is asked to stop."""
 
 MESSAGE_LIMIT = 4096
 """Longest status.message in characters: the end of a log fits, and the object stays far below etcd's limits."""

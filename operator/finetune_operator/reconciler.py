@@ -16,8 +16,8 @@ from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobSta
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
-from finetune_operator.constants import ATTEMPT_LABEL, PLURAL, RAY_PLURAL, UID_LABEL
-from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, Submit, decide
+from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
+from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
 from finetune_operator.decide.ending import fail
 from finetune_operator.desired import events, naming
 from finetune_operator.desired.ray_cluster import build_ray_cluster
@@ -115,9 +115,8 @@ class Reconciler:
             if job.status.phase in TERMINAL:
                 return Observed()
             return Observed(missing=await self._preflight.missing(job))
-        raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, job.status.ray.cluster))
-        cluster = Cluster.from_raw(raw) if raw else None
-        pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_attempt(pod, job))
+        cluster = self._cluster_of(job)
+        pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         ours = cluster is not None and cluster.owner_uid == job.metadata.uid
         if cluster is None or not ours or not cluster.head_ready or job.status.phase in TERMINAL:
             return Observed(cluster=cluster, pods=pods)
@@ -169,6 +168,8 @@ class Reconciler:
                 await self._create_cluster(job, attempt)
             case Submit(attempt):
                 await self._submit(job, attempt)
+            case StopRun(attempt):
+                await self._stop(job, attempt)
             case DeleteCluster(name, uid):
                 logger.info("%s/%s: deleting cluster %s", *job.key, name)
                 await self._kube.delete(RAY_CLUSTERS, job.metadata.namespace, name, uid)
@@ -189,11 +190,21 @@ class Reconciler:
         logger.info("%s/%s: cluster %s is there", *job.key, name)
 
     async def _submit(self, job: FinetuneJob, attempt: int) -> None:
-        raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, naming.cluster_name(job, attempt)))
-        if raw is not None:
+        if (cluster := self._cluster_of(job)) is not None:
             submission = build_submission(job, attempt)
-            await self._ray.submit(self._dashboard_of(job, Cluster.from_raw(raw)), submission)
+            await self._ray.submit(self._dashboard_of(job, cluster), submission)
             logger.info("%s/%s: submitted %s", *job.key, submission["submission_id"])
+
+    async def _stop(self, job: FinetuneJob, attempt: int) -> None:
+        if (cluster := self._cluster_of(job)) is not None:
+            logger.info("%s/%s: asking attempt %d to stop", *job.key, attempt)
+            await self._ray.stop(self._dashboard_of(job, cluster), naming.submission_id(job, attempt))
+
+    def _cluster_of(self, job: FinetuneJob) -> Cluster | None:
+        """The cluster of the current attempt; a retry may have taken over that of an earlier one."""
+        name = job.status.ray.cluster if job.status.ray else ""
+        raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, name))
+        return Cluster.from_raw(raw) if raw else None
 
     async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
         """Write the status once, if it differs; then tell of a change of phase."""
@@ -251,6 +262,7 @@ def _ends(raw: dict[str, Any], plan: Plan) -> bool:
     return plan.status.phase in TERMINAL and (raw.get("status") or {}).get("phase") != plan.status.phase
 
 
-def _of_attempt(pod: dict[str, Any], job: FinetuneJob) -> bool:
+def _of_cluster(pod: dict[str, Any], job: FinetuneJob) -> bool:
     labels = pod["metadata"].get("labels") or {}
-    return labels.get(UID_LABEL) == job.metadata.uid and labels.get(ATTEMPT_LABEL) == str(job.status.attempt)
+    cluster = job.status.ray.cluster if job.status.ray else None
+    return labels.get(UID_LABEL) == job.metadata.uid and labels.get(RAY_CLUSTER_LABEL) == cluster

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import (
+    CheckpointStatus,
     Condition,
     ConditionType,
     FinetuneJobStatus,
@@ -16,7 +17,7 @@ from finetune_operator.api.v1alpha1 import (
     dump,
 )
 from finetune_operator.constants import MESSAGE_LIMIT, PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
-from finetune_trainer.progress import Progress, Result
+from finetune_trainer.progress import Checkpoint, Progress, Result
 
 
 def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:
@@ -70,10 +71,16 @@ def progress_status(progress: Progress) -> ProgressStatus:
         learning_rate=progress.learning_rate,
         tokens_per_second=_significant(progress.tokens_per_second),
         attempt=progress.attempt,
+        restarts=progress.restarts or None,
         last_report_time=progress.last_report_time,
         hosts=world.hosts[:256] if world else (),
         backend=world.backend if world else None,
     )
+
+
+def checkpoint_status(checkpoint: Checkpoint) -> CheckpointStatus:
+    """The trainer's newest checkpoint as the resource shows it."""
+    return CheckpointStatus(step=checkpoint.step, path=checkpoint.path, time=checkpoint.time)
 
 
 def result_status(result: Result) -> ResultStatus:

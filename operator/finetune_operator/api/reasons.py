@@ -29,6 +29,9 @@ class Reason(StrEnum):
     TRAINING_STARTING = "TrainingStarting"
     TRAINING_RUNNING = "TrainingRunning"
     STALLED = "Stalled"
+    RETRYING = "Retrying"
+    SUSPENDED_BY_USER = "SuspendedByUser"
+    CHECKPOINTED = "Checkpointed"
     COMPLETED = "Completed"
     CANCELLED_BY_USER = "CancelledByUser"
     INVALID_SPEC = "InvalidSpec"
@@ -137,6 +140,19 @@ WAITING: dict[Reason, Explanation] = {
         "Look at the pods (`kubectl top pods`, `kubectl logs`): a volume that hangs, a download that waits, a node that "
         "swaps. Raise `stallTimeoutSeconds` when a step takes that long; set `cancel: true` to give up.",
     ),
+    Reason.RETRYING: Explanation(
+        "An attempt has failed in a way that another one may mend; the message says how, and when the next begins. "
+        "`status.attemptHistory` lists the attempts.",
+        "After the pause of `retryPolicy` it begins the next attempt, from the newest checkpoint: on the same Ray cluster "
+        "when that is healthy, else on a new one.",
+        "Nothing; or set `cancel: true`.",
+    ),
+    Reason.SUSPENDED_BY_USER: Explanation(
+        "`spec.suspend` was set to true.",
+        "The trainer is asked for a checkpoint; then the Ray cluster is deleted, and its CPUs and GPUs are free.",
+        "Set `suspend: false` to go on from the checkpoint.",
+    ),
+    Reason.CHECKPOINTED: Explanation("A complete checkpoint is on the output claim.", "It shows it.", _NOTHING),
 }
 """Reasons while a job is on its way."""
 

@@ -172,7 +172,29 @@ class ClusterTTL(Model):
     """Seconds after Failed or Cancelled. The pods keep their CPUs, GPUs and memory meanwhile."""
 
 
-_OPTIONAL = ("image", "accelerator", "dataset", "model", "head", "workers")
+class RetryPolicy(Model):
+    """How often a job whose run was lost is taken up again, from its newest checkpoint. What a retry cannot mend, such as
+    a broken row, is not tried again.
+    """
+
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Attempts in all. Suspensions do not count."""
+    backoff_seconds: Annotated[int, Field(ge=0, le=86400)] = 10
+    """Pause before the second attempt, in seconds; it doubles with each further one."""
+    max_backoff_seconds: Annotated[int, Field(ge=0, le=86400)] = 300
+    """Longest pause, in seconds."""
+
+
+class CheckpointPolicy(Model):
+    """When checkpoints are written, below the job's folder on the output claim."""
+
+    every_steps: Annotated[int, Field(ge=0, le=1000000000)] = 100
+    """Optimizer steps between two checkpoints; 0: none but that of a suspension."""
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many are kept while the job runs."""
+
+
+_OPTIONAL = ("image", "accelerator", "dataset", "model", "head", "workers", "checkpoint")
 
 
 def _immutable() -> Rules:
@@ -242,6 +264,12 @@ class FinetuneJobSpec(Model):
     """The head pod."""
     workers: WorkerOptions | None = None
     """The worker pods."""
+    retry_policy: RetryPolicy | None = None
+    """How often a lost run is taken up again. Default: three attempts in all."""
+    checkpoint: CheckpointPolicy | None = None
+    """When checkpoints are written. Default: every 100 steps, and the newest two are kept."""
+    suspend: bool = False
+    """Write a checkpoint and give all pods back; false again: go on from it."""
     cancel: bool = False
     """Stop the job for good. It cannot be taken back."""
     provisioning_timeout_seconds: Seconds | None = None

@@ -75,6 +75,12 @@ class RayStatus(Model):
     """Worker pods that are wanted."""
     workers: Annotated[str, StringConstraints(max_length=16)] = ""
     """Ready and wanted workers, as 1/2."""
+    request_time: Time | None = None
+    """When the attempt was begun."""
+    start_time: Time | None = None
+    """When its training was first seen to run."""
+    stop_time: Time | None = None
+    """When the run was asked to stop."""
 
 
 class ProgressStatus(Model):
@@ -102,6 +108,8 @@ class ProgressStatus(Model):
     """Non-padding tokens of all workers per second."""
     attempt: int = 1
     """The attempt that reported it."""
+    restarts: int | None = None
+    """How often the workers of this attempt were started anew after one was lost."""
     last_report_time: Time
     """When the trainer reported it."""
     hosts: Annotated[tuple[ShortText, ...], Field(max_length=256)] = ()
@@ -174,8 +182,8 @@ class FinetuneJobStatus(Model):
     observed_generation: int | None = None
     """The generation of the spec that this status is about."""
     phase: Phase | None = None
-    """Pending, Provisioning, Running, Succeeded, Failed or Cancelled. Queued, Suspending, Suspended and Retrying are
-    names that are kept: this release has no queue, suspension or retry."""
+    """Pending, Provisioning, Running, Suspending, Suspended, Retrying, Succeeded, Failed or Cancelled. Queued is a name that
+    is kept: this release knows no queue."""
     reason: Annotated[str, StringConstraints(max_length=128)] | None = None
     """Why, in one word; see docs/reference/reasons.md."""
     message: Text | None = None
@@ -189,6 +197,8 @@ class FinetuneJobStatus(Model):
     """When training was first seen to run."""
     completion_time: Time | None = None
     """When the job ended."""
+    failed_attempts: int | None = None
+    """Attempts that count against retryPolicy.maxAttempts."""
     active_seconds: int | None = None
     """Seconds of training, summed over attempts; written when an attempt has ended."""
     attempt: int | None = None
@@ -200,7 +210,7 @@ class FinetuneJobStatus(Model):
     progress: ProgressStatus | None = None
     """How far the training is."""
     checkpoint: CheckpointStatus | None = None
-    """The newest complete checkpoint; this release writes none."""
+    """The newest complete checkpoint: a retry and a resumption go on from it."""
     output: OutputStatus | None = None
     """Where the result lies."""
     result: ResultStatus | None = None

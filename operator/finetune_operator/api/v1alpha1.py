@@ -9,10 +9,11 @@ from pydantic import StringConstraints
 from finetune_operator.api.base import Model, dump
 from finetune_operator.api.pods import PodOptions
 from finetune_operator.api.reasons import Reason
-from finetune_operator.api.spec import FinetuneJobSpec
+from finetune_operator.api.spec import FinetuneJobSpec, RetryPolicy
 from finetune_operator.api.status import (
     TERMINAL,
     AttemptStatus,
+    CheckpointStatus,
     Condition,
     ConditionType,
     FinetuneJobStatus,
@@ -27,6 +28,7 @@ from finetune_operator.constants import MAX_JOB_NAME
 __all__ = [
     "TERMINAL",
     "AttemptStatus",
+    "CheckpointStatus",
     "Condition",
     "ConditionType",
     "FinetuneJob",
@@ -40,6 +42,7 @@ __all__ = [
     "RayStatus",
     "Reason",
     "ResultStatus",
+    "RetryPolicy",
     "dump",
 ]
 

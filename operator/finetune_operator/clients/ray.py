@@ -73,6 +73,16 @@ class RayClient:
             raise RayUnavailableError(f"{status}: {body[:500]}")
         raise RayError(f"Ray refused the submission ({status}): {body[-2000:]}")
 
+    async def stop(self, dashboard: Dashboard, submission_id: str) -> None:
+        """Ask a run to stop; it may be asked again. Ray sends SIGTERM, and SIGKILL after the time that its head was told.
+
+        Raises:
+            RayUnavailableError: no answer; whether it was asked is unknown.
+        """
+        status, body = await self._call("POST", dashboard, f"/api/jobs/{submission_id}/stop", POLL_TIMEOUT)
+        if status >= 300 and status != 404:
+            raise RayUnavailableError(f"{status}: {body[:500]}")
+
     async def job(self, dashboard: Dashboard, submission_id: str) -> RayJob:
         """What Ray says about a submission."""
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
 from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
 from finetune_operator.observed import Observed
-from finetune_operator.status import clip, find_condition, set_condition
+from finetune_operator.status import clip, set_condition
 
 ATTEMPTS_KEPT = 5
 """Entries of status.attemptHistory."""
@@ -25,7 +25,7 @@ def end(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, n
         if holds or type_ is ConditionType.COMPLETE:
             status = set_condition(status, type_, holds, reason, message if holds else "", now)
     update = {"phase": phase, "reason": str(reason), "message": clip(message), "completion_time": now}
-    return Plan(status.model_copy(update=_attempt_ended(status, reason, now) | update | changes), requeue_after=0)
+    return Plan(status.model_copy(update=attempt_ended(status, reason, now) | update | changes), requeue_after=0)
 
 
 def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
@@ -33,19 +33,22 @@ def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime)
     return end(status, Phase.FAILED, reason, message, now)
 
 
-def _attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> dict[str, Any]:
-    if status.ray is None or status.attempt is None:
+def attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> dict[str, Any]:
+    """What changes in the status when its current attempt has ended; nothing when that was recorded before."""
+    last = status.attempt_history[-1].attempt if status.attempt_history else 0
+    if status.ray is None or status.attempt is None or last == status.attempt:
         return {}
+    started = status.ray.start_time
     attempt = AttemptStatus(
         attempt=status.attempt,
         cluster=status.ray.cluster,
         submission_id=status.ray.submission_id,
-        start_time=status.start_time,
+        start_time=started,
         end_time=now,
         reason=str(reason),
-        last_step=status.progress.step if status.progress else None,
+        last_step=status.progress.step if status.progress and status.progress.attempt == status.attempt else None,
     )
-    seconds = round((now - status.start_time).total_seconds()) if status.start_time else 0
+    seconds = round((now - started).total_seconds()) if started else 0
     return {
         "attempt_history": (*status.attempt_history, attempt)[-ATTEMPTS_KEPT:],
         "active_seconds": (status.active_seconds or 0) + seconds,
@@ -68,17 +71,20 @@ def within_deadlines(job: FinetuneJob, stored: FinetuneJobStatus, plan: Plan, no
 
 
 def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> list[tuple[datetime, Reason, str]]:
-    """When it is over, with which reason and message. Times are the status's own, so a restart changes nothing."""
-    provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
-    if status.start_time is not None:
+    """When it is over, with which reason and message. Times are the status's own, so a restart changes nothing. Neither
+    clock runs while there is no attempt: suspended, or in the pause before a retry.
+    """
+    ray, provisioning, active = status.ray, job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
+    if ray is None or status.phase is Phase.RETRYING:
+        return []
+    if ray.start_time is not None:
         message = f"the training took longer than spec.activeDeadlineSeconds, {active} s"
-        due = status.start_time
+        due = ray.start_time - timedelta(seconds=status.active_seconds or 0)
         return [(due + timedelta(seconds=active), Reason.DEADLINE_EXCEEDED, message)] if active else []
-    accepted = find_condition(status, ConditionType.VALIDATED)
-    if provisioning is None or accepted is None or accepted.status != "True":
+    if provisioning is None or ray.request_time is None:
         return []
     message = f"the training did not start within spec.provisioningTimeoutSeconds, {provisioning} s: {waited_for}"
-    return [(accepted.last_transition_time + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
+    return [(ray.request_time + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
 
 
 def after_the_end(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:

@@ -14,6 +14,8 @@ def explain_failure(observed: Observed) -> tuple[Reason, str]:
             return pod.trouble, f"pod {pod.name}: {pod.detail}"
     if progress is not None and progress.failure is not None:
         return Reason(progress.failure.reason), progress.failure.message
+    if progress is not None and progress.state == "stopped":
+        return Reason.TRAINING_FAILED, f"the run was asked to stop by somebody else than the operator, at step {progress.step}"
     if observed.ray_job.state == "STOPPED":
         return Reason.TRAINING_FAILED, "the Ray job was stopped by somebody else than the operator"
     return Reason.TRAINING_FAILED, observed.ray_job.message or "the trainer ended without a word"

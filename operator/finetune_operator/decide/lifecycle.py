@@ -1,4 +1,5 @@
-"""The state machine of a FinetuneJob: Pending → Provisioning → Running → Succeeded, Failed or Cancelled.
+"""The state machine of a FinetuneJob: Pending → Provisioning → Running → Succeeded, Failed or Cancelled, with the detours
+Retrying (`attempts`) and Suspending → Suspended (`suspension`).
 
 Every reconcile may be the first one after a restart, so nothing is remembered but the stored status. A plan whose
 intent is not stored yet has no actions: the attempt, its cluster's name and its submission id are written before
@@ -20,12 +21,23 @@ from finetune_operator.api.v1alpha1 import (
     Reason,
 )
 from finetune_operator.constants import DASHBOARD_PORT
+from finetune_operator.decide import suspension
+from finetune_operator.decide.attempts import attempt_failed, begin_attempt, retry
 from finetune_operator.decide.ending import after_the_end, end, fail, within_deadlines
 from finetune_operator.decide.failures import explain_failure
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
-from finetune_operator.status import clip, condition_is_true, output_status, progress_status, result_status, set_condition
+from finetune_operator.status import (
+    checkpoint_status,
+    clip,
+    condition_is_true,
+    find_condition,
+    output_status,
+    progress_status,
+    result_status,
+    set_condition,
+)
 from finetune_trainer.yaml_file import config_notes
 
 PREFLIGHT_SECONDS = 5.0
@@ -54,12 +66,16 @@ def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
 
 
 def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
-    if status.attempt is None or status.ray is None:
+    if suspension.is_wanted(job, status, observed):
+        return suspension.suspend(job, _with_report(status, observed, now), observed, now)
+    if status.ray is None:
         return _begin(job, status, observed, now)
     cluster = observed.cluster
     if cluster is not None and cluster.owner_uid != job.metadata.uid:
         message = f"RayCluster {cluster.name} exists and belongs to somebody else; delete it and make a new FinetuneJob"
         return fail(status, Reason.NAME_CONFLICT, message, now)
+    if status.phase is Phase.RETRYING:
+        return retry(job, status, observed, now)
     if condition_is_true(status, ConditionType.SUBMITTED):
         return _follow(job, status, observed, now)
     return _provision(job, status, observed, now)
@@ -72,38 +88,36 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
         return Plan(_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
-    attempt = 1
-    ray = RayStatus(
-        cluster=naming.cluster_name(job, attempt),
-        submission_id=naming.submission_id(job, attempt),
-        workers_desired=job.spec.config.training.num_training_workers,
-        workers=f"0/{job.spec.config.training.num_training_workers}",
-    )
     notes = "; ".join(config_notes(job.spec.config))
     status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, notes, now)
-    status = status.model_copy(
-        update={
-            "attempt": attempt,
-            "ray": ray,
-            "output": output_status(naming.output_claim_name(job), naming.output_path(job), None),
-        }
-    )
-    message = f"cluster {ray.cluster} will be made"
+    if find_condition(status, ConditionType.SUSPENDED) is not None:
+        status = set_condition(status, ConditionType.SUSPENDED, False, Reason.ACCEPTED, "", now)
+    status = begin_attempt(job, status, None, now)
+    message = f"cluster {_ray(status).cluster} will be made"
     return Plan(_phase(status, Phase.PENDING, Reason.ACCEPTED, message), requeue_after=0)
 
 
 def _provision(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
-    """Until Ray has the submission. It is made as soon as the head is ready, so that the driver starts while the
-    workers still do; Ray holds the workers of the run back until they are there.
-    """
+    """Until the head is ready."""
     attempt, cluster = status.attempt or 1, observed.cluster
     if observed.problem is not None:
         reason, message = observed.problem
         status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
         phase = Phase.PENDING if cluster is None else Phase.PROVISIONING
         return Plan(_phase(status, phase, reason, message), requeue_after=PREFLIGHT_SECONDS)
-    if cluster is None:
+    if cluster is None and _ray(status).cluster == naming.cluster_name(job, attempt):
         return Plan(status, (CreateCluster(attempt),), requeue_after=0)
+    if cluster is None or cluster.head_lost:
+        message = f"RayCluster {_ray(status).cluster} or its head pod was lost before the run began"
+        return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
+    return _submit(job, status, observed, cluster, now)
+
+
+def _submit(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
+    """Until Ray has the submission. It is made as soon as the head is ready, so that the driver starts while the
+    workers still do; Ray holds the workers of the run back until they are there.
+    """
+    attempt = status.attempt or 1
     if cluster.deleting or not cluster.head_ready:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=PROVISIONING_SECONDS)
     if observed.ray_job.state == "Missing":
@@ -120,16 +134,30 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
     """From the submission to the end of the run."""
     cluster, state = observed.cluster, observed.ray_job.state
     if cluster is None or cluster.deleting:
-        return fail(status, Reason.HEAD_LOST, f"RayCluster {_ray(status).cluster} was deleted while the job ran", now)
+        message = f"RayCluster {_ray(status).cluster} was deleted while the job ran"
+        return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
     if cluster.head_lost or state == "Missing":
-        return fail(status, Reason.HEAD_LOST, f"the head pod of RayCluster {cluster.name} was lost, and the driver with it", now)
-    if observed.progress is not None:
-        status = status.model_copy(update={"progress": progress_status(observed.progress)})
+        message = f"the head pod of RayCluster {cluster.name} was lost, and the driver with it"
+        return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
+    status = _with_report(status, observed, now)
     if state in {"FAILED", "STOPPED"}:
-        return fail(status, *explain_failure(observed), now)
+        return attempt_failed(job, status, *explain_failure(observed), now)
     if state == "SUCCEEDED":
         return _complete(job, status, observed, now)
     return _watch(job, status, observed, cluster, now)
+
+
+def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -> FinetuneJobStatus:
+    """The trainer's report, and its newest checkpoint, in the status."""
+    report = observed.progress
+    if report is None:
+        return status
+    status = status.model_copy(update={"progress": progress_status(report)})
+    if report.checkpoint is None:
+        return status
+    checkpoint = checkpoint_status(report.checkpoint)
+    status = set_condition(status, ConditionType.CHECKPOINT_AVAILABLE, True, Reason.CHECKPOINTED, "", now)
+    return status.model_copy(update={"checkpoint": checkpoint})
 
 
 def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
@@ -137,7 +165,7 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
     if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
-    status = _with_workers(status, cluster).model_copy(update={"start_time": status.start_time or now})
+    status = _started(_with_workers(status, cluster), now)
     status = set_condition(status, ConditionType.CLUSTER_READY, True, Reason.CLUSTER_READY, _workers_ready(cluster), now)
     reason, message = _pace(job, status, now)
     status = set_condition(status, ConditionType.PROGRESSING, reason is not Reason.STALLED, reason, message, now)
@@ -150,7 +178,7 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
 def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[Reason, str]:
     """Whether steps are being made. The message of a stall does not count seconds: it would be written at each poll."""
     progress = status.progress
-    since, step = status.start_time or now, 0
+    since, step = _ray(status).start_time or now, 0
     if progress is not None:
         since, step = max(since, progress.last_report_time), progress.step
     if (now - since).total_seconds() >= job.spec.stall_timeout_seconds:
@@ -170,8 +198,14 @@ def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, n
     claim, path = naming.output_claim_name(job), naming.output_path(job)
     message = f"{progress.output.format} on claim {claim}, folder {path}"
     result = result_status(progress.result) if progress.result else None
-    changes = {"output": output_status(claim, path, progress), "result": result, "start_time": status.start_time or now}
-    return end(status.model_copy(update=changes), Phase.SUCCEEDED, Reason.COMPLETED, message, now)
+    changes = {"output": output_status(claim, path, progress), "result": result}
+    return end(_started(status, now).model_copy(update=changes), Phase.SUCCEEDED, Reason.COMPLETED, message, now)
+
+
+def _started(status: FinetuneJobStatus, now: datetime) -> FinetuneJobStatus:
+    ray = _ray(status)
+    ray = ray.model_copy(update={"start_time": ray.start_time or now})
+    return status.model_copy(update={"start_time": status.start_time or now, "ray": ray})
 
 
 def poll_seconds(status: FinetuneJobStatus) -> float:

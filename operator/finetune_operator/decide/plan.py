@@ -22,6 +22,13 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class StopRun:
+    """Ask the driver of an attempt for a checkpoint and its end."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
 class DeleteCluster:
     """Delete this very RayCluster."""
 
@@ -34,7 +41,7 @@ class DeleteJob:
     """Delete the FinetuneJob itself: its time to live is over."""
 
 
-Action = CreateCluster | Submit | DeleteCluster | DeleteJob
+Action = CreateCluster | Submit | StopRun | DeleteCluster | DeleteJob
 
 
 @dataclass(frozen=True)

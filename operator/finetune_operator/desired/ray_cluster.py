@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, dump
-from finetune_operator.constants import HUB_CACHE_MOUNT, KEY_ANNOTATION, RAY_CONTAINER_UID, RAY_VERSION
+from finetune_operator.constants import HUB_CACHE_MOUNT, KEY_ANNOTATION, RAY_CONTAINER_UID, RAY_VERSION, STOP_GRACE_SECONDS
 from finetune_operator.desired import naming
 from finetune_operator.desired.accelerators import gpu_resources
 from finetune_operator.desired.storage import build_volumes
@@ -137,6 +137,7 @@ def _environment(job: FinetuneJob) -> list[dict[str, Any]]:
     variables: list[dict[str, Any]] = [
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(STOP_GRACE_SECONDS)},
     ]
     model = job.spec.model
     if model and model.token_secret_ref:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from finetune_operator.api.spec import CheckpointPolicy
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, JOB_LABEL, MODEL_MOUNT, OUTPUT_MOUNT
 from finetune_operator.desired import naming
@@ -45,6 +46,8 @@ def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
         arguments += ["--model_dir", MODEL_MOUNT]
     if job.spec.model and job.spec.model.revision:
         arguments += ["--model_revision", job.spec.model.revision]
+    policy = job.spec.checkpoint or CheckpointPolicy()
+    arguments += ["--checkpoint_every_steps", str(policy.every_steps), "--checkpoint_keep", str(policy.keep)]
     return shlex.join(arguments)
 
 

@@ -1,0 +1,81 @@
+"""Attempts at a job's run: how one begins, how one ends, and when another follows.
+
+A failure of the trainer on a healthy Ray cluster is tried again on that cluster, under a new submission id. When the
+cluster was lost, the next attempt has a new one. The trainer itself goes on from its newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, RayStatus, Reason, RetryPolicy
+from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, fail
+from finetune_operator.decide.plan import DeleteCluster, Plan
+from finetune_operator.desired import naming
+from finetune_operator.observed import Cluster, Observed
+from finetune_operator.status import clip, output_status, set_condition
+
+MENDED_BY_A_RETRY = frozenset({Reason.TRAINING_FAILED, Reason.HEAD_LOST})
+"""Anything else, such as a broken row, too little memory or a loss that is not finite, would come again."""
+
+
+PODS_GONE_SECONDS = 60.0
+"""How long the pods of a lost cluster are waited for, so that two attempts do not write at the same time. Those of a dead
+node may never go."""
+
+
+def begin_attempt(job: FinetuneJob, status: FinetuneJobStatus, cluster: str | None, now: datetime) -> FinetuneJobStatus:
+    """Store the next attempt, on a cluster that is there or on one of its own, before anything is made for it."""
+    attempt = (status.attempt or 0) + 1
+    workers = job.spec.config.training.num_training_workers
+    ray = RayStatus(
+        cluster=cluster or naming.cluster_name(job, attempt),
+        submission_id=naming.submission_id(job, attempt),
+        workers_desired=workers,
+        workers=f"0/{workers}",
+        request_time=now,
+    )
+    output = status.output or output_status(naming.output_claim_name(job), naming.output_path(job), None)
+    return status.model_copy(update={"attempt": attempt, "ray": ray, "output": output})
+
+
+def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
+    """Another attempt, or the end of the job when none would help or none is left."""
+    policy = job.spec.retry_policy or RetryPolicy()
+    count = (status.failed_attempts or 0) + 1
+    if count > 1:
+        message = f"attempt {count} of {policy.max_attempts}: {message}"
+    if reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
+        return fail(status.model_copy(update={"failed_attempts": count}), reason, message, now)
+    status = status.model_copy(update=attempt_ended(status, reason, now) | {"failed_attempts": count})
+    for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING):
+        status = set_condition(status, type_, False, Reason.RETRYING, "", now)
+    message = f"attempt {count + 1} of {policy.max_attempts} begins in {_pause(policy, count)} s; {reason}: {message}"
+    update = {"phase": Phase.RETRYING, "reason": str(Reason.RETRYING), "message": clip(message)}
+    return Plan(status.model_copy(update=update), requeue_after=0)
+
+
+def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
+    """Wait out the pause, delete a cluster that was lost, and begin the next attempt."""
+    cluster, last = observed.cluster, status.attempt_history[-1]
+    reusable = last.reason == Reason.TRAINING_FAILED and cluster is not None and _is_healthy(cluster)
+    if cluster is not None and not reusable:
+        actions = () if cluster.deleting else (DeleteCluster(cluster.name, cluster.uid),)
+        return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
+    if observed.pods and not reusable and now < last.end_time + timedelta(seconds=PODS_GONE_SECONDS):
+        return Plan(status, requeue_after=1.0)
+    due = last.end_time + timedelta(seconds=_pause(job.spec.retry_policy or RetryPolicy(), status.failed_attempts or 1))
+    if now < due:
+        return Plan(status, requeue_after=(due - now).total_seconds())
+    status = begin_attempt(job, status, cluster.name if cluster is not None else None, now)
+    where = f"on cluster {status.ray.cluster}" if status.ray else ""
+    update = {"phase": Phase.PENDING, "reason": str(Reason.RETRYING), "message": f"attempt {status.attempt} begins {where}"}
+    return Plan(status.model_copy(update=update), requeue_after=0)
+
+
+def _is_healthy(cluster: Cluster) -> bool:
+    return cluster.head_ready and not cluster.head_lost and not cluster.deleting
+
+
+def _pause(policy: RetryPolicy, failed: int) -> int:
+    return int(min(policy.backoff_seconds * 2 ** (failed - 1), policy.max_backoff_seconds))
