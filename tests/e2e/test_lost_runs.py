@@ -101,9 +101,7 @@ def test_a_run_goes_on_after_head_or_driver_was_killed(
     assert len(made) == {"head": 2, "driver": 1}[victim], made
 
 
-def test_a_suspended_run_gives_its_pods_back_and_goes_on(
-    jobs: Kubectl, release: Release, undisturbed: dict[int, float]
-) -> None:
+def test_a_suspended_run_gives_its_pods_back_and_goes_on(jobs: Kubectl, release: Release, undisturbed: dict[int, float]) -> None:
     name = "suspended"
     with applied(jobs, job(name)):
         wait_until("a checkpoint", lambda: checkpointed(jobs, name), 180)

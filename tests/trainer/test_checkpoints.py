@@ -65,7 +65,9 @@ def test_a_killed_run_goes_on_and_leaves_only_its_result(killed: Command) -> Non
     outcome = run(killed, "--attempt", "2")
     assert outcome.code == 0, outcome.err
     assert steps(outcome) == [5, 6]
-    assert [json.loads(line)["step"] for line in (outcome.output / "logs/metrics.jsonl").read_text().splitlines()] == [*range(1, 7)]
+    assert [json.loads(line)["step"] for line in (outcome.output / "logs/metrics.jsonl").read_text().splitlines()] == [
+        *range(1, 7)
+    ]
     assert names(killed) == []
     assert not (outcome.output / "checkpoints").exists()
     assert "checkpoint" not in outcome.progress
@@ -172,7 +174,9 @@ def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
         (draft / "state.json").write_text("{}")
         identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
         files = (checkpoint.describe(draft / "state.json"),)
-        checkpoint.complete(draft, checkpoint.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
+        checkpoint.complete(
+            draft, checkpoint.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files)
+        )
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()
     checkpoint.begin(tmp_path, 6)
