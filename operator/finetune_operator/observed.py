@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from finetune_operator.api.v1alpha1 import Reason
+from finetune_operator.pod_trouble import find_trouble
 from finetune_trainer.progress import Progress
 
 Raw = Mapping[str, Any]
@@ -66,37 +67,22 @@ class Pod:
     ready: bool
     trouble: Reason | None = None
     detail: str = ""
+    ip: str = ""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> Pod:
         """Read a Pod object."""
         metadata, status = raw["metadata"], raw.get("status") or {}
         conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
-        trouble, detail = _pod_trouble(status, conditions)
+        trouble, detail = find_trouble(raw) or (None, "")
         return cls(
             name=metadata["name"],
             is_head=(metadata.get("labels") or {}).get("ray.io/node-type") == "head",
             ready=conditions.get("Ready", {}).get("status") == "True",
             trouble=trouble,
             detail=detail,
+            ip=status.get("podIP", ""),
         )
-
-
-def _pod_trouble(status: Raw, conditions: Mapping[str, Raw]) -> tuple[Reason | None, str]:
-    scheduled = conditions.get("PodScheduled", {})
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        return Reason.UNSCHEDULABLE, str(scheduled.get("message", ""))
-    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    for container in containers:
-        state = container.get("state") or {}
-        waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
-        if waiting.get("reason") in {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}:
-            return Reason.IMAGE_PULL_FAILED, f"{container.get('image')}: {waiting.get('message', '')}"
-        if waiting.get("reason") == "CreateContainerConfigError":
-            return Reason.SECRET_NOT_FOUND, str(waiting.get("message", ""))
-        if terminated.get("reason") == "OOMKilled":
-            return Reason.WORKER_OOM_KILLED, f"container {container.get('name')} ran out of its memory limit"
-    return None, ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +129,8 @@ class Observed:
     """What the job cannot begin without."""
     cluster: Cluster | None = None
     pods: tuple[Pod, ...] = ()
+    lost: tuple[Pod, ...] = ()
+    """Pods of the cluster that are gone, and what they died of, as far as this process has seen it."""
     ray_job: RayJob = UNKNOWN
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_operator import metrics
 from finetune_operator.api.checks import broken_rules, refusals
-from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Phase, Reason
+from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Reason
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
@@ -117,11 +117,12 @@ class Reconciler:
             return Observed(missing=await self._preflight.missing(job))
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
+        lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
         ours = cluster is not None and cluster.owner_uid == job.metadata.uid
         if cluster is None or not ours or not cluster.head_ready or job.status.phase in TERMINAL:
-            return Observed(cluster=cluster, pods=pods)
+            return Observed(cluster=cluster, pods=pods, lost=lost)
         ray_job, progress = await self._ask_ray(job, cluster)
-        return Observed(cluster=cluster, pods=pods, ray_job=ray_job, progress=progress)
+        return Observed(cluster=cluster, pods=pods, lost=lost, ray_job=ray_job, progress=progress)
 
     async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:
         dashboard = self._dashboard_of(job, cluster)
@@ -197,7 +198,6 @@ class Reconciler:
 
     async def _stop(self, job: FinetuneJob, attempt: int) -> None:
         if (cluster := self._cluster_of(job)) is not None:
-            logger.info("%s/%s: asking attempt %d to stop", *job.key, attempt)
             await self._ray.stop(self._dashboard_of(job, cluster), naming.submission_id(job, attempt))
 
     def _cluster_of(self, job: FinetuneJob) -> Cluster | None:
@@ -218,10 +218,11 @@ class Reconciler:
         if written is None:
             return
         self._cache.put(PLURAL, written)
-        if new.phase != old.phase or (new.reason != old.reason and new.phase is Phase.PENDING):
-            logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], new.phase, new.reason, new.message)
+        for told in events.news(old, new):
+            logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], told.phase, told.reason, told.message)
+            await self._post_event(metadata, told)
+        if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
-            await self._post_event(metadata, new)
 
     async def _post_event(self, metadata: dict[str, Any], status: FinetuneJobStatus) -> None:
         try:

@@ -98,6 +98,8 @@ def test_all_of_the_spec_is_immutable_but_what_steers_a_running_job() -> None:
     spec = crd_schema()["properties"]["spec"]
     held = {match[1] for rule in spec["x-kubernetes-validations"] if (match := re.match(r"spec\.(\w+) is ", rule["message"]))}
     assert set(spec["properties"]) - held == {
+        "retryPolicy",
+        "suspend",
         "provisioningTimeoutSeconds",
         "activeDeadlineSeconds",
         "stallTimeoutSeconds",

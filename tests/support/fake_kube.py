@@ -38,6 +38,8 @@ class Gate:
     """
 
     cut_at: int | None = None
+    cut_at_label: str | None = None
+    """The next write of this name instead of one of this number."""
     cut_after: bool = False
     """The write takes effect, but its answer is lost."""
     closed: bool = False
@@ -51,6 +53,8 @@ class Gate:
     def before(self, label: str) -> None:
         """A write has come in."""
         self.labels.append(label)
+        if label == self.cut_at_label:
+            self.cut_at = len(self.labels) - 1
         if self.cut_at == len(self.labels) - 1 and not self.cut_after:
             self.closed = True
             raise ResetConnection
@@ -64,7 +68,7 @@ class Gate:
     def reopen(self) -> None:
         """A new operator starts."""
         self.closed = False
-        self.cut_at = None
+        self.cut_at = self.cut_at_label = None
 
 
 class FakeKube:

@@ -24,6 +24,8 @@ class Head:
     """Submission id → what Ray says about it; tests change ``status`` and ``message``."""
     progress: dict[str, Any] | None = None
     """The last report of the trainer, or None while there is no such file."""
+    stops: list[str] = field(default_factory=list)
+    """Submission ids that were asked to stop, as often as they were."""
     down: bool = False
     """It does not answer."""
     refusal: tuple[int, str] | None = None
@@ -43,7 +45,8 @@ class FakeRay:
         self._token_of = token_of
 
     def posts(self) -> list[Seen]:
-        return [seen for seen in self.requests if seen.method == "POST"]
+        """Submissions, whatever came of them."""
+        return [seen for seen in self.requests if seen.method == "POST" and seen.path.endswith("/api/jobs/")]
 
     async def __call__(self, seen: Seen) -> web.Response:
         self.gate.check()
@@ -57,11 +60,21 @@ class FakeRay:
         token = self._token_of(match["namespace"], match["cluster"])
         if token is not None and seen.headers.get("x-ray-authorization") != f"Bearer {token}":
             return web.Response(status=401, text="Unauthorized: Missing or invalid authentication token")
+        if seen.method == "POST" and match["rest"].endswith("/stop"):
+            return self._stop(head, match["rest"].split("/")[-2])
         if seen.method == "POST":
             return self._submit(head, seen)
         if match["rest"] == "/api/v0/logs/file":
             return _log(head)
         return _job(head, match["rest"].rsplit("/", 1)[-1])
+
+    def _stop(self, head: Head, submission_id: str) -> web.Response:
+        self.gate.before("POST stop")
+        if submission_id not in head.jobs:
+            return web.Response(status=404, text=f"Job {submission_id} does not exist")
+        head.stops.append(submission_id)
+        self.gate.after()
+        return web.json_response({"stopped": True})
 
     def _submit(self, head: Head, seen: Seen) -> web.Response:
         self.gate.before("POST job")

@@ -81,7 +81,7 @@ async def test_a_deadline_that_passes_while_no_operator_runs_holds(world: World)
     await world.stop_operator()
     job = world.kube.objects["finetunejobs"][JOB]
     started = datetime.now(UTC) - timedelta(seconds=3600)
-    world.kube.put("finetunejobs", merge(job, {"status": {"startTime": f"{started:%Y-%m-%dT%H:%M:%SZ}"}}))
+    world.kube.put("finetunejobs", merge(job, {"status": {"ray": {"startTime": f"{started:%Y-%m-%dT%H:%M:%SZ}"}}}))
     await world.start_operator()
     await world.until(lambda: world.phase() == ("Failed", "DeadlineExceeded"), "the next operator ends it", nudge=False)
 

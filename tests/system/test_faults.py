@@ -216,24 +216,6 @@ async def test_a_foreign_cluster_is_shown_no_token(world: World) -> None:
     assert world.ray.requests == []
 
 
-async def test_a_lost_head_fails_the_job_and_nothing_is_submitted_again(world: World) -> None:
-    await started(world)
-    await run_training(world, raw_progress())
-    world.head.jobs.clear()
-    await world.until(lambda: world.phase() == ("Failed", "HeadLost"), "it fails")
-    await world.until(lambda: not world.kube.objects["rayclusters"], "the cluster is deleted")
-    assert len(world.ray.posts()) == 1
-
-
-async def test_a_cluster_that_somebody_deletes_fails_the_job(world: World) -> None:
-    await started(world)
-    await run_training(world, raw_progress())
-    world.kube.remove("rayclusters", CLUSTER)
-    await world.until(lambda: world.phase() == ("Failed", "HeadLost"), "it fails")
-    await world.rounds(3)
-    assert world.made("rayclusters") == 1
-
-
 async def test_a_failed_driver_is_explained_by_the_trainer(world: World) -> None:
     await started(world)
     await run_training(world, raw_progress())

@@ -39,6 +39,8 @@ def end_state(world: World) -> dict[str, Any]:
         del condition["lastTransitionTime"]
     for name in ("startTime", "completionTime"):
         assert status.pop(name)
+    for name in ("requestTime", "startTime"):
+        assert status["ray"].pop(name)
     for attempt in status["attemptHistory"]:
         del attempt["startTime"], attempt["endTime"]
     del status["activeSeconds"]

@@ -190,18 +190,24 @@ class World:
 
     @property
     def head(self) -> Head:
-        return self.ray.heads[CLUSTER[1]]
+        """That of the current attempt."""
+        return self.ray.heads[self.cluster[1]]
+
+    @property
+    def cluster(self) -> Key:
+        """The RayCluster of the current attempt."""
+        return NAMESPACE, (self.status().get("ray") or {}).get("cluster", CLUSTER[1])
 
     def ray_says(self, status: str, message: str = "", progress: Object | None = None) -> None:
-        """The driver goes on."""
-        (job,) = self.head.jobs.values()
+        """The driver of the current attempt goes on."""
+        job = list(self.head.jobs.values())[-1]
         job |= {"status": status, "message": message}
         if progress is not None:
             self.head.progress = progress
 
-    def kuberay_says(self, status: Object = READY, key: Key = CLUSTER) -> None:
-        """KubeRay writes the cluster's status."""
-        self.kube.put("rayclusters", self.kube.objects["rayclusters"][key] | {"status": status})
+    def kuberay_says(self, status: Object = READY) -> None:
+        """KubeRay writes the status of the current attempt's cluster."""
+        self.kube.put("rayclusters", self.kube.objects["rayclusters"][self.cluster] | {"status": status})
 
     def _token(self, namespace: str, cluster: str) -> str | None:
         """What a head takes: the token in the Secret that its cluster names, as Ray does."""

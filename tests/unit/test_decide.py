@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.support.builders import (
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
 from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
 from finetune_operator.decide.lifecycle import poll_seconds
-from finetune_operator.observed import Missing, Observed, Pod, RayJob
+from finetune_operator.observed import Missing, Observed, RayJob
 from finetune_operator.status import condition_is_true, find_condition, progress_status
 
 STARTING = make_cluster(head_ready=False, workers_ready=0)
@@ -32,6 +32,7 @@ SUBMITTED = begun(Phase.PROVISIONING, submitted=True)
 RUNNING = begun(Phase.RUNNING, submitted=True, start_time=NOW)
 FINISHED = make_progress(**finished_progress())
 OOM = make_pod(trouble=Reason.WORKER_OOM_KILLED, detail="container ray-worker ran out of its memory limit")
+ONE_READY = make_observed("RUNNING", cluster=make_cluster(workers_ready=1))
 PULL = make_pod(trouble=Reason.IMAGE_PULL_FAILED, detail="registry.example/trainer:1: not found")
 NO_NODE = make_pod("a", trouble=Reason.UNSCHEDULABLE, detail="0/3 nodes are available: 3 Insufficient gpu.intel.com/i915.")
 
@@ -53,6 +54,10 @@ class Expect:
 
 def failed(reason: Reason, says: str = "") -> Expect:
     return Expect(Phase.FAILED, reason, says=says, again=0)
+
+
+def retrying(reason: Reason, says: str = "") -> Expect:
+    return Expect(Phase.RETRYING, Reason.RETRYING, says=f"attempt 2 of 3 begins in 10 s; {reason}: {says}", again=0)
 
 
 def starting(reason: Reason = Reason.CLUSTER_STARTING, says: str = "", again: float | None = None, **parts: Any) -> Expect:
@@ -159,7 +164,7 @@ PROVISION = [
     pytest.param(begun(), make_observed("Unknown"), starting(again=0.5), id="dashboard silent: never submit, never fail"),
     pytest.param(begun(), make_observed("PENDING"), starting(again=0.5), id="submitted, driver not started"),
     pytest.param(begun(), make_observed("RUNNING"), running(Reason.TRAINING_STARTING), id="submitted and running"),
-    pytest.param(begun(), make_observed("FAILED"), failed(Reason.TRAINING_FAILED), id="submitted and failed at once"),
+    pytest.param(begun(), make_observed("FAILED"), retrying(Reason.TRAINING_FAILED), id="submitted and failed at once"),
 ]
 
 FOLLOW = [
@@ -183,11 +188,12 @@ FOLLOW = [
         running(Reason.TRAINING_STARTING, "dashboard does not answer"),
         id="Unknown keeps it Running",
     ),
+    pytest.param(RUNNING, ONE_READY, running(Reason.TRAINING_STARTING, "1/2 workers"), id="a worker is not ready for a moment"),
     pytest.param(
-        RUNNING,
-        make_observed("RUNNING", cluster=make_cluster(workers_ready=1)),
-        running(Reason.TRAINING_STARTING),
-        id="a lost worker is Ray Train's to replace",
+        RUNNING, replace(ONE_READY, lost=(OOM,)), running(Reason.WORKER_LOST, f"a worker was lost: pod {OOM.name}: "), id="lost"
+    ),
+    pytest.param(
+        RUNNING, replace(ONE_READY, lost=(OOM,), pods=(NO_NODE,)), running(Reason.UNSCHEDULABLE, "0/3 nodes"), id="no new one"
     ),
     pytest.param(
         RUNNING,
@@ -195,13 +201,13 @@ FOLLOW = [
         running(Reason.TRAINING_STARTING),
         id="head not ready, not lost",
     ),
-    pytest.param(RUNNING, Observed(), failed(Reason.HEAD_LOST, "demo-1f0c3-1 was deleted"), id="cluster gone"),
-    pytest.param(RUNNING, make_observed(cluster=make_cluster(deleting=True)), failed(Reason.HEAD_LOST), id="cluster going"),
+    pytest.param(RUNNING, Observed(), retrying(Reason.HEAD_LOST, "RayCluster demo-1f0c3-1 was deleted"), id="cluster gone"),
+    pytest.param(RUNNING, make_observed(cluster=make_cluster(deleting=True)), retrying(Reason.HEAD_LOST), id="cluster going"),
     pytest.param(
-        RUNNING, make_observed(cluster=make_cluster(head_lost=True)), failed(Reason.HEAD_LOST, "head pod"), id="head lost"
+        RUNNING, make_observed(cluster=make_cluster(head_lost=True)), retrying(Reason.HEAD_LOST, "the head pod"), id="head lost"
     ),
-    pytest.param(RUNNING, make_observed("Missing"), failed(Reason.HEAD_LOST), id="id forgotten: lost, never submitted again"),
-    pytest.param(SUBMITTED, make_observed("Missing"), failed(Reason.HEAD_LOST), id="forgotten before it ran: lost, never again"),
+    pytest.param(RUNNING, make_observed("Missing"), retrying(Reason.HEAD_LOST), id="id forgotten: lost, never submitted again"),
+    pytest.param(SUBMITTED, make_observed("Missing"), retrying(Reason.HEAD_LOST), id="forgotten before it ran: never again"),
     pytest.param(
         RUNNING,
         make_observed(cluster=make_cluster(owner_uid=OTHER_UID)),
@@ -227,10 +233,20 @@ FOLLOW = [
         id="OOM of one worker, another's replacement unschedulable",
     ),
     pytest.param(
-        RUNNING, make_observed("FAILED", ray_message="exit 137"), failed(Reason.TRAINING_FAILED, "exit 137"), id="Ray's word"
+        RUNNING, make_observed("FAILED", ray_message="exit 137"), retrying(Reason.TRAINING_FAILED, "exit 137"), id="Ray's word"
     ),
-    pytest.param(RUNNING, make_observed("FAILED"), failed(Reason.TRAINING_FAILED, "without a word"), id="no word at all"),
-    pytest.param(RUNNING, make_observed("STOPPED"), failed(Reason.TRAINING_FAILED, "stopped by somebody else"), id="stopped"),
+    pytest.param(
+        RUNNING,
+        make_observed("FAILED"),
+        retrying(Reason.TRAINING_FAILED, "the trainer ended without a word"),
+        id="no word at all",
+    ),
+    pytest.param(
+        RUNNING,
+        make_observed("STOPPED"),
+        retrying(Reason.TRAINING_FAILED, "the Ray job was stopped by somebody else"),
+        id="stopped",
+    ),
     pytest.param(
         RUNNING,
         make_observed("SUCCEEDED"),
@@ -314,13 +330,10 @@ def test_the_first_attempt_is_stored_with_its_names_before_anything_is_made() ->
 
 
 def test_keys_without_effect_are_named_when_the_job_is_accepted() -> None:
-    spec = {"config": {"General": {"gpt_base_model": None, "save_strategy": "epoch"}, "Training": {"optimizer": "adamw_hf"}}}
+    spec = {"config": {"General": {"gpt_base_model": None}, "Training": {"optimizer": "adamw_hf"}}}
     validated = find_condition(decide(make_job(spec=spec), Observed(), NOW).status, ConditionType.VALIDATED)
     assert validated is not None
-    assert validated.message == (
-        "General.save_strategy: no effect in this release: no checkpoints are written, only the result; "
-        "Training.optimizer: adamw_hf is gone from current releases; AdamW takes its place"
-    )
+    assert validated.message == "Training.optimizer: adamw_hf is gone from current releases; AdamW takes its place"
     obsolete = find_condition(decide(make_job(), Observed(), NOW).status, ConditionType.VALIDATED)
     assert obsolete is not None
     assert obsolete.message.startswith("General.gpt_base_model: obsolete and ignored: ")
@@ -377,13 +390,6 @@ def test_polls_are_a_quarter_of_the_expected_rest_within_bounds(eta: int | None,
 
 def test_polls_are_each_second_before_the_first_report() -> None:
     assert poll_seconds(begun()) == 1.0
-
-
-def test_trouble_prefers_the_head_then_the_first_name() -> None:
-    head = Pod("z-head", is_head=True, ready=False, trouble=Reason.UNSCHEDULABLE)
-    observed = Observed(pods=(make_pod("b", trouble=Reason.UNSCHEDULABLE), make_pod("a", trouble=Reason.UNSCHEDULABLE), head))
-    assert observed.trouble == head
-    assert Observed(pods=(make_pod(),)).trouble is None
 
 
 def test_a_failed_poll_is_no_state_of_a_job() -> None:

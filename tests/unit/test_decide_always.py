@@ -23,8 +23,18 @@ from tests.support.builders import (
 )
 
 from finetune_operator.api.schema import crd_schema, violations
-from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason, dump
-from finetune_operator.decide import CreateCluster, DeleteCluster, DeleteJob, Plan, Submit, decide
+from finetune_operator.api.v1alpha1 import (
+    TERMINAL,
+    AttemptStatus,
+    ConditionType,
+    FinetuneJob,
+    FinetuneJobStatus,
+    Phase,
+    Reason,
+    dump,
+)
+from finetune_operator.decide import CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
+from finetune_operator.desired import naming
 from finetune_operator.observed import Missing, Observed, RayJob
 from finetune_operator.status import condition_is_true, status_patch, throttle_progress
 
@@ -59,11 +69,14 @@ observations = st.builds(
 sequences = st.lists(st.tuples(observations, st.booleans(), st.sampled_from([0, 1, 20])), min_size=1, max_size=8)
 """Each observation with whether the write of its status came through, and the seconds until the next one."""
 
+ENDED = AttemptStatus(attempt=1, cluster="demo-1f0c3-1", submission_id=f"{UID}-a1", end_time=NOW, reason="SuspendedByUser")
 STORED = [
     None,
     begun(),
     begun(Phase.PROVISIONING, submitted=True),
     begun(Phase.RUNNING, submitted=True, start_time=NOW),
+    begun(Phase.SUSPENDING, submitted=True),
+    begun(Phase.SUSPENDED, ray=None, attempt_history=(ENDED,), active_seconds=0),
     begun(Phase.FAILED, completion_time=NOW),
 ]
 times = st.sampled_from([1, 20, 31536000])
@@ -75,6 +88,9 @@ specs = st.fixed_dictionaries(
         "stallTimeoutSeconds": times,
         "clusterTTLSeconds": st.fixed_dictionaries(
             {}, optional={"onSuccess": st.just(0) | times, "onFailure": st.just(0) | times}
+        ),
+        "retryPolicy": st.fixed_dictionaries(
+            {}, optional={"maxAttempts": st.integers(1, 3), "backoffSeconds": st.sampled_from([0, 20])}
         ),
         "ttlSecondsAfterFinished": st.just(0) | times,
     },
@@ -100,17 +116,24 @@ def check_actions(job: FinetuneJob, observed: Observed, plan: Plan, now: datetim
         match action:
             case CreateCluster(attempt):
                 assert cluster is None
-                assert stored.attempt == attempt
                 assert stored.ray is not None
+                assert (stored.attempt, stored.ray.cluster) == (attempt, naming.cluster_name(job, attempt))
             case Submit(attempt):
                 assert stored.attempt == attempt
+                assert stored.phase not in {Phase.RETRYING, Phase.SUSPENDING, Phase.SUSPENDED}
                 assert not condition_is_true(stored, ConditionType.SUBMITTED)
                 assert observed.ray_job.state == "Missing"
                 assert cluster is not None
                 assert cluster.owner_uid == UID
                 assert cluster.head_ready
+            case StopRun(attempt):
+                assert (stored.phase, stored.attempt) == (Phase.SUSPENDING, attempt)
+                assert condition_is_true(stored, ConditionType.SUBMITTED)
             case _:
-                raise AssertionError("nothing is deleted before the end")
+                assert stored.phase in {Phase.RETRYING, Phase.SUSPENDING}
+                assert cluster is not None
+                assert (cluster.owner_uid, cluster.deleting) == (UID, False)
+                assert action == DeleteCluster(cluster.name, cluster.uid)
     assert len(plan.actions) <= 1
 
 
@@ -131,13 +154,21 @@ def cluster_ttl(job: FinetuneJob) -> int:
 
 def overdue(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> float | None:
     """Seconds since the deadline that holds for a status; below 0 before it, None where there is none."""
-    seconds = job.spec.provisioning_timeout_seconds
-    since = next(
-        (item.last_transition_time for item in status.conditions if item.type == "Validated" and item.status == "True"), None
-    )
-    if status.start_time is not None:
-        since, seconds = status.start_time, job.spec.active_deadline_seconds
-    return None if since is None or seconds is None else (now - since).total_seconds() - seconds
+    ray = status.ray
+    if ray is None or status.phase is Phase.RETRYING:
+        return None
+    seconds, since = job.spec.provisioning_timeout_seconds, ray.request_time or NOW
+    if started(status) is not None:
+        since, seconds = started(status) or NOW, job.spec.active_deadline_seconds
+        since -= timedelta(seconds=status.active_seconds or 0)
+    return None if seconds is None else (now - since).total_seconds() - seconds
+
+
+def started(status: FinetuneJobStatus) -> datetime | None:
+    """When the training of the current attempt was first seen; what is stored in STORED is from before there were others."""
+    if status.ray is None:
+        return None
+    return status.ray.start_time or (None if status.attempt_history else status.start_time)
 
 
 def check_verdict(job: FinetuneJob, observed: Observed, plan: Plan, now: datetime) -> None:
@@ -152,14 +183,15 @@ def check_verdict(job: FinetuneJob, observed: Observed, plan: Plan, now: datetim
         assert observed.progress is not None
         assert observed.progress.output is not None
     if status.reason in {Reason.DEADLINE_EXCEEDED, Reason.PROVISIONING_TIMEOUT}:
-        assert late is not None
-        assert late >= 0
-        assert (status.reason == Reason.DEADLINE_EXCEEDED) == (status.start_time is not None)
+        assert overdue(job, plan.status, now) is not None
     elif not job.spec.cancel and cluster is not None and observed.ray_job.state == "Unknown":
         odd = cluster.owner_uid != UID or cluster.deleting or cluster.head_lost
         assert odd or status.phase not in TERMINAL
     if status.phase in TERMINAL:
         check_end(job, plan, now)
+        return
+    if status.phase is Phase.SUSPENDED:
+        assert job.spec.suspend or job.status.phase is Phase.SUSPENDING
         return
     assert plan.requeue_after is not None
     assert late is None or (late < 0 and plan.requeue_after <= -late)
@@ -168,21 +200,27 @@ def check_verdict(job: FinetuneJob, observed: Observed, plan: Plan, now: datetim
 def check_end(job: FinetuneJob, plan: Plan, now: datetime) -> None:
     """The end is told once, before anything is done about it."""
     assert (plan.actions, plan.requeue_after, plan.status.completion_time) == ((), 0, now)
-    assert [attempt.end_time for attempt in plan.status.attempt_history] == ([] if plan.status.attempt is None else [now])
+    ended = [attempt.attempt for attempt in plan.status.attempt_history]
+    assert ended[-1:] == ([] if plan.status.attempt is None else [plan.status.attempt])
+    assert ended == sorted(set(ended))
     assert (plan.status.active_seconds is None) == (plan.status.attempt is None)
     assert not condition_is_true(plan.status, ConditionType.PROGRESSING)
     assert condition_is_true(plan.status, ConditionType.COMPLETE) == (plan.status.phase is Phase.SUCCEEDED)
     assert condition_is_true(plan.status, ConditionType.FAILED) == (plan.status.phase is Phase.FAILED)
 
 
-@given(specs, st.sampled_from(STORED), sequences, st.integers(0, 16))
+@given(specs, st.sampled_from(STORED), sequences, st.integers(0, 16), st.sets(st.integers(0, 8)))
 def test_rules_that_no_sequence_of_observations_breaks(
-    spec: dict[str, Any], stored: FinetuneJobStatus | None, sequence: list[tuple[Observed, bool, int]], cancelled_at: int
+    spec: dict[str, Any],
+    stored: FinetuneJobStatus | None,
+    sequence: list[tuple[Observed, bool, int]],
+    cancelled_at: int,
+    suspends: set[int],
 ) -> None:
     job, now = make_job(spec=spec, status=stored), NOW
     for number, (observed, came_through, seconds) in enumerate(sequence):
-        if number == cancelled_at:
-            job = job.model_copy(update={"spec": job.spec.model_copy(update={"cancel": True})})
+        suspend = number in suspends
+        job = job.model_copy(update={"spec": job.spec.model_copy(update={"cancel": number >= cancelled_at, "suspend": suspend})})
         plan = decide(job, observed, now)
         check_actions(job, observed, plan, now)
         check_verdict(job, observed, plan, now)
@@ -193,14 +231,14 @@ def test_rules_that_no_sequence_of_observations_breaks(
         now += timedelta(seconds=seconds)
 
 
-@given(observations, observations, st.sampled_from([20, 900]))
-def test_deciding_again_on_what_was_stored_changes_nothing_more(first: Observed, second: Observed, stalls: int) -> None:
-    job = make_job(spec={"stallTimeoutSeconds": stalls})
-    for observed in (Observed(), first, second, second, second):
-        job = store(job, decide(job, observed, NOW))
-    for minutes in (stalls // 60, stalls // 60 + 1):
-        job = store(job, decide(job, second, NOW + timedelta(minutes=minutes)))
-    again = decide(job, second, NOW + timedelta(hours=1))
+@given(observations, observations, st.sampled_from([20, 900]), st.booleans())
+def test_what_does_not_change_is_decided_once_and_for_all(first: Observed, second: Observed, stalls: int, suspend: bool) -> None:
+    """Attempts end, and then nothing more is written."""
+    job, now = make_job(spec={"stallTimeoutSeconds": stalls, "suspend": suspend}), NOW
+    for observed in (Observed(), first, *[second] * 20):
+        job = store(job, decide(job, observed, now))
+        now += timedelta(minutes=20)
+    again = decide(job, second, now)
     assert status_patch(job.status, throttle_progress(job.status, again.status)) is None
 
 

@@ -145,14 +145,20 @@ def test_deadlines_hold_across_a_restart() -> None:
             make_observed("FAILED", progress=make_progress(failure={"reason": "OutOfMemory", "message": "m"})),
             Reason.OUT_OF_MEMORY,
         ),
-        (Observed(), Reason.HEAD_LOST),
     ],
-    ids=["succeeded", "failed", "lost"],
+    ids=["succeeded", "failed"],
 )
 def test_a_run_that_has_ended_is_judged_by_its_end_however_late_that_is_seen(observed: Observed, reason: Reason) -> None:
     for phase in ("provisioning", "running"):
         ended = after(9999, PHASES[phase], observed, activeDeadlineSeconds=60, provisioningTimeoutSeconds=30)
         assert ended.status.reason == reason
+
+
+def test_a_lost_run_whose_time_is_used_up_is_not_tried_again() -> None:
+    lost = after(60, PHASES["running"], Observed(), activeDeadlineSeconds=60)
+    assert (lost.status.phase, lost.status.reason) == (Phase.FAILED, Reason.HEAD_LOST)
+    assert "spec.activeDeadlineSeconds, 60 s, are used up" in str(lost.status.message)
+    assert after(59, PHASES["running"], Observed(), activeDeadlineSeconds=60).status.phase is Phase.RETRYING
 
 
 def test_a_training_that_is_found_running_has_started_in_time() -> None:
@@ -243,7 +249,10 @@ def test_an_attempt_that_never_trained_has_no_start_and_no_active_seconds() -> N
 
 def test_active_seconds_add_up_and_the_last_five_attempts_are_kept() -> None:
     earlier = after(1, PHASES["running"], make_observed("FAILED")).status.attempt_history * 5
-    status = PHASES["running"].model_copy(update={"attempt": 6, "attempt_history": earlier, "active_seconds": 100})
+    running, ray = PHASES["running"], PHASES["running"].ray
+    assert ray is not None
+    update = {"attempt": 6, "attempt_history": earlier, "active_seconds": 100}
+    status = running.model_copy(update={**update, "ray": ray.model_copy(update={"start_time": running.start_time})})
     ended = after(60, status, make_observed("FAILED")).status
     assert [attempt.attempt for attempt in ended.attempt_history] == [1, 1, 1, 1, 6]
     assert ended.active_seconds == 160

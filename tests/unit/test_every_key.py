@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from tests.support.builders import DATA, KEYS, SETTINGS, raw_job
-from tests.unit import test_ending
+from tests.unit import test_attempts, test_ending
 
 from finetune_operator.api.schema import crd_schema
 from finetune_operator.api.v1alpha1 import FinetuneJob
@@ -25,6 +25,10 @@ JOBS = {path.stem: raw_job(path.stem) for path in (DATA / "jobs").glob("*.yaml")
 
 IN_DECISIONS = {
     "cancel": test_ending.test_a_job_is_cancelled_in_every_phase_and_its_cluster_deleted_afterwards,
+    "suspend": test_attempts.test_a_suspended_run_is_asked_for_a_checkpoint_before_its_cluster_goes,
+    "retryPolicy.maxAttempts": test_attempts.test_the_pause_doubles_up_to_its_limit_and_attempts_end,
+    "retryPolicy.backoffSeconds": test_attempts.test_the_pause_doubles_up_to_its_limit_and_attempts_end,
+    "retryPolicy.maxBackoffSeconds": test_attempts.test_the_pause_doubles_up_to_its_limit_and_attempts_end,
     "provisioningTimeoutSeconds": test_ending.test_a_job_that_does_not_start_in_time_says_what_it_waited_for,
     "activeDeadlineSeconds": test_ending.test_the_deadline_of_a_run_is_met_to_the_second,
     "stallTimeoutSeconds": test_ending.test_the_stall_timeout_is_the_jobs_own_and_ends_nothing,

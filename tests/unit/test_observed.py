@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.builders import CLUSTER_UID, DATA, UID, load_yaml, merge
+from tests.support.builders import CLUSTER_UID, DATA, UID, load_yaml, make_pod, merge
 
 from finetune_operator.api.v1alpha1 import Reason
-from finetune_operator.observed import Cluster, Pod
+from finetune_operator.observed import Cluster, Observed, Pod
 
 READY = load_yaml(DATA / "kuberay" / "ready.yaml")
 WORKER = load_yaml(DATA / "kuberay" / "worker_pod.yaml")
@@ -100,59 +100,8 @@ def test_the_head_is_known_by_its_label() -> None:
     assert pod({}, labels={"ray.io/node-type": "head"}).is_head
 
 
-def container(state: dict[str, Any], kind: str = "containerStatuses") -> dict[str, Any]:
-    running = {"image": "i", "name": "other", "state": {"running": {}}}
-    return {kind: [running, {"image": "registry.example/trainer:1", "name": "ray-worker", "state": state}]}
-
-
-@pytest.mark.parametrize(
-    ("status", "trouble", "detail"),
-    [
-        pytest.param(
-            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]},
-            Reason.UNSCHEDULABLE,
-            "0/3 nodes",
-            id="the scheduler's own words",
-        ),
-        pytest.param(
-            {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gated"}]},
-            None,
-            "",
-            id="gated by a queue is no trouble",
-        ),
-        *(
-            pytest.param(
-                container({"waiting": {"reason": reason, "message": "not found"}}),
-                Reason.IMAGE_PULL_FAILED,
-                "registry.example/trainer:1: not found",
-                id=reason,
-            )
-            for reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-        ),
-        pytest.param(
-            container({"waiting": {"reason": "ImagePullBackOff", "message": "m"}}, "initContainerStatuses"),
-            Reason.IMAGE_PULL_FAILED,
-            "registry.example/trainer:1: m",
-            id="image of an init container",
-        ),
-        pytest.param(
-            container({"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "hf" not found'}}),
-            Reason.SECRET_NOT_FOUND,
-            'secret "hf" not found',
-            id="secret",
-        ),
-        pytest.param(
-            container({"terminated": {"reason": "OOMKilled", "exitCode": 137}}),
-            Reason.WORKER_OOM_KILLED,
-            "container ray-worker ran out of its memory limit",
-            id="OOM",
-        ),
-        pytest.param(container({"waiting": {"reason": "PodInitializing"}}), None, "", id="starting is no trouble"),
-        pytest.param(container({"waiting": {"reason": "ContainerCreating"}}), None, "", id="creating is no trouble"),
-        pytest.param(container({"terminated": {"reason": "Completed", "exitCode": 0}}), None, "", id="done is no trouble"),
-        pytest.param({"containerStatuses": None, "conditions": None}, None, "", id="nulls"),
-    ],
-)
-def test_trouble_of_a_pod_is_named(status: dict[str, Any], trouble: Reason | None, detail: str) -> None:
-    read = pod(status)
-    assert (read.trouble, read.detail) == (trouble, detail)
+def test_trouble_prefers_the_head_then_the_first_name() -> None:
+    head = Pod("z-head", is_head=True, ready=False, trouble=Reason.UNSCHEDULABLE)
+    observed = Observed(pods=(make_pod("b", trouble=Reason.UNSCHEDULABLE), make_pod("a", trouble=Reason.UNSCHEDULABLE), head))
+    assert observed.trouble == head
+    assert Observed(pods=(make_pod(),)).trouble is None

@@ -13,6 +13,7 @@ class Reason(StrEnum):
 
     ACCEPTED = "Accepted"
     CLAIM_NOT_FOUND = "ClaimNotFound"
+    CLAIM_NOT_BOUND = "ClaimNotBound"
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     PRIORITY_CLASS_NOT_FOUND = "PriorityClassNotFound"
     NO_SUCH_RESOURCE = "NoSuchResource"
@@ -24,6 +25,9 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
     CLUSTER_READY = "ClusterReady"
+    POD_FAILED = "PodFailed"
+    EVICTED = "Evicted"
+    WORKER_LOST = "WorkerLost"
     SUBMISSION_FAILED = "SubmissionFailed"
     SUBMITTED = "Submitted"
     TRAINING_STARTING = "TrainingStarting"
@@ -77,6 +81,11 @@ WAITING: dict[Reason, Explanation] = {
         _WAITS,
         "Create the claim; or delete the job and correct the name.",
     ),
+    Reason.CLAIM_NOT_BOUND: Explanation(
+        "A pod waits for a volume that cannot be had; the message has the scheduler's words.",
+        "The pod waits.",
+        "Look at the claim (`kubectl describe pvc`): its StorageClass may not exist, or have no room.",
+    ),
     Reason.CONFIG_MAP_NOT_FOUND: Explanation(
         "The ConfigMap of `spec.dataset.configMap` does not exist in the job's namespace.",
         _WAITS,
@@ -125,6 +134,22 @@ WAITING: dict[Reason, Explanation] = {
         "The kubelet tries again.",
         "Create the Secret with that key.",
     ),
+    Reason.POD_FAILED: Explanation(
+        "A container of the job cannot be started, or has ended; the message has its exit code and last words.",
+        "KubeRay makes a new worker pod; when the head has ended, the operator makes a new cluster.",
+        "Read the message. An image of your own needs Ray and the trainer in the versions of the operator's.",
+    ),
+    Reason.EVICTED: Explanation(
+        "A node has put a pod of the job out: it was drained, shut down or short of memory or disk, or a pod of higher "
+        "priority came.",
+        "KubeRay makes a new worker pod, and the run goes on from its newest checkpoint.",
+        "Nothing; or give the pods a higher `priorityClassName`.",
+    ),
+    Reason.WORKER_LOST: Explanation(
+        "A worker of the run was lost; the message has what is known of the cause.",
+        "Ray starts all workers anew from the newest checkpoint. When it cannot, the operator begins another attempt.",
+        "Nothing. When it happens again and again, look at the nodes and at the memory of the workers.",
+    ),
     Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start.", _NOTHING),
     Reason.SUBMISSION_FAILED: Explanation(
         "Ray refuses the driver; the message has its words.", _TRIES, "Do what the message says."
@@ -155,6 +180,9 @@ WAITING: dict[Reason, Explanation] = {
     Reason.CHECKPOINTED: Explanation("A complete checkpoint is on the output claim.", "It shows it.", _NOTHING),
 }
 """Reasons while a job is on its way."""
+
+TROUBLE = frozenset(reason for reason, text in WAITING.items() if text.remedy is not _NOTHING) - {Reason.SUSPENDED_BY_USER}
+"""Those that somebody should look at."""
 
 ENDED: dict[Reason, Explanation] = {
     Reason.COMPLETED: Explanation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,12 +13,17 @@ Key = tuple[str, str]
 Object = dict[str, Any]
 
 
+DELETED_KEPT = 500
+"""How many deleted pods are remembered: one that came to grief is replaced within a second, and explains what follows."""
+
+
 class Cache:
     """Objects by kind and name, and the index from a job to its cluster and pods."""
 
     def __init__(self) -> None:
         self._objects: dict[str, dict[Key, Object]] = defaultdict(dict)
         self._by_job: dict[str, dict[Key, set[Key]]] = defaultdict(lambda: defaultdict(set))
+        self._deleted: OrderedDict[str, Object] = OrderedDict()
 
     def put(self, plural: str, raw: Object) -> bool:
         """Keep an object, slimmed; False when a newer or equal one is kept already."""
@@ -39,6 +44,10 @@ class Cache:
         old = self._objects[plural].get(key)
         if old is not None and old["metadata"]["uid"] == raw["metadata"]["uid"]:
             self._forget(plural, key, old)
+        if plural == "pods":
+            self._deleted[raw["metadata"]["uid"]] = _slim(raw)
+            if len(self._deleted) > DELETED_KEPT:
+                self._deleted.popitem(last=False)
 
     def prune(self, plural: str, listed: Iterable[Object], known_before: set[Key]) -> None:
         """Take over a LIST: what was known before it began and is not in it has gone."""
@@ -61,6 +70,10 @@ class Cache:
     def of_job(self, plural: str, job: Key) -> list[Object]:
         """The objects that carry a job's label."""
         return [self._objects[plural][key] for key in sorted(self._by_job[plural].get(job, ()))]
+
+    def deleted_pods(self, job: Key) -> list[Object]:
+        """Pods with a job's label as they were when they were deleted, the first to go first; the oldest are forgotten."""
+        return [raw for raw in self._deleted.values() if job_of(raw) == job]
 
     def _forget(self, plural: str, key: Key, old: Object) -> None:
         del self._objects[plural][key]

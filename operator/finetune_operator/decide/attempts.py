@@ -15,7 +15,7 @@ from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import clip, output_status, set_condition
 
-MENDED_BY_A_RETRY = frozenset({Reason.TRAINING_FAILED, Reason.HEAD_LOST})
+MENDED_BY_A_RETRY = frozenset({Reason.TRAINING_FAILED, Reason.HEAD_LOST, Reason.WORKER_LOST, Reason.EVICTED, Reason.POD_FAILED})
 """Anything else, such as a broken row, too little memory or a loss that is not finite, would come again."""
 
 
@@ -45,9 +45,14 @@ def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, 
     count = (status.failed_attempts or 0) + 1
     if count > 1:
         message = f"attempt {count} of {policy.max_attempts}: {message}"
+    status = status.model_copy(update={"failed_attempts": count})
+    ended = attempt_ended(status, reason, now)
+    deadline, active = job.spec.active_deadline_seconds, ended.get("active_seconds", 0)
+    if deadline is not None and active >= deadline:
+        return fail(status, reason, f"{message}; spec.activeDeadlineSeconds, {deadline} s, are used up", now)
     if reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
-        return fail(status.model_copy(update={"failed_attempts": count}), reason, message, now)
-    status = status.model_copy(update=attempt_ended(status, reason, now) | {"failed_attempts": count})
+        return fail(status, reason, message, now)
+    status = status.model_copy(update=ended)
     for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING):
         status = set_condition(status, type_, False, Reason.RETRYING, "", now)
     message = f"attempt {count + 1} of {policy.max_attempts} begins in {_pause(policy, count)} s; {reason}: {message}"
@@ -58,7 +63,7 @@ def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, 
 def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     """Wait out the pause, delete a cluster that was lost, and begin the next attempt."""
     cluster, last = observed.cluster, status.attempt_history[-1]
-    reusable = last.reason == Reason.TRAINING_FAILED and cluster is not None and _is_healthy(cluster)
+    reusable = last.reason != Reason.HEAD_LOST and cluster is not None and _is_healthy(cluster)
     if cluster is not None and not reusable:
         actions = () if cluster.deleting else (DeleteCluster(cluster.name, cluster.uid),)
         return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
@@ -69,7 +74,7 @@ def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: 
         return Plan(status, requeue_after=(due - now).total_seconds())
     status = begin_attempt(job, status, cluster.name if cluster is not None else None, now)
     where = f"on cluster {status.ray.cluster}" if status.ray else ""
-    update = {"phase": Phase.PENDING, "reason": str(Reason.RETRYING), "message": f"attempt {status.attempt} begins {where}"}
+    update = {"phase": Phase.PENDING, "reason": str(Reason.ACCEPTED), "message": f"attempt {status.attempt} begins {where}"}
     return Plan(status.model_copy(update=update), requeue_after=0)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
 from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
 from finetune_operator.observed import Observed
-from finetune_operator.status import clip, set_condition
+from finetune_operator.status import clip, find_condition, set_condition
 
 ATTEMPTS_KEPT = 5
 """Entries of status.attemptHistory."""
@@ -38,7 +38,7 @@ def attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> d
     last = status.attempt_history[-1].attempt if status.attempt_history else 0
     if status.ray is None or status.attempt is None or last == status.attempt:
         return {}
-    started = status.ray.start_time
+    started = training_since(status)
     attempt = AttemptStatus(
         attempt=status.attempt,
         cluster=status.ray.cluster,
@@ -53,6 +53,23 @@ def attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> d
         "attempt_history": (*status.attempt_history, attempt)[-ATTEMPTS_KEPT:],
         "active_seconds": (status.active_seconds or 0) + seconds,
     }
+
+
+def training_since(status: FinetuneJobStatus) -> datetime | None:
+    """When the training of the current attempt was first seen to run. Status of a release before retries has that time
+    for the job only.
+    """
+    if status.ray is None:
+        return None
+    return status.ray.start_time or (None if status.attempt_history else status.start_time)
+
+
+def _begun_at(status: FinetuneJobStatus) -> datetime | None:
+    """When the current attempt was begun; as above."""
+    accepted = find_condition(status, ConditionType.VALIDATED)
+    if status.ray is None or accepted is None or accepted.status != "True":
+        return None
+    return status.ray.request_time or accepted.last_transition_time
 
 
 def within_deadlines(job: FinetuneJob, stored: FinetuneJobStatus, plan: Plan, now: datetime) -> Plan:
@@ -74,17 +91,18 @@ def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> 
     """When it is over, with which reason and message. Times are the status's own, so a restart changes nothing. Neither
     clock runs while there is no attempt: suspended, or in the pause before a retry.
     """
-    ray, provisioning, active = status.ray, job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
-    if ray is None or status.phase is Phase.RETRYING:
+    provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
+    since, begun = training_since(status), _begun_at(status)
+    if status.phase is Phase.RETRYING:
         return []
-    if ray.start_time is not None:
+    if since is not None:
         message = f"the training took longer than spec.activeDeadlineSeconds, {active} s"
-        due = ray.start_time - timedelta(seconds=status.active_seconds or 0)
+        due = since - timedelta(seconds=status.active_seconds or 0)
         return [(due + timedelta(seconds=active), Reason.DEADLINE_EXCEEDED, message)] if active else []
-    if provisioning is None or ray.request_time is None:
+    if provisioning is None or begun is None:
         return []
     message = f"the training did not start within spec.provisioningTimeoutSeconds, {provisioning} s: {waited_for}"
-    return [(ray.request_time + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
+    return [(begun + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
 
 
 def after_the_end(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:

@@ -1,21 +1,48 @@
-"""Why a run failed: from the trainer's own word, the pods, or what Ray says, in this order of trust."""
+"""Why a run failed or lost a worker: from the trainer's own word, the pods, or what Ray says."""
 
 from __future__ import annotations
 
 from finetune_operator.api.v1alpha1 import Reason
-from finetune_operator.observed import Observed
+from finetune_operator.observed import Observed, Pod
+from finetune_operator.pod_trouble import GONE
+from finetune_trainer.progress import Failure
 
 
 def explain_failure(observed: Observed) -> tuple[Reason, str]:
     """Reason and message for a Ray job that ended without success."""
     progress = observed.progress
-    for pod in observed.pods:
-        if pod.trouble is Reason.WORKER_OOM_KILLED:
-            return pod.trouble, f"pod {pod.name}: {pod.detail}"
-    if progress is not None and progress.failure is not None:
-        return Reason(progress.failure.reason), progress.failure.message
+    failure = progress.failure if progress is not None else None
+    if failure is not None and failure.reason not in {"TrainingFailed", "OutOfMemory"}:
+        return Reason(failure.reason), _with_pod(failure, observed)
+    if (pod := _first_dead(observed)) is not None and pod.trouble is not None:
+        return pod.trouble, f"{describe(pod)}; {failure.message}" if failure else describe(pod)
+    if failure is not None:
+        return Reason(failure.reason), failure.message
     if progress is not None and progress.state == "stopped":
         return Reason.TRAINING_FAILED, f"the run was asked to stop by somebody else than the operator, at step {progress.step}"
     if observed.ray_job.state == "STOPPED":
         return Reason.TRAINING_FAILED, "the Ray job was stopped by somebody else than the operator"
     return Reason.TRAINING_FAILED, observed.ray_job.message or "the trainer ended without a word"
+
+
+def explain_loss(observed: Observed) -> str:
+    """What is known of the end of the head or of a worker, to be put behind a message; empty: nothing."""
+    pod = _first_dead(observed)
+    return f": {describe(pod)}" if pod is not None else ""
+
+
+def describe(pod: Pod) -> str:
+    """A pod and its trouble."""
+    return f"pod {pod.name}: {pod.detail}"
+
+
+def _first_dead(observed: Observed) -> Pod | None:
+    """The first pod that came to grief; lack of memory says more than what followed from it."""
+    dead = [pod for pod in (*observed.lost, *observed.pods) if pod.trouble in GONE]
+    return min(dead, key=lambda pod: pod.trouble is not Reason.WORKER_OOM_KILLED, default=None)
+
+
+def _with_pod(failure: Failure, observed: Observed) -> str:
+    """The trainer's message; it knows a host by its address only."""
+    names = [pod.name for pod in (*observed.pods, *observed.lost) if pod.ip and pod.ip in failure.message]
+    return f"pod {names[0]}: {failure.message}" if names else failure.message

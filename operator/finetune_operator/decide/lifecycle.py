@@ -23,8 +23,8 @@ from finetune_operator.api.v1alpha1 import (
 from finetune_operator.constants import DASHBOARD_PORT
 from finetune_operator.decide import suspension
 from finetune_operator.decide.attempts import attempt_failed, begin_attempt, retry
-from finetune_operator.decide.ending import after_the_end, end, fail, within_deadlines
-from finetune_operator.decide.failures import explain_failure
+from finetune_operator.decide.ending import after_the_end, end, fail, training_since, within_deadlines
+from finetune_operator.decide.failures import describe, explain_failure, explain_loss
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
@@ -137,7 +137,7 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         message = f"RayCluster {_ray(status).cluster} was deleted while the job ran"
         return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
     if cluster.head_lost or state == "Missing":
-        message = f"the head pod of RayCluster {cluster.name} was lost, and the driver with it"
+        message = f"the head pod of RayCluster {cluster.name} was lost, and the driver with it{explain_loss(observed)}"
         return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
     status = _with_report(status, observed, now)
     if state in {"FAILED", "STOPPED"}:
@@ -152,7 +152,9 @@ def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -
     report = observed.progress
     if report is None:
         return status
-    status = status.model_copy(update={"progress": progress_status(report)})
+    if report.total_steps or status.progress is None:
+        # until an attempt knows what it has before it, the steps of the one before show
+        status = status.model_copy(update={"progress": progress_status(report)})
     if report.checkpoint is None:
         return status
     checkpoint = checkpoint_status(report.checkpoint)
@@ -166,19 +168,33 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
     if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
     status = _started(_with_workers(status, cluster), now)
-    status = set_condition(status, ConditionType.CLUSTER_READY, True, Reason.CLUSTER_READY, _workers_ready(cluster), now)
     reason, message = _pace(job, status, now)
     status = set_condition(status, ConditionType.PROGRESSING, reason is not Reason.STALLED, reason, message, now)
     message = message or f"{cluster.workers_desired} workers on cluster {cluster.name}"
+    whole = cluster.workers_ready >= cluster.workers_desired
+    if not whole:
+        reason, message = _incomplete(reason, observed, cluster)
+    because = Reason.CLUSTER_READY if whole else reason
+    status = set_condition(status, ConditionType.CLUSTER_READY, whole, because, _workers_ready(cluster), now)
     if observed.ray_job.state == "Unknown":
         message += "; its dashboard does not answer at the moment"
     return Plan(_phase(status, Phase.RUNNING, reason, message), requeue_after=poll_seconds(status))
 
 
+def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[Reason, str]:
+    """What a running job says while workers are missing; Ray Train waits for them."""
+    message, trouble = _workers_ready(cluster), observed.trouble
+    if observed.lost:
+        reason, message = Reason.WORKER_LOST, f"{message}; a worker was lost{explain_loss(observed)}"
+    if trouble is not None and trouble.trouble is not None:
+        reason, message = trouble.trouble, f"{message}; {describe(trouble)}"
+    return reason, message
+
+
 def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[Reason, str]:
     """Whether steps are being made. The message of a stall does not count seconds: it would be written at each poll."""
     progress = status.progress
-    since, step = _ray(status).start_time or now, 0
+    since, step = training_since(status) or now, 0
     if progress is not None:
         since, step = max(since, progress.last_report_time), progress.step
     if (now - since).total_seconds() >= job.spec.stall_timeout_seconds:
@@ -204,7 +220,7 @@ def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, n
 
 def _started(status: FinetuneJobStatus, now: datetime) -> FinetuneJobStatus:
     ray = _ray(status)
-    ray = ray.model_copy(update={"start_time": ray.start_time or now})
+    ray = ray.model_copy(update={"start_time": training_since(status) or now})
     return status.model_copy(update={"start_time": status.start_time or now, "ray": ray})
 
 
@@ -223,8 +239,9 @@ def _provisioning(status: FinetuneJobStatus, observed: Observed, cluster: Cluste
     if cluster.message:
         reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in cluster.message else reason
         message += f"; {cluster.message}"
-    if (pod := observed.trouble) is not None and pod.trouble is not None:
-        reason, message = pod.trouble, f"{message}; pod {pod.name}: {pod.detail}"
+    dead = next((pod for pod in reversed(observed.lost) if pod.trouble), None)
+    if (pod := observed.trouble or dead) is not None and pod.trouble is not None:
+        reason, message = pod.trouble, f"{message}; {describe(pod)}"
     status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
     return _phase(status, Phase.PROVISIONING, reason, message)
 

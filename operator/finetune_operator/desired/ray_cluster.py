@@ -122,6 +122,8 @@ def _pod_template(
                 "resources": resources,
                 "securityContext": dict(_SECURITY),
                 "volumeMounts": mounts,
+                # what a container said last is in the pod's status, and so in the job's
+                "terminationMessagePolicy": "FallbackToLogsOnError",
             }
         ],
         "volumes": volumes,

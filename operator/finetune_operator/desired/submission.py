@@ -32,6 +32,9 @@ def build_config_map(job: FinetuneJob) -> dict[str, Any]:
 def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
     """The driver's command line, which a shell reads. The user's words are in the mounted YAML; of them only the model's
     revision stands here, whose pattern leaves nothing to a shell.
+
+    The shell makes way for the driver: a shell that ends at SIGTERM leaves its child to PID 1 of the head, which never
+    collects it, and Ray waits for it until the end of its patience.
     """
     arguments = [
         "python", "-m", "finetune_trainer",
@@ -48,7 +51,7 @@ def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
         arguments += ["--model_revision", job.spec.model.revision]
     policy = job.spec.checkpoint or CheckpointPolicy()
     arguments += ["--checkpoint_every_steps", str(policy.every_steps), "--checkpoint_keep", str(policy.keep)]
-    return shlex.join(arguments)
+    return f"exec {shlex.join(arguments)}"
 
 
 def build_submission(job: FinetuneJob, attempt: int) -> dict[str, Any]:

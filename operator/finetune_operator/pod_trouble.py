@@ -1,0 +1,72 @@
+"""What is wrong with a pod, in the words of scheduler, kubelet and kernel."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from finetune_operator.api.v1alpha1 import Reason
+
+Raw = Mapping[str, Any]
+Trouble = tuple[Reason, str]
+
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
+_CONTAINER = frozenset({"CreateContainerError", "RunContainerError", "CreatePodSandboxError"})
+
+_BY_SIGNAL = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
+"""Exit codes of containers whose pod was deleted: that is no trouble of its own."""
+
+GONE = frozenset({Reason.WORKER_OOM_KILLED, Reason.EVICTED, Reason.POD_FAILED})
+"""Troubles that a pod does not survive: the pod that takes its place tells nothing of them."""
+
+
+def find_trouble(raw: Raw) -> Trouble | None:
+    """The first trouble of a Pod object, with details for the user; None: there is none."""
+    return next(_troubles(raw), None)
+
+
+def _troubles(raw: Raw) -> Iterator[Trouble]:
+    status = raw.get("status") or {}
+    if status.get("reason") in {"Evicted", "NodeShutdown", "Terminated", "Preempting"}:
+        yield Reason.EVICTED, f"{status['reason']}: {status.get('message', '')}"
+    for condition in status.get("conditions") or ():
+        yield from _of_condition(condition)
+    limits = _memory_limits(raw)
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(kind) or ():
+            yield from _of_container(container, limits.get(container.get("name"), ""))
+
+
+def _of_condition(condition: Raw) -> Iterator[Trouble]:
+    """https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions"""
+    message = str(condition.get("message", ""))
+    if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+        yield Reason.EVICTED, f"{condition.get('reason', '')}: {message}"
+    if condition.get("type") != "PodScheduled" or condition.get("reason") != "Unschedulable":
+        return
+    # the scheduler has no word of its own for a pod that waits for its volume
+    waits_for_claim = "persistentvolumeclaim" in message.lower() or "persistent volumes to bind" in message
+    yield Reason.CLAIM_NOT_BOUND if waits_for_claim else Reason.UNSCHEDULABLE, message
+
+
+def _of_container(container: Raw, memory_limit: str) -> Iterator[Trouble]:
+    state, name = container.get("state") or {}, container.get("name")
+    waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
+    words = str(waiting.get("message", ""))
+    if waiting.get("reason") in _IMAGE:
+        yield Reason.IMAGE_PULL_FAILED, f"{container.get('image')}: {words}"
+    if waiting.get("reason") == "CreateContainerConfigError":
+        yield Reason.CONFIG_MAP_NOT_FOUND if "configmap" in words.lower() else Reason.SECRET_NOT_FOUND, words
+    if waiting.get("reason") in _CONTAINER:
+        yield Reason.POD_FAILED, f"container {name} cannot be started: {words}"
+    if terminated.get("reason") == "OOMKilled":
+        yield Reason.WORKER_OOM_KILLED, f"container {name} ran out of its memory limit{memory_limit and ' of '}{memory_limit}"
+    elif terminated.get("exitCode") and terminated["exitCode"] not in _BY_SIGNAL:
+        last = str(terminated.get("message", "")).strip()
+        yield Reason.POD_FAILED, f"container {name} ended with exit code {terminated['exitCode']}{last and ': '}{last}"
+
+
+def _memory_limits(raw: Raw) -> dict[str, str]:
+    containers = (raw.get("spec") or {}).get("containers") or ()
+    return {item["name"]: ((item.get("resources") or {}).get("limits") or {}).get("memory", "") for item in containers}
