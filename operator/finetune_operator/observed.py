@@ -67,7 +67,6 @@ class Pod:
     ready: bool
     trouble: Reason | None = None
     detail: str = ""
-    ip: str = ""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> Pod:
@@ -81,7 +80,6 @@ class Pod:
             ready=conditions.get("Ready", {}).get("status") == "True",
             trouble=trouble,
             detail=detail,
-            ip=status.get("podIP", ""),
         )
 
 

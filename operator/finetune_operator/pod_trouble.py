@@ -55,7 +55,8 @@ def _of_container(container: Raw, memory_limit: str) -> Iterator[Trouble]:
     waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
     words = str(waiting.get("message", ""))
     if waiting.get("reason") in _IMAGE:
-        yield Reason.IMAGE_PULL_FAILED, f"{container.get('image')}: {words}"
+        # the kubelet alternates between the error itself and the error within a word about its next try
+        yield Reason.IMAGE_PULL_FAILED, f"{container.get('image')}: {words.rpartition('ErrImagePull: ')[2]}"
     if waiting.get("reason") == "CreateContainerConfigError":
         yield Reason.CONFIG_MAP_NOT_FOUND if "configmap" in words.lower() else Reason.SECRET_NOT_FOUND, words
     if waiting.get("reason") in _CONTAINER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -242,19 +243,34 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"Training__batch_size": 7}, "spec.config is immutable; make a new FinetuneJob"),
     ({"output": {"size": "2Gi"}}, "spec.output is immutable; make a new FinetuneJob"),
     ({"image": "elsewhere/trainer:1"}, "spec.image is immutable; make a new FinetuneJob"),
-    ({"head": {"memory": "9Gi"}}, "spec.head is immutable; make a new FinetuneJob"),
-    ({"workers": {"memory": "9Gi"}}, "spec.workers is immutable; make a new FinetuneJob"),
+    ({"head": {"memory": "9Gi"}}, "spec.head can be changed while the job is Suspended only"),
+    ({"workers": {"memory": "9Gi"}}, "spec.workers can be changed while the job is Suspended only"),
     ({"dataset": {"configMap": {"name": "rows"}}}, "spec.dataset is immutable; make a new FinetuneJob"),
     ({"model": {"revision": "abc"}}, "spec.model is immutable; make a new FinetuneJob"),
+    ({"checkpoint": {"everySteps": 7}}, "spec.checkpoint is immutable; make a new FinetuneJob"),
 ]
 
 
-@pytest.mark.parametrize(("change", "words"), CHANGES, ids=["config", "output", "image", "head", "workers", "dataset", "model"])
+@pytest.mark.parametrize(
+    ("change", "words"), CHANGES, ids=["config", "output", "image", "head", "workers", "dataset", "model", "checkpoint"]
+)
 def test_what_a_run_depends_on_cannot_be_changed(api: Kubectl, change: dict[str, Any], words: str) -> None:
     api.apply(finetune_job("fixed"))
     result = api.apply(finetune_job("fixed", **change), check=False)
     assert result.returncode != 0
     assert words in result.stderr
+
+
+def test_pods_can_be_changed_while_the_job_is_suspended(api: Kubectl) -> None:
+    pods = {"head": {"memory": "9Gi"}, "workers": {"memory": "9Gi"}}
+    api.apply(finetune_job("resting", suspend=True))
+    for phase in ("Suspending", "Suspended"):
+        status = json.dumps({"status": {"phase": phase, "reason": "SuspendedByUser", "message": "m"}})
+        api.run("patch", "finetunejob", "resting", "--subresource=status", "--type=merge", "-p", status)
+        result = api.apply(finetune_job("resting", suspend=True, **pods), check=False)
+        assert (result.returncode == 0) == (phase == "Suspended"), result.stderr
+    result = api.apply(finetune_job("resting", suspend=False, Training__batch_size=7, **pods), check=False)
+    assert "spec.config is immutable" in result.stderr
 
 
 def test_the_accelerator_cannot_be_changed(api: Kubectl) -> None:

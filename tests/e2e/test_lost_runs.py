@@ -10,7 +10,7 @@ from tests.e2e.conftest import Release
 from tests.support import cluster
 from tests.support.cluster import applied, ended, job_status
 from tests.support.jobs import finetune_job, tool_pod
-from tests.support.kubectl import Kubectl, Object, wait_until, watching
+from tests.support.kubectl import Kubectl, Object, after, wait_until, watching
 
 STEPS = 24
 EVERY = 4
@@ -99,6 +99,28 @@ def test_a_run_goes_on_after_head_or_driver_was_killed(
     ]
     made = {state["metadata"]["name"] for state in clusters.states}
     assert len(made) == {"head": 2, "driver": 1}[victim], made
+
+
+def test_a_run_survives_a_node_that_says_nothing_for_a_minute(
+    jobs: Kubectl, release: Release, undisturbed: dict[int, float]
+) -> None:
+    if cluster.harness("mode")[0] != "source":
+        pytest.skip("the kubelet of another's cluster is not for a test to stop")
+    node = jobs.list("nodes")[0]["metadata"]["name"]
+    with applied(jobs, job("silent-node")):
+        wait_until("a checkpoint", lambda: checkpointed(jobs, "silent-node"), 180)
+        with cluster.paused("kubelet"):
+            wait_until("the node to be missed", lambda: "Unknown" in readiness(jobs, node), 90)
+            wait_until("a minute of silence", after(20), 60)
+        wait_until("the node to be back", lambda: "True" in readiness(jobs, node), 60)
+        status = wait_until("the end", lambda: ended(jobs, "silent-node"), 300)
+        assert status["phase"] == "Succeeded", status["message"]
+        assert equal(losses(jobs, release, status), undisturbed)
+
+
+def readiness(jobs: Kubectl, node: str) -> str:
+    conditions = (jobs.get("node", node) or {})["status"]["conditions"]
+    return str(next(item["status"] for item in conditions if item["type"] == "Ready"))
 
 
 def test_a_suspended_run_gives_its_pods_back_and_goes_on(jobs: Kubectl, release: Release, undisturbed: dict[int, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -88,6 +89,17 @@ def applied(kubectl: Kubectl, job: Object) -> Iterator[None]:
         kubectl.run("delete", "finetunejob", name, "--ignore-not-found", "--timeout=30s")
         label = f"llmonray.dev/finetunejob={name}"
         wait_until("its cluster and pods to be gone", lambda: not kubectl.list("rayclusters,pods", label), 90)
+
+
+@contextlib.contextmanager
+def paused(service: str) -> Iterator[None]:
+    """A process of the cluster of these scripts stands still for the time of the block."""
+    pid = int((cache_home() / "finetune-cluster" / "run" / "pid" / service).read_text(encoding="utf-8").split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def job_status(kubectl: Kubectl, name: str) -> Object:

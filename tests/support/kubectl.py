@@ -28,6 +28,12 @@ def wait_until(what: str, check: Callable[[], T | None], timeout: float = 120.0,
         time.sleep(every)
 
 
+def after(seconds: float) -> Callable[[], bool]:
+    """A check that holds from so many seconds from now on: that nothing happens takes its time to see."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until
+
+
 @dataclass(frozen=True)
 class Kubectl:
     """Commands against one cluster, in one namespace."""

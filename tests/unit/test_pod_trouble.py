@@ -44,6 +44,14 @@ def container(state: dict[str, Any], kind: str = "containerStatuses") -> dict[st
             for reason in ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
         ),
         pytest.param(
+            container(
+                {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "i": ErrImagePull: no such'}}
+            ),
+            Reason.IMAGE_PULL_FAILED,
+            "registry.example/trainer:1: no such",
+            id="the same words while it waits for the next try",
+        ),
+        pytest.param(
             container({"waiting": {"reason": "ImagePullBackOff", "message": "m"}}, "initContainerStatuses"),
             Reason.IMAGE_PULL_FAILED,
             "registry.example/trainer:1: m",

@@ -10,7 +10,9 @@
     ├── OutputNotWritable    7  TrainingFailed    the output folder refuses to be written
     │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
     ├── TrainingFailed      10  TrainingFailed    anything else
-    └── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
+    │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and starting all anew did not help
+    ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
+    └── WorkerOOMKilled     11  WorkerOOMKilled   Ray ended a worker before its host's memory was exhausted
 
 Exit code 1 is wrong usage of the command line. All of them can be pickled: they cross from Ray workers to the driver.
 """
@@ -18,6 +20,7 @@ Exit code 1 is wrong usage of the command line. All of them can be pickled: they
 from __future__ import annotations
 
 import errno
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -114,6 +117,19 @@ class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the j
     may_pass = True
 
 
+class WorkerLost(TrainingFailed):
+    """Ray lost a worker's process or node."""
+
+    reason = "WorkerLost"
+
+
+class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """Ray ended a worker because its host or its pod was about to run out of memory: that would come again."""
+
+    reason = "WorkerOOMKilled"
+    exit_code = 11
+
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -132,6 +148,8 @@ def explain(error: BaseException, output_dir: Path) -> TrainerError | None:
     if isinstance(error, OSError) and error.errno in _FULL:
         return output_error(output_dir, error)
     text = str(error)
+    if type(error).__name__ == "WorkerHealthCheckFailedError":
+        return _explain_loss(text)
     memory = isinstance(error, MemoryError) or type(error).__name__ in {"OutOfMemoryError", "OutOfMemory"}
     if memory or (isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)):
         advice = "use a smaller Training.batch_size, or General.enable_gradient_checkpointing: true"
@@ -140,3 +158,16 @@ def explain(error: BaseException, output_dir: Path) -> TrainerError | None:
     if "No space left on device" in text or "os error 28" in text:
         return OutputVolumeFull(f"{output_dir}: no space left on the output volume")
     return None
+
+
+def _explain_loss(text: str) -> WorkerLost | WorkerOOMKilled:
+    """Put Ray Train's report of a lost worker, its description and then what Ray's core says, into a sentence or two."""
+    description, _, cause = text.partition("\n)\n")
+    host = re.search(r"hostname='([^']+)'", description)
+    worker = f"the worker on {host[1]}" if host else "a worker"
+    memory = re.search(r"Memory on the node \([^)]*\) was (.+?limit)", cause)
+    if memory:
+        return WorkerOOMKilled(
+            f"{worker} was ended for lack of memory ({memory[1]}); give workers more, or lower Training.batch_size"
+        )
+    return WorkerLost(f"{worker} was lost: {' '.join(cause.split())[:1000]}")

@@ -29,6 +29,8 @@ FailureReason = Literal[
     "LossNotFinite",
     "OutputVolumeFull",
     "OutOfMemory",
+    "WorkerOOMKilled",
+    "WorkerLost",
     "TrainingFailed",
 ]
 """Why a run failed, as far as the trainer can tell. The names are reasons of a FinetuneJob's status."""

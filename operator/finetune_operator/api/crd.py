@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from finetune_operator.api.spec import ROOT_RULES
 from finetune_operator.api.v1alpha1 import FinetuneJobSpec, FinetuneJobStatus
 from finetune_operator.constants import GROUP, KIND, MAX_JOB_NAME, PLURAL, VERSION
 
@@ -109,7 +110,7 @@ def build_crd() -> Schema:
         "type": "object",
         "description": "Finetunes a language model on a Ray cluster of its own and leaves the result on a volume.",
         "required": ["spec"],
-        "x-kubernetes-validations": NAME_RULES,
+        "x-kubernetes-validations": NAME_RULES + ROOT_RULES,
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},

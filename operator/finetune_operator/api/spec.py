@@ -194,7 +194,7 @@ class CheckpointPolicy(Model):
     """How many are kept while the job runs."""
 
 
-_OPTIONAL = ("image", "accelerator", "dataset", "model", "head", "workers", "checkpoint")
+_OPTIONAL = ("image", "accelerator", "dataset", "model", "checkpoint")
 
 
 def _immutable() -> Rules:
@@ -204,6 +204,21 @@ def _immutable() -> Rules:
         rules[name] = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
     return [{"rule": rule, "message": f"spec.{name} is immutable; make a new FinetuneJob"} for name, rule in rules.items()]
 
+
+def _unless_suspended() -> Rules:
+    """Rules at the root, where the status is in sight: without a cluster, the next one may be another."""
+    suspended = "(has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended')"
+    return [
+        {
+            "rule": f"{suspended} || (has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
+            f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))",
+            "message": f"spec.{name} can be changed while the job is Suspended only; set spec.suspend first",
+        }
+        for name in ("head", "workers")
+    ]
+
+
+ROOT_RULES = _unless_suspended()
 
 _CANCEL_RULE: Rules = [
     {
@@ -261,9 +276,9 @@ class FinetuneJobSpec(Model):
     output: Output
     """Where the result goes."""
     head: HeadOptions | None = None
-    """The head pod."""
+    """The head pod; it may be changed while the job is Suspended."""
     workers: WorkerOptions | None = None
-    """The worker pods."""
+    """The worker pods; they may be changed while the job is Suspended."""
     retry_policy: RetryPolicy | None = None
     """How often a lost run is taken up again. Default: three attempts in all."""
     checkpoint: CheckpointPolicy | None = None

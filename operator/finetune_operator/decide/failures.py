@@ -5,15 +5,14 @@ from __future__ import annotations
 from finetune_operator.api.v1alpha1 import Reason
 from finetune_operator.observed import Observed, Pod
 from finetune_operator.pod_trouble import GONE
-from finetune_trainer.progress import Failure
 
 
 def explain_failure(observed: Observed) -> tuple[Reason, str]:
     """Reason and message for a Ray job that ended without success."""
     progress = observed.progress
     failure = progress.failure if progress is not None else None
-    if failure is not None and failure.reason not in {"TrainingFailed", "OutOfMemory"}:
-        return Reason(failure.reason), _with_pod(failure, observed)
+    if failure is not None and failure.reason not in {"TrainingFailed", "OutOfMemory", "WorkerLost"}:
+        return Reason(failure.reason), failure.message
     if (pod := _first_dead(observed)) is not None and pod.trouble is not None:
         return pod.trouble, f"{describe(pod)}; {failure.message}" if failure else describe(pod)
     if failure is not None:
@@ -40,9 +39,3 @@ def _first_dead(observed: Observed) -> Pod | None:
     """The first pod that came to grief; lack of memory says more than what followed from it."""
     dead = [pod for pod in (*observed.lost, *observed.pods) if pod.trouble in GONE]
     return min(dead, key=lambda pod: pod.trouble is not Reason.WORKER_OOM_KILLED, default=None)
-
-
-def _with_pod(failure: Failure, observed: Observed) -> str:
-    """The trainer's message; it knows a host by its address only."""
-    names = [pod.name for pod in (*observed.pods, *observed.lost) if pod.ip and pod.ip in failure.message]
-    return f"pod {names[0]}: {failure.message}" if names else failure.message
