@@ -28,10 +28,10 @@ def says(jobs: Kubectl, name: str, reason: str, *words: str) -> Callable[[], Obj
     return check
 
 
-NODE = {"memory": "4Gi", "nodeSelector": {"nowhere": "here"}}
+NODE = {"memory": "3Gi", "cpu": "200m", "nodeSelector": {"nowhere": "here"}}
 WAITING = {
     "image": ({"image": "localhost/nobody-built-this:1"}, "ImagePullFailed", "localhost/nobody-built-this:1"),
-    "node": ({"workers": NODE}, "Unschedulable", "didn't match Pod's node affinity/selector"),
+    "node": ({"head": NODE}, "Unschedulable", "didn't match Pod's node affinity/selector"),
     "claim": ({"output": {"size": "1Gi", "storageClassName": "nowhere"}}, "ClaimNotBound", "PersistentVolumeClaim"),
 }
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pytest
 
 VOCABULARY = 400
@@ -136,12 +138,16 @@ class Apart:
 
     def wait_for(self, step: int) -> None:
         """Wait until a step is on record."""
+        metrics = self.logs / "metrics.jsonl"
+        self.wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step)
+
+    def wait_until(self, check: Callable[[], Any]) -> Any:
+        """Poll until a check gives something true, as long as the command runs."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
-            metrics = self.logs / "metrics.jsonl"
-            if metrics.exists() and len(metrics.read_text().splitlines()) >= step:
-                return
-            time.sleep(0.01)
+            if found := check():
+                return found
+            time.sleep(0.005)
         raise AssertionError(self.process.communicate())
 
     def end(self) -> tuple[int, str, str]:

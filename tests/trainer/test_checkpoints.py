@@ -292,14 +292,13 @@ def test_second_signal_ends_at_once(long: Command) -> None:
     assert (done.returncode, done.stdout) == (143, "True\n")
 
 
-def test_stop_before_the_first_step_ends_at_once(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import launch
-
-    monkeypatch.setattr(launch, "launch", lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    outcome = command.run()
-    assert outcome.code == 75
-    assert outcome.out == "stopped before the first step\n"
-    assert outcome.progress["state"] == "stopped"
+def test_stop_before_the_first_step_ends_at_once(long: Command) -> None:
+    started = Apart(long)
+    started.wait_until((started.logs / "progress.json").exists)
+    started.process.send_signal(signal.SIGTERM)
+    code, out, err = started.end()
+    assert (code, out) == (75, "stopped before the first step\n"), err
+    assert json.loads((started.logs / "progress.json").read_text())["state"] == "stopped"
 
 
 def test_an_old_request_to_stop_is_forgotten(command: Command) -> None:

@@ -73,7 +73,8 @@ def ancestors(process: int) -> list[int]:
     return found
 
 
-def epochs_of_life(folder: Path) -> dict[str, Any]:
+def told(folder: Path) -> dict[str, Any]:
+    """The last report."""
     return json.loads((folder / "logs" / "progress.json").read_text())
 
 
@@ -85,15 +86,10 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(command: Command, 
     workers = workers_of(started.process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    first_after = 0
-    while started.process.poll() is None and not first_after:
-        progress = epochs_of_life(command.output)
-        if progress.get("restarts"):
-            first_after = progress["step"]
-        time.sleep(0.005)
+    first_after = started.wait_until(lambda: told(command.output)["restarts"] and told(command.output)["step"])
     code, out, err = started.end()
     assert code == 0, err
-    progress = epochs_of_life(command.output)
+    progress = told(command.output)
     assert (progress["state"], progress["restarts"]) == ("finished", 1)
     assert first_after in range(20, 60)
     resumed = Outcome(code, out, err, command.output)
@@ -115,7 +111,7 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
         started.process.send_signal(signal.SIGTERM)
     code, _, err = started.end()
     assert code == 75, err
-    progress = epochs_of_life(command.output)
+    progress = told(command.output)
     assert progress["state"] == "stopped"
     folder = Path(progress["checkpoint"]["path"])
     assert progress["checkpoint"]["step"] == progress["step"] < STEPS

@@ -16,6 +16,10 @@ HEAD_ANNOTATIONS = {"ray.io/disable-provisioned-head-restart": "true"}
 """With it KubeRay does not make a new head for a lost one: a new head would know nothing of the job, and the loss
 would look like a job that was never submitted."""
 
+TERMINATION_SECONDS = 10
+"""Ray ends its processes at SIGTERM, and a run that is to be suspended is asked before: nothing makes use of more, and what
+the pod held is free so much sooner."""
+
 OBJECT_STORE_BYTES = "209715200"
 """Ray's object store, 200 MiB: Ray Train moves no data through it here, and it counts against the pod's memory."""
 
@@ -103,6 +107,7 @@ def _pod_template(
     chosen = dump(options) if options else {}
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": TERMINATION_SECONDS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
