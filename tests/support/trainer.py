@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pytest
 
@@ -129,6 +131,26 @@ class Command:
         return Outcome(done.returncode, done.stdout, done.stderr, self.output)
 
 
+@contextlib.contextmanager
+def stopping(output: Path) -> Iterator[None]:
+    """Ask a run in this process to stop as soon as its first step is on record."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(0.001):
+            if (output / "logs" / "metrics.jsonl").exists():
+                (output / "logs" / "stop").touch()
+                return
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Apart:
     """The command in a process of its own, which is sent signals."""
 
@@ -143,7 +165,7 @@ class Apart:
 
     def wait_until(self, check: Callable[[], Any]) -> Any:
         """Poll until a check gives something true, as long as the command runs."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
             if found := check():
                 return found
@@ -151,5 +173,5 @@ class Apart:
         raise AssertionError(self.process.communicate())
 
     def end(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=300)
         return self.process.returncode, out, err

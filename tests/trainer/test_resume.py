@@ -8,43 +8,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support.trainer import stopping
 
 from finetune_trainer import loop, state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.trainer import Command, Outcome
 
-STOP_AFTER = 4
-
 
 @pytest.fixture
 def learning(command: Command) -> Command:
-    """A run of eight steps over two epochs with everything that could go astray: dropout, momentum, a schedule."""
+    """A run over two epochs with everything that could go astray: dropout, momentum, a schedule."""
     command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
     command.change("Training", batch_size=3, max_train_steps=None, epochs=2, gradient_accumulation_steps=2, logging_steps=3)
     command.change("Dataset", validation_split_percentage=10)
     return command
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """Ask a run in this process to stop during a step."""
-
-    def arrange(last: int) -> None:
-        real, count = loop.take_step, iter(range(1, 1000))
-
-        def step(engine: Any, *rest: Any) -> Any:
-            if next(count) == last:
-                (engine.run.logs / "stop").touch()
-            return real(engine, *rest)
-
-        monkeypatch.setattr(loop, "take_step", step)
-
-    yield arrange
-    monkeypatch.undo()
 
 
 def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
@@ -67,10 +48,17 @@ def same(one: Outcome, other: Outcome) -> bool:
     return equal and records(one) == records(other) and one.progress["result"] == other.progress["result"]
 
 
+def stopped(command: Command, *options: str) -> Outcome:
+    """Run until somebody asks for a stop, after the first step."""
+    with stopping(command.output):
+        outcome = command.run(*options)
+    assert outcome.code == 75, outcome.err
+    return outcome
+
+
 def interrupted(command: Command, *options: str) -> Outcome:
     """Run until somebody asks for a stop, and go on with the same command."""
-    first = command.run("--run_name", "r", *options)
-    assert first.code == 75, first.err
+    first = stopped(command, "--run_name", "r", *options)
     assert first.progress["state"] == "stopped"
     second = command.run("--run_name", "r", *options)
     assert second.code == 0, second.err
@@ -78,13 +66,12 @@ def interrupted(command: Command, *options: str) -> Outcome:
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_resumed_equals_uninterrupted(learning: Command, stop_after: Callable[[int], None], lora: bool) -> None:
+def test_resumed_equals_uninterrupted(learning: Command, lora: bool) -> None:
     if not lora:
         learning.change("General", lora_config=None)
     whole = learning.run("--output_dir", str(learning.folder / "whole"))
     whole.output = learning.folder / "whole"
     assert whole.code == 0, whole.err
-    stop_after(STOP_AFTER)
     resumed = interrupted(learning)
     assert "going on from checkpoint" in resumed.err
     assert resumed.out.count("step ") < whole.out.count("step ")
@@ -138,27 +125,23 @@ DROPPED = {
 
 
 @pytest.mark.parametrize("dropped", DROPPED)
-def test_whatever_is_not_restored_shows(
-    learning: Command, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, dropped: str
-) -> None:
+def test_whatever_is_not_restored_shows(learning: Command, monkeypatch: pytest.MonkeyPatch, dropped: str) -> None:
     with monkeypatch.context() as patch:
         if dropped == "randomness":
             DROPPED[dropped](patch)  # both runs go without, so that only the interruption differs
         whole = learning.run("--output_dir", str(learning.folder / "whole"))
         whole.output = learning.folder / "whole"
-        stop_after(STOP_AFTER)
         if dropped != "randomness":
             DROPPED[dropped](patch)
         assert not same(whole, interrupted(learning))
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adafactor", "NAdam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta", "RAdam"])
-def test_every_optimizer_goes_on(learning: Command, stop_after: Callable[[int], None], optimizer: str) -> None:
+def test_every_optimizer_goes_on(learning: Command, optimizer: str) -> None:
     learning.change("Training", optimizer=optimizer, epochs=1)
     learning.change("Dataset", validation_split_percentage=0)
     whole = learning.run("--output_dir", str(learning.folder / "whole"))
     whole.output = learning.folder / "whole"
-    stop_after(2)
     assert same(whole, interrupted(learning))
 
 
@@ -167,14 +150,12 @@ def only_checkpoint(output: Path) -> Path:
     return path
 
 
-def test_given_checkpoint_of_another_run(learning: Command, stop_after: Callable[[int], None]) -> None:
+def test_given_checkpoint_of_another_run(learning: Command) -> None:
     whole = learning.run("--output_dir", str(learning.folder / "whole"))
     whole.output = learning.folder / "whole"
-    stop_after(STOP_AFTER)
-    stopped = learning.run()
-    assert stopped.code == 75
-    path = only_checkpoint(stopped.output)
-    assert f"set General.resume_from_checkpoint: {path}" in stopped.out
+    first = stopped(learning)
+    path = only_checkpoint(first.output)
+    assert f"set General.resume_from_checkpoint: {path}" in first.out
     learning.change("General", resume_from_checkpoint=str(path), output_dir=str(learning.folder / "third"))
     resumed = learning.run()
     assert resumed.code == 0, resumed.err
@@ -184,12 +165,9 @@ def test_given_checkpoint_of_another_run(learning: Command, stop_after: Callable
     assert path.is_dir()
 
 
-def test_given_checkpoint_with_another_configuration_gives_weights_and_optimizer(
-    learning: Command, stop_after: Callable[[int], None]
-) -> None:
-    stop_after(STOP_AFTER)
-    stopped = learning.run()
-    path = only_checkpoint(stopped.output)
+def test_given_checkpoint_with_another_configuration_gives_weights_and_optimizer(learning: Command) -> None:
+    first = stopped(learning)
+    path = only_checkpoint(first.output)
     learning.change("General", resume_from_checkpoint=str(path), output_dir=str(learning.folder / "next"))
     learning.change("Training", optimizer="SGD", learning_rate=1e-9)
     outcome = learning.run()
@@ -204,9 +182,8 @@ def test_given_checkpoint_with_another_configuration_gives_weights_and_optimizer
         torch.testing.assert_close(after[name.replace(".default", "")], tensor)
 
 
-def test_given_checkpoint_that_does_not_fit(learning: Command, stop_after: Callable[[int], None]) -> None:
-    stop_after(STOP_AFTER)
-    path = only_checkpoint(learning.run().output)
+def test_given_checkpoint_that_does_not_fit(learning: Command) -> None:
+    path = only_checkpoint(stopped(learning).output)
     learning.change("General", resume_from_checkpoint=str(path), lora_config=None)
     outcome = learning.run()
     assert outcome.code == 2
