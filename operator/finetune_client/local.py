@@ -108,6 +108,10 @@ def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
     findings = check_object(manifest)
     if job.spec.dataset and job.spec.dataset.config_map:
         findings.append(Finding(("spec", "dataset", "configMap"), "there are no ConfigMaps here; use a claim and --claim"))
+    if job.spec.resume_from:
+        findings.append(
+            Finding(("spec", "resumeFrom"), "there are no other jobs here; name a folder in General.resume_from_checkpoint")
+        )
     if findings:
         raise ConfigError(document.errors(findings))
     return manifest, job

@@ -43,6 +43,8 @@ OUTPUT_MOUNT = "/output"
 DATA_MOUNT = "/data"
 MODEL_MOUNT = "/model"
 HUB_CACHE_MOUNT = "/hub-cache"
+RESUME_MOUNT = "/resume"
+"""Output claim of the job that spec.resumeFrom names, where it is not the job's own."""
 CONFIG_MOUNT = "/etc/finetune"
 CONFIG_FILE = "config.yaml"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from finetune_operator.api.v1alpha1 import Reason
+from finetune_operator.api.v1alpha1 import Reason, ResumeStatus
 from finetune_operator.pod_trouble import find_trouble
 from finetune_trainer.progress import Progress
 
@@ -116,6 +116,7 @@ _MISSING = {
     "PersistentVolumeClaim": Reason.CLAIM_NOT_FOUND,
     "ConfigMap": Reason.CONFIG_MAP_NOT_FOUND,
     "PriorityClass": Reason.PRIORITY_CLASS_NOT_FOUND,
+    "FinetuneJob": Reason.JOB_NOT_FOUND,
 }
 
 
@@ -125,6 +126,8 @@ class Observed:
 
     missing: tuple[Missing, ...] = ()
     """What the job cannot begin without."""
+    resume: ResumeStatus | None = None
+    """Where a job that has not begun begins from, if spec.resumeFrom names another."""
     cluster: Cluster | None = None
     pods: tuple[Pod, ...] = ()
     lost: tuple[Pod, ...] = ()

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from finetune_operator.api.v1alpha1 import FinetuneJob, Reason
-from finetune_operator.clients.kube import CLAIMS, CONFIG_MAPS, NODES, PRIORITY_CLASSES, Kind, KubeClient
+from finetune_operator.api.v1alpha1 import FinetuneJob, Reason, ResumeStatus
+from finetune_operator.clients.kube import CLAIMS, CONFIG_MAPS, FINETUNE_JOBS, NODES, PRIORITY_CLASSES, Kind, KubeClient
+from finetune_operator.decide.resumption import resume_point
 from finetune_operator.desired.accelerators import gpu_resources
 from finetune_operator.desired.storage import required_claims, required_config_maps
 from finetune_operator.errors import KubeError, KubeUnavailableError
-from finetune_operator.observed import Missing
+from finetune_operator.observed import Missing, Observed
 from finetune_operator.settings import Settings
 
 NODES_SECONDS = 5.0
@@ -33,6 +34,31 @@ class Preflight:
         self._looking = asyncio.Lock()
         self._nodes: list[dict[str, Any]] = []
         self._nodes_seen: float | None = None
+
+    async def observe(self, job: FinetuneJob) -> Observed:
+        """What is missing, and where the job begins from.
+
+        Raises:
+            KubeUnavailableError: the API server did not answer.
+        """
+        found = await self._resume_point(job)
+        if isinstance(found, Missing):
+            return Observed(missing=(found, *await self.missing(job)))
+        status = job.status.model_copy(update={"resume": found})
+        return Observed(missing=await self.missing(job.model_copy(update={"status": status})), resume=found)
+
+    async def _resume_point(self, job: FinetuneJob) -> ResumeStatus | Missing | None:
+        """What spec.resumeFrom comes to. A name that comes up twice is that of a job which was made anew."""
+        found: ResumeStatus | Missing | str | None = job.status.resume or job.spec.resume_from
+        seen = {job.metadata.name}
+        while isinstance(found, str):
+            name, namespace = found, job.metadata.namespace
+            raw = await self._kube.get(FINETUNE_JOBS, namespace, name)
+            found = resume_point(raw) if raw else Missing.of_kind("FinetuneJob", "resumeFrom", name, namespace)
+            if isinstance(found, str) and found in seen:
+                found = ResumeStatus(job=name, uid=raw["metadata"]["uid"] if raw else "")
+            seen.add(name)
+        return found
 
     async def missing(self, job: FinetuneJob) -> tuple[Missing, ...]:
         """Everything that is not there, in the order of the spec.

@@ -114,7 +114,7 @@ class Reconciler:
         if job.status.ray is None:
             if job.status.phase in TERMINAL:
                 return Observed()
-            return Observed(missing=await self._preflight.missing(job))
+            return await self._preflight.observe(job)
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))

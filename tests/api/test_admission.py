@@ -221,6 +221,12 @@ PAIRS: list[Any] = [
         id="affinity without values",
     ),
     pytest.param(
+        finetune_job("job", resumeFrom="job"),
+        finetune_job("job", resumeFrom="jo"),
+        "no job can begin from itself",
+        id="a job that begins from itself",
+    ),
+    pytest.param(
         finetune_job("job", workers=nodes_with({"key": "disk", "operator": "Exists", "values": ["ssd"]})),
         finetune_job("job", workers=nodes_with({"key": "disk", "operator": "Exists"})),
         "values go with operator In, NotIn, Gt and Lt",
@@ -247,13 +253,12 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"workers": {"memory": "9Gi"}}, "spec.workers can be changed while the job is Suspended only"),
     ({"dataset": {"configMap": {"name": "rows"}}}, "spec.dataset is immutable; make a new FinetuneJob"),
     ({"model": {"revision": "abc"}}, "spec.model is immutable; make a new FinetuneJob"),
-    ({"checkpoint": {"everySteps": 7}}, "spec.checkpoint is immutable; make a new FinetuneJob"),
+    ({"checkpoint": {"keep": 3}}, "spec.checkpoint is immutable; make a new FinetuneJob"),
+    ({"resumeFrom": "earlier"}, "spec.resumeFrom is immutable; make a new FinetuneJob"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"), CHANGES, ids=["config", "output", "image", "head", "workers", "dataset", "model", "checkpoint"]
-)
+@pytest.mark.parametrize(("change", "words"), CHANGES, ids=[",".join(change) for change, _ in CHANGES])
 def test_what_a_run_depends_on_cannot_be_changed(api: Kubectl, change: dict[str, Any], words: str) -> None:
     api.apply(finetune_job("fixed"))
     result = api.apply(finetune_job("fixed", **change), check=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from tests.support.builders import DATA, KEYS, SETTINGS, raw_job
-from tests.unit import test_attempts, test_ending
+from tests.unit import test_attempts, test_ending, test_resume_from
 
 from finetune_operator.api.schema import crd_schema
 from finetune_operator.api.v1alpha1 import FinetuneJob
@@ -26,6 +26,7 @@ JOBS = {path.stem: raw_job(path.stem) for path in (DATA / "jobs").glob("*.yaml")
 IN_DECISIONS = {
     "cancel": test_ending.test_a_job_is_cancelled_in_every_phase_and_its_cluster_deleted_afterwards,
     "suspend": test_attempts.test_a_suspended_run_is_asked_for_a_checkpoint_before_its_cluster_goes,
+    "resumeFrom": test_resume_from.test_the_place_is_stored_with_the_first_attempt_before_anything_is_made,
     "retryPolicy.maxAttempts": test_attempts.test_the_pause_doubles_up_to_its_limit_and_attempts_end,
     "retryPolicy.backoffSeconds": test_attempts.test_the_pause_doubles_up_to_its_limit_and_attempts_end,
     "retryPolicy.maxBackoffSeconds": test_attempts.test_the_pause_doubles_up_to_its_limit_and_attempts_end,

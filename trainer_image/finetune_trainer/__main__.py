@@ -51,6 +51,8 @@ def parser() -> Parser:
     option("--run_name", metavar="NAME", help="name of the run, the same for each attempt at it: a complete result "
            "of this name is kept, and the command ends at once")  # fmt: skip
     option("--attempt", metavar="N", type=int, default=1, help="which attempt at the run this is (default: 1)")
+    option("--resume_from", metavar="DIR", type=Path, help="output folder of an earlier run: begin from its newest complete "
+           "checkpoint, as long as the run has none of its own")  # fmt: skip
     option("--checkpoint_every_steps", metavar="N", type=_count, help="write a checkpoint every N optimizer steps, 0: none "
            "(default: as General.save_strategy says)")  # fmt: skip
     option("--checkpoint_keep", metavar="K", type=_positive, default=2, help="how many checkpoints stay, the newest ones "
@@ -99,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model_revision=options.model_revision,
         run_name=options.run_name,
         attempt=options.attempt,
+        resume_from=here / options.resume_from if options.resume_from else None,
         working_dir=here,
         saving=Saving.choose(loaded.config.general.save_strategy, options.checkpoint_every_steps, options.checkpoint_keep),
         max_worker_failures=_worker_failures(options.max_worker_failures),
@@ -198,7 +201,7 @@ def _check_inputs(run: Run) -> None:
         try:
             checkpoint.read_marker(run.given_checkpoint)
         except checkpoint.Unusable as reason:
-            raise checkpoint.refuse(run.given_checkpoint, reason) from None
+            raise checkpoint.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None
 
 
 def _fail(run: Run, error: Exception) -> int:

@@ -185,14 +185,18 @@ def check(path: Path, marker: Marker, names: Iterable[str]) -> None:
             raise Unusable(f"{name} is not the file that was written")
 
 
-def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]]:
-    """Complete checkpoints that this run can go on from, the newest first. Others are named in the log."""
+def complete_ones(folder: Path) -> Iterator[tuple[Path, Marker]]:
+    """Complete checkpoints, whosever they are, the newest first. Others are named in the log."""
     for path in _checkpoints(folder):
         try:
-            marker = read_marker(path)
+            yield path, read_marker(path)
         except Unusable as reason:
             skip(path, reason)
-            continue
+
+
+def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]]:
+    """Complete checkpoints that this run can go on from, the newest first. Others are named in the log."""
+    for path, marker in complete_ones(folder):
         difference = marker.difference(identity)
         if difference is None:
             yield path, marker
@@ -200,9 +204,9 @@ def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]
             skip(path, Unusable(difference))
 
 
-def refuse(path: Path, reason: Unusable) -> ConfigError:
-    """The error that says why the checkpoint that was asked for is not used."""
-    return ConfigError([f"General.resume_from_checkpoint: {path} cannot be used: {reason}"])
+def refuse(option: str, path: Path, reason: Unusable) -> ConfigError:
+    """The error that says why the checkpoint that an option asks for is not used."""
+    return ConfigError([f"{option}: {path} cannot be used: {reason}"])
 
 
 def skip(path: Path, reason: Unusable) -> None:

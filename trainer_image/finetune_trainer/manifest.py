@@ -77,6 +77,11 @@ def find_result(folder: Path, run_name: str) -> Output | None:
         return None
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds the result of any run."""
+    return _read(folder) is not None
+
+
 def remove_result(folder: Path) -> None:
     """Make way for a new result: the manifest goes first, then the files that it names.
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from finetune_trainer import checkpoint, distributed, state
+from finetune_trainer import checkpoint, distributed, manifest, state
 from finetune_trainer.checkpoint import Identity, Marker, Unusable
 from finetune_trainer.errors import explain, output_error
 from finetune_trainer.progress import Checkpoint
+from finetune_trainer.run import CHECKPOINTS
 from finetune_trainer.state import Sums
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ DATASET = {"group", "shuffle", "padding_side"}
 TRAINING = {"optimizer", "batch_size", "epochs", "max_train_steps", "learning_rate", "lr_scheduler", "weight_decay",
             "mixed_precision", "device", "gradient_accumulation_steps", "seed"}  # fmt: skip
 """Settings that the weights depend on; how rows become tokens shows in the tokens."""
+
+_FINISHED = "its run has finished and kept no checkpoint; General.save_strategy epoch or steps would have kept them"
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,12 @@ class Keeper:
         return _describe(path, marker)
 
     def restore(self) -> Start:
-        """Go on from the newest checkpoint of this run, or from the given one, or begin at the beginning. A collective.
+        """Go on from the newest checkpoint of this run, else of the earlier one, else from the given one; or begin at the
+        beginning. A collective.
 
         Raises:
-            ConfigError: General.resume_from_checkpoint names a checkpoint that does not fit.
+            ConfigError: the earlier run has finished and kept none, or what it kept or General.resume_from_checkpoint
+                names does not fit.
         """
         folder, worker = self._run.checkpoints, self._worker
         for path, marker in distributed.from_first(worker, lambda: list(checkpoint.candidates(folder, self._identity))):
@@ -108,16 +113,37 @@ class Keeper:
             except Unusable as reason:
                 if worker.is_first:
                     checkpoint.skip(path, reason)
+        if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from)) is not None:
+            return start
         given = self._run.given_checkpoint
         if given is None:
             return Start()
         try:
-            return self._load_given(given)
+            return self._load_other(given, distributed.from_first(worker, lambda: checkpoint.read_marker(given)))
         except Unusable as reason:
-            raise checkpoint.refuse(given, reason) from None
+            raise checkpoint.refuse("General.resume_from_checkpoint", given, reason) from None
 
-    def _load_given(self, path: Path) -> Start:
-        marker = distributed.from_first(self._worker, lambda: checkpoint.read_marker(path))
+    def _load_earlier(self, output: Path) -> Start | None:
+        """Go on from the newest checkpoint of an earlier run that can be used; None when it left none."""
+        worker, refusal = self._worker, None
+        folder = output / CHECKPOINTS
+        for path, marker in distributed.from_first(worker, lambda: list(checkpoint.complete_ones(folder))):
+            try:
+                return self._load_other(path, marker)
+            except Unusable as reason:
+                refusal = refusal or checkpoint.refuse("--resume_from", path, reason)
+                if worker.is_first:
+                    checkpoint.skip(path, reason)
+        if refusal is None and distributed.from_first(worker, lambda: manifest.is_finished(output)):
+            refusal = checkpoint.refuse("--resume_from", output, Unusable(_FINISHED))
+        if refusal is not None:
+            raise refusal
+        if worker.is_first:
+            log.warning("there is no complete checkpoint in %s to begin from", folder)
+        return None
+
+    def _load_other(self, path: Path, marker: Marker) -> Start:
+        """Go on from a checkpoint of another run: exactly where all else is the same, else with weights and optimizer."""
         own, there = self._identity, marker.identity
         difference = marker.difference(own.model_copy(update={"run": there.run}))
         if difference is not None and (own.sharded or there.sharded) and own.world_size != there.world_size:

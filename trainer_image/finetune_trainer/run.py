@@ -65,6 +65,8 @@ class Run:
     """Name that is the same for every attempt at this run; None: the run is never taken for an earlier one."""
     attempt: int = 1
     """Which submission of the run this is, from 1."""
+    resume_from: Path | None = None
+    """Output folder of an earlier run, whose newest checkpoint the run begins from; nothing is written there."""
     working_dir: Path = Path()
     """Folder in which the command was started: Ray workers start elsewhere."""
     saving: Saving = Saving()

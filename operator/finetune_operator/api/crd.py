@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from finetune_operator.api.spec import ROOT_RULES
-from finetune_operator.api.v1alpha1 import FinetuneJobSpec, FinetuneJobStatus
+from finetune_operator.api.v1alpha1 import RESUMES_ITSELF, FinetuneJobSpec, FinetuneJobStatus
 from finetune_operator.constants import GROUP, KIND, MAX_JOB_NAME, PLURAL, VERSION
 
 Schema = dict[str, Any]
@@ -27,6 +27,7 @@ NAME_RULES = [
         "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
         "message": "metadata.name must be a DNS-1035 label: lower-case letters, digits and '-', and a letter first",
     },
+    {"rule": "!has(self.spec.resumeFrom) || self.spec.resumeFrom != self.metadata.name", "message": RESUMES_ITSELF},
 ]
 """The messages are static: one that quotes the name exceeds the CEL cost budget a hundred times."""
 

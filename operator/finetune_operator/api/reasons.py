@@ -16,6 +16,8 @@ class Reason(StrEnum):
     CLAIM_NOT_BOUND = "ClaimNotBound"
     CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
     PRIORITY_CLASS_NOT_FOUND = "PriorityClassNotFound"
+    JOB_NOT_FOUND = "JobNotFound"
+    WAITING_FOR_JOB = "WaitingForJob"
     NO_SUCH_RESOURCE = "NoSuchResource"
     QUOTA_EXCEEDED = "QuotaExceeded"
     CREATION_REFUSED = "CreationRefused"
@@ -96,6 +98,19 @@ WAITING: dict[Reason, Explanation] = {
         "elsewhere KubeRay's words about the pod serve.",
         _WAITS,
         "Take a name of `kubectl get priorityclasses`, or ask the administrator for the class.",
+    ),
+    Reason.JOB_NOT_FOUND: Explanation(
+        "The FinetuneJob that `spec.resumeFrom` names, or one that that job was to begin from itself, does not exist in the "
+        "job's namespace.",
+        _WAITS,
+        "Correct the name in a new job. The checkpoints of a job that was deleted stay on its output claim: the YAML's "
+        "`General.resume_from_checkpoint` takes a folder.",
+    ),
+    Reason.WAITING_FOR_JOB: Explanation(
+        "The FinetuneJob that `spec.resumeFrom` names has not ended and is not suspended, so its newest checkpoint is still "
+        "to come.",
+        _WAITS,
+        "Nothing; or suspend or cancel that job (`finetune suspend`, `finetune cancel`).",
     ),
     Reason.NO_SUCH_RESOURCE: Explanation(
         "No node of the cluster offers the GPU resource that a worker asks for, or none offers as many. It is looked for "

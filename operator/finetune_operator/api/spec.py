@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from finetune_operator.api.base import LocalReference, Model, Name, Quantity, Rules, SubPath
 from finetune_operator.api.pods import HeadOptions, WorkerOptions
+from finetune_operator.constants import MAX_JOB_NAME
 from finetune_trainer.config import TrainerConfig
 
 
@@ -194,7 +195,7 @@ class CheckpointPolicy(Model):
     """How many are kept while the job runs."""
 
 
-_OPTIONAL = ("image", "accelerator", "dataset", "model", "checkpoint")
+_OPTIONAL = ("image", "accelerator", "dataset", "model", "checkpoint", "resumeFrom")
 
 
 def _immutable() -> Rules:
@@ -283,6 +284,12 @@ class FinetuneJobSpec(Model):
     """How often a lost run is taken up again. Default: three attempts in all."""
     checkpoint: CheckpointPolicy | None = None
     """When checkpoints are written. Default: every 100 steps, and the newest two are kept."""
+    resume_from: (
+        Annotated[str, StringConstraints(min_length=1, max_length=MAX_JOB_NAME, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")] | None
+    ) = None  # fmt: skip
+    """An earlier FinetuneJob of this namespace, from whose newest complete checkpoint this one begins: exactly, if
+    configuration, rows and workers are the same; else with its weights and optimizer. Waits until that job has ended or is
+    suspended. If it left no checkpoint, this one begins at the beginning."""
     suspend: bool = False
     """Write a checkpoint and give all pods back; false again: go on from it."""
     cancel: bool = False

@@ -171,9 +171,22 @@ class CheckpointStatus(Model):
     step: int
     """Optimizer steps that it holds."""
     path: ShortText
-    """Its folder on the output claim."""
+    """Its folder, as the pods see it."""
     time: Time
     """When it was completed."""
+
+
+class ResumeStatus(Model):
+    """Where the job begins from; stored before anything is made, since the earlier job may be deleted."""
+
+    job: ShortText
+    """The earlier job that left it."""
+    uid: ShortText
+    """UID of that job."""
+    persistent_volume_claim: ShortText | None = None
+    """Its output claim; missing when it has never run, so that this job begins at the beginning."""
+    path: ShortText | None = None
+    """Its folder on that claim; nothing is written there."""
 
 
 class FinetuneJobStatus(Model):
@@ -215,3 +228,5 @@ class FinetuneJobStatus(Model):
     """Where the result lies."""
     result: ResultStatus | None = None
     """How good the model has become."""
+    resume: ResumeStatus | None = None
+    """What spec.resumeFrom has come to."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import StringConstraints
+from pydantic import StringConstraints, model_validator
 
 from finetune_operator.api.base import Model, dump
 from finetune_operator.api.pods import PodOptions
@@ -22,6 +22,7 @@ from finetune_operator.api.status import (
     ProgressStatus,
     RayStatus,
     ResultStatus,
+    ResumeStatus,
 )
 from finetune_operator.constants import MAX_JOB_NAME
 
@@ -42,9 +43,13 @@ __all__ = [
     "RayStatus",
     "Reason",
     "ResultStatus",
+    "ResumeStatus",
     "RetryPolicy",
     "dump",
 ]
+
+
+RESUMES_ITSELF = "spec.resumeFrom names another, earlier FinetuneJob: no job can begin from itself"
 
 
 class Metadata(Model):
@@ -63,6 +68,12 @@ class FinetuneJob(Model):
     metadata: Metadata
     spec: FinetuneJobSpec
     status: FinetuneJobStatus = FinetuneJobStatus()
+
+    @model_validator(mode="after")
+    def _resumes_another(self) -> Self:
+        if self.spec.resume_from == self.metadata.name:
+            raise ValueError(RESUMES_ITSELF)
+        return self
 
     @property
     def key(self) -> tuple[str, str]:

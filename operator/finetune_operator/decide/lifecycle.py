@@ -26,6 +26,7 @@ from finetune_operator.decide.attempts import attempt_failed, begin_attempt, ret
 from finetune_operator.decide.ending import after_the_end, end, fail, training_since, within_deadlines
 from finetune_operator.decide.failures import describe, explain_failure, explain_loss
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
+from finetune_operator.decide.resumption import resume_note
 from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import (
@@ -88,7 +89,8 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
         return Plan(_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
-    notes = "; ".join(config_notes(job.spec.config))
+    status = status.model_copy(update={"resume": status.resume or observed.resume})
+    notes = "; ".join([*config_notes(job.spec.config), *resume_note(status.resume)])
     status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, notes, now)
     if find_condition(status, ConditionType.SUSPENDED) is not None:
         status = set_condition(status, ConditionType.SUSPENDED, False, Reason.ACCEPTED, "", now)

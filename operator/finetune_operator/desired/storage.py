@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from finetune_operator.api.spec import ClaimSource
 from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, HUB_CACHE_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT
+from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, HUB_CACHE_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT, RESUME_MOUNT
 from finetune_operator.desired import naming
 
 
@@ -43,7 +44,23 @@ def required_claims(job: FinetuneJob) -> dict[str, str]:
         claims["model.persistentVolumeClaim"] = model.persistent_volume_claim.claim_name
     if model and model.cache:
         claims["model.cache.persistentVolumeClaim"] = model.cache.persistent_volume_claim.claim_name
+    if claim := resume_claim(job):
+        claims["resumeFrom"] = claim
     return claims
+
+
+def resume_claim(job: FinetuneJob) -> str | None:
+    """The claim with the checkpoints that the job begins from, where it is not its output claim."""
+    claim = job.status.resume.persistent_volume_claim if job.status.resume else None
+    return None if claim == naming.output_claim_name(job) else claim
+
+
+def resume_folder(job: FinetuneJob) -> str | None:
+    """The folder of the earlier run, as the pods see it."""
+    resume = job.status.resume
+    if resume is None or resume.persistent_volume_claim is None or resume.path is None:
+        return None
+    return f"{RESUME_MOUNT if resume_claim(job) else OUTPUT_MOUNT}/{resume.path}"
 
 
 def required_config_maps(job: FinetuneJob) -> dict[str, str]:
@@ -68,6 +85,9 @@ def build_volumes(job: FinetuneJob) -> tuple[list[dict[str, Any]], list[dict[str
         ("model", MODEL_MOUNT, model.persistent_volume_claim if model else None, True),
         ("hub-cache", HUB_CACHE_MOUNT, model.cache.persistent_volume_claim if model and model.cache else None, False),
     ]
+    if earlier := resume_claim(job):
+        # without sub-path: the kubelet would make that folder where it is missing
+        sources.append(("resume", RESUME_MOUNT, ClaimSource(claim_name=earlier), True))
     for name, path, claim, read_only in sources:
         if claim:
             # not readOnly on the claim: a second pod may mount the same claim for writing on the same node

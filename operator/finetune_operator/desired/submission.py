@@ -12,6 +12,7 @@ from finetune_operator.api.spec import CheckpointPolicy
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, JOB_LABEL, MODEL_MOUNT, OUTPUT_MOUNT
 from finetune_operator.desired import naming
+from finetune_operator.desired.storage import resume_folder
 
 
 def build_config_map(job: FinetuneJob) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
         arguments += ["--model_dir", MODEL_MOUNT]
     if job.spec.model and job.spec.model.revision:
         arguments += ["--model_revision", job.spec.model.revision]
+    if folder := resume_folder(job):
+        arguments += ["--resume_from", folder]
     policy = job.spec.checkpoint or CheckpointPolicy()
     arguments += ["--checkpoint_every_steps", str(policy.every_steps), "--checkpoint_keep", str(policy.keep)]
     return f"exec {shlex.join(arguments)}"

@@ -1,0 +1,40 @@
+"""``spec.resumeFrom``: what an earlier job has left for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJobStatus, Phase, Reason, ResumeStatus
+from finetune_operator.observed import Missing
+
+
+def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
+    """Where a job that names this one begins: at its folder, or where it began itself if it made no checkpoint of its own.
+
+    It is waited for until it has ended or is suspended. A name: it never came to begin from the job of that name.
+    """
+    name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
+    status = FinetuneJobStatus.model_validate(raw.get("status") or {})
+    if status.phase not in {*TERMINAL, Phase.SUSPENDED}:
+        message = f"FinetuneJob {name!r} (spec.resumeFrom) is {status.phase or Phase.PENDING}: it has to end or to be suspended"
+        return Missing(Reason.WAITING_FOR_JOB, message)
+    output = status.output
+    if output is None or status.start_time is None:
+        before: str | None = raw["spec"].get("resumeFrom")
+        return status.resume or before or ResumeStatus(job=name, uid=uid)
+    if status.resume is not None and not _has_own_checkpoint(status, output.path):
+        return status.resume
+    return ResumeStatus(job=name, uid=uid, persistent_volume_claim=output.persistent_volume_claim, path=output.path)
+
+
+def _has_own_checkpoint(status: FinetuneJobStatus, folder: str) -> bool:
+    """Whether the newest checkpoint that it reported is its own: until then it reports the one that it began from."""
+    return status.checkpoint is not None and f"/{folder}/" in status.checkpoint.path
+
+
+def resume_note(resume: ResumeStatus | None) -> tuple[str, ...]:
+    """What the user should know."""
+    if resume is None or resume.persistent_volume_claim is not None:
+        return ()
+    return (f"resumeFrom: FinetuneJob {resume.job!r} has never run, so this job begins at the beginning",)
