@@ -155,6 +155,7 @@ def _this_machine(job: FinetuneJob) -> Cluster:
         uid="local",
         owner_uid=job.metadata.uid,
         deleting=False,
+        suspended=False,
         head_ready=True,
         head_lost=False,
         head_ip="127.0.0.1",

@@ -26,6 +26,22 @@ ATTEMPT_LABEL = f"{GROUP}/attempt"
 KEY_ANNOTATION = f"{GROUP}/token-key"
 """Which master key a cluster's Ray token was made with, so that a changed key does not orphan live clusters."""
 
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+SCHEDULING_LABELS = (
+    QUEUE_LABEL,
+    "kueue.x-k8s.io/priority-class",
+    "ray.io/priority-class-name",
+    "volcano.sh/queue-name",
+    "volcano.sh/network-topology-mode",
+    "volcano.sh/network-topology-highest-tier-allowed",
+    "yunikorn.apache.org/app-id",
+    "yunikorn.apache.org/queue",
+    "kai.scheduler/queue",
+)
+"""Labels of a job that are put on its RayCluster: Kueue's, and those of the batch schedulers that KubeRay 1.6 can be
+started with (ray-operator/controllers/ray/batchscheduler)."""
+
 RAY_CLUSTER_LABEL = "ray.io/cluster"
 """KubeRay's label on a pod: the name of its RayCluster."""
 

@@ -22,6 +22,8 @@ class Cluster:
     uid: str
     owner_uid: str | None
     deleting: bool
+    suspended: bool
+    """Held back by Kueue."""
     head_ready: bool
     head_lost: bool
     head_ip: str
@@ -48,6 +50,7 @@ class Cluster:
             uid=metadata["uid"],
             owner_uid=owners[0] if owners else None,
             deleting="deletionTimestamp" in metadata,
+            suspended=bool(spec.get("suspend")),
             head_ready=head.get("status") == "True",
             head_lost=provisioned and head.get("status") == "False" and head.get("reason") == "HeadPodNotFound",
             head_ip=(status.get("head") or {}).get("podIP", ""),
@@ -81,6 +84,14 @@ class Pod:
             trouble=trouble,
             detail=detail,
         )
+
+
+def queue_words(workload: Raw) -> str:
+    """Why a Workload of Kueue has no quota: its preemption before its waiting."""
+    conditions = {item["type"]: item for item in (workload.get("status") or {}).get("conditions") or ()}
+    preempted, reserved = conditions.get("Preempted", {}), conditions.get("QuotaReserved", {})
+    words = [item.get("message", "") for item, waits in ((preempted, "True"), (reserved, "False")) if item.get("status") == waits]
+    return "; ".join(filter(None, words))
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,8 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     lost: tuple[Pod, ...] = ()
     """Pods of the cluster that are gone, and what they died of, as far as this process has seen it."""
+    queue: str = ""
+    """Why Kueue holds the cluster back, in its words, where they may be read."""
     ray_job: RayJob = UNKNOWN
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""

@@ -14,7 +14,7 @@ from finetune_operator import metrics
 from finetune_operator.api.checks import broken_rules, refusals
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Reason
 from finetune_operator.clients.cache import Cache, Key
-from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
+from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, WORKLOADS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
 from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
@@ -24,8 +24,15 @@ from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import KeyRing, build_token_secret
 from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_config_map, build_submission
-from finetune_operator.errors import ConflictError, KindMissingError, KubeError, RayError, RayUnavailableError
-from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob
+from finetune_operator.errors import (
+    ConflictError,
+    KindMissingError,
+    KubeError,
+    KubeUnavailableError,
+    RayError,
+    RayUnavailableError,
+)
+from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.status import status_patch, throttle_progress
@@ -119,10 +126,22 @@ class Reconciler:
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
         ours = cluster is not None and cluster.owner_uid == job.metadata.uid
+        if cluster is not None and ours and cluster.suspended:
+            return Observed(cluster=cluster, pods=pods, lost=lost, queue=await self._queue_words(job, cluster))
         if cluster is None or not ours or not cluster.head_ready or job.status.phase in TERMINAL:
             return Observed(cluster=cluster, pods=pods, lost=lost)
         ray_job, progress = await self._ask_ray(job, cluster)
         return Observed(cluster=cluster, pods=pods, lost=lost, ray_job=ray_job, progress=progress)
+
+    async def _queue_words(self, job: FinetuneJob, cluster: Cluster) -> str:
+        """Why Kueue holds a cluster back; empty where its Workloads may not be read."""
+        try:
+            found = await self._kube.list(WORKLOADS, job.metadata.namespace, f"kueue.x-k8s.io/job-uid={cluster.uid}")
+        except KubeUnavailableError:
+            raise
+        except KubeError:
+            return ""
+        return next((words for raw in found if (words := queue_words(raw))), "")
 
     async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:
         dashboard = self._dashboard_of(job, cluster)
@@ -242,7 +261,7 @@ def read_job(raw: dict[str, Any]) -> tuple[FinetuneJob, str | None]:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
     status = FinetuneJobStatus.model_validate(raw.get("status") or {})
     metadata = raw["metadata"]
-    identity = {name: metadata[name] for name in ("name", "namespace", "uid", "generation") if name in metadata}
+    identity = {name: metadata[name] for name in ("name", "namespace", "uid", "generation", "labels") if name in metadata}
     parts: dict[str, Any] = {"metadata": Metadata.model_construct(**identity), "status": status}
     return FinetuneJob.model_construct(**parts), problems
 

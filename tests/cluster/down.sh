@@ -12,7 +12,7 @@ answers() { # up to ten seconds for containerd to come back
   return 1
 }
 
-for service in kuberay local-path kubelet scheduler controllers proxy coredns; do stop $service; done
+for service in kueue kuberay local-path kubelet scheduler controllers proxy coredns; do stop $service; done
 # Containers outlive a containerd that was killed. A new one finds their shims again, so that none has to be guessed.
 if ! running containerd && [[ -d $tasks && -e $run/containerd.toml ]]; then
   start containerd containerd -c "$run/containerd.toml"

@@ -110,6 +110,7 @@ def make_cluster(**changes: Any) -> Cluster:
         "uid": CLUSTER_UID,
         "owner_uid": UID,
         "deleting": False,
+        "suspended": False,
         "head_ready": True,
         "head_lost": False,
         "head_ip": "10.88.0.12",

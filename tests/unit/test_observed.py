@@ -27,6 +27,7 @@ def test_a_ready_cluster_is_read_in_full() -> None:
         uid=CLUSTER_UID,
         owner_uid=UID,
         deleting=False,
+        suspended=False,
         head_ready=True,
         head_lost=False,
         head_ip="10.88.0.12",

@@ -22,6 +22,9 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     CREATION_REFUSED = "CreationRefused"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    QUEUED = "Queued"
+    PREEMPTED = "Preempted"
+    ADMITTED = "Admitted"
     CLUSTER_STARTING = "ClusterStarting"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
@@ -132,6 +135,18 @@ WAITING: dict[Reason, Explanation] = {
     Reason.KUBERAY_NOT_INSTALLED: Explanation(
         "The API server does not know RayClusters.", _TRIES, "Install KubeRay 1.6 or later."
     ),
+    Reason.QUEUED: Explanation(
+        "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its words.",
+        "It waits. No deadline counts.",
+        _NOTHING,
+    ),
+    Reason.PREEMPTED: Explanation(
+        "Kueue has taken the pods of the run for a job of higher priority.",
+        "When the queue lets the Ray cluster go again, the next attempt goes on from the newest checkpoint. The preemption "
+        "does not count against `retryPolicy`, and no deadline counts meanwhile.",
+        _NOTHING,
+    ),
+    Reason.ADMITTED: Explanation("Kueue lets the Ray cluster go.", "It waits for the pods.", _NOTHING),
     Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits.", _NOTHING),
     Reason.UNSCHEDULABLE: Explanation(
         "No node takes a pod of the job; the message has the scheduler's words.",

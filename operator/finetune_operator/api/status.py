@@ -195,8 +195,7 @@ class FinetuneJobStatus(Model):
     observed_generation: int | None = None
     """The generation of the spec that this status is about."""
     phase: Phase | None = None
-    """Pending, Provisioning, Running, Suspending, Suspended, Retrying, Succeeded, Failed or Cancelled. Queued is a name that
-    is kept: this release knows no queue."""
+    """Pending, Queued, Provisioning, Running, Suspending, Suspended, Retrying, Succeeded, Failed or Cancelled."""
     reason: Annotated[str, StringConstraints(max_length=128)] | None = None
     """Why, in one word; see docs/reference/reasons.md."""
     message: Text | None = None

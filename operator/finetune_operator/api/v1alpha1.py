@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from finetune_operator.api.base import Model, dump
 from finetune_operator.api.pods import PodOptions
@@ -59,6 +59,7 @@ class Metadata(Model):
     namespace: str
     uid: str
     generation: int = 1
+    labels: dict[str, str] = Field(default_factory=dict)
     resource_version: str = ""
 
 

@@ -36,6 +36,7 @@ SECRETS = Kind("/api/v1", "secrets")
 EVENTS = Kind("/api/v1", "events")
 SERVICES = Kind("/api/v1", "services")
 NODES = Kind("/api/v1", "nodes")
+WORKLOADS = Kind("/apis/kueue.x-k8s.io/v1beta1", "workloads")
 PRIORITY_CLASSES = Kind("/apis/scheduling.k8s.io/v1", "priorityclasses")
 
 _KINDS_BY_NAME = {

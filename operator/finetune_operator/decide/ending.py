@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
+from finetune_operator.constants import QUEUE_LABEL
 from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
 from finetune_operator.observed import Observed
 from finetune_operator.status import clip, find_condition, set_condition
@@ -93,7 +94,7 @@ def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> 
     """
     provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
     since, begun = training_since(status), _begun_at(status)
-    if status.phase is Phase.RETRYING:
+    if status.phase in {Phase.RETRYING, Phase.QUEUED}:
         return []
     if since is not None:
         message = f"the training took longer than spec.activeDeadlineSeconds, {active} s"
@@ -111,6 +112,8 @@ def after_the_end(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     """
     status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
     cluster_ttl, job_ttl = _times_to_live(job)
+    if QUEUE_LABEL in job.metadata.labels:
+        cluster_ttl = 0  # Kueue takes no RayCluster for finished: its quota is free only when it is gone
     ended = job.status.completion_time or now
     dues: list[tuple[datetime, Action]] = []
     cluster = observed.cluster

@@ -1,5 +1,5 @@
 """The state machine of a FinetuneJob: Pending → Provisioning → Running → Succeeded, Failed or Cancelled, with the detours
-Retrying (`attempts`) and Suspending → Suspended (`suspension`).
+Queued (`queueing`), Retrying (`attempts`) and Suspending → Suspended (`suspension`).
 
 Every reconcile may be the first one after a restart, so nothing is remembered but the stored status. A plan whose
 intent is not stored yet has no actions: the attempt, its cluster's name and its submission id are written before
@@ -21,7 +21,7 @@ from finetune_operator.api.v1alpha1 import (
     Reason,
 )
 from finetune_operator.constants import DASHBOARD_PORT
-from finetune_operator.decide import suspension
+from finetune_operator.decide import queueing, suspension
 from finetune_operator.decide.attempts import attempt_failed, begin_attempt, retry
 from finetune_operator.decide.ending import after_the_end, end, fail, training_since, within_deadlines
 from finetune_operator.decide.failures import describe, explain_failure, explain_loss
@@ -77,9 +77,10 @@ def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         return fail(status, Reason.NAME_CONFLICT, message, now)
     if status.phase is Phase.RETRYING:
         return retry(job, status, observed, now)
-    if condition_is_true(status, ConditionType.SUBMITTED):
-        return _follow(job, status, observed, now)
-    return _provision(job, status, observed, now)
+    if (queued := queueing.hold(job, status, observed, now)) is not None:
+        return queued
+    go_on = _follow if condition_is_true(status, ConditionType.SUBMITTED) else _provision
+    return go_on(job, status, observed, now)
 
 
 def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:

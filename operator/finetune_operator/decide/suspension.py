@@ -40,7 +40,7 @@ def suspend(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
 
 def _still_stopping(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> bool:
     """Whether a checkpoint may still come: the driver runs, or does not answer, and the grace is not over."""
-    if not condition_is_true(status, ConditionType.SUBMITTED) or cluster.head_lost or status.ray is None:
+    if not condition_is_true(status, ConditionType.SUBMITTED) or cluster.head_lost or cluster.suspended or status.ray is None:
         return False
     since = status.ray.stop_time or now
     running = observed.ray_job.state in {"PENDING", "RUNNING", "Unknown"}

@@ -6,7 +6,14 @@ import math
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, dump
-from finetune_operator.constants import HUB_CACHE_MOUNT, KEY_ANNOTATION, RAY_CONTAINER_UID, RAY_VERSION, STOP_GRACE_SECONDS
+from finetune_operator.constants import (
+    HUB_CACHE_MOUNT,
+    KEY_ANNOTATION,
+    RAY_CONTAINER_UID,
+    RAY_VERSION,
+    SCHEDULING_LABELS,
+    STOP_GRACE_SECONDS,
+)
 from finetune_operator.desired import naming
 from finetune_operator.desired.accelerators import gpu_resources
 from finetune_operator.desired.storage import build_volumes
@@ -39,11 +46,13 @@ _COPIED = ("affinity", "imagePullSecrets", "nodeSelector", "priorityClassName", 
 def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
     """A head that runs the driver and never trains, and one worker pod for each training worker."""
     metadata = naming.metadata(job, naming.cluster_name(job, attempt), attempt=attempt)
+    scheduling = {name: value for name, value in job.metadata.labels.items() if name in SCHEDULING_LABELS}
+    labels = scheduling | metadata["labels"]
     workers = job.spec.config.training.num_training_workers
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": metadata | {"annotations": HEAD_ANNOTATIONS | {KEY_ANNOTATION: key_id}},
+        "metadata": metadata | {"labels": labels, "annotations": HEAD_ANNOTATIONS | {KEY_ANNOTATION: key_id}},
         "spec": {
             "rayVersion": RAY_VERSION,
             "authOptions": {"mode": "token", "secretName": naming.secret_name(job, key_id)},

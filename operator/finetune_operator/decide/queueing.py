@@ -1,0 +1,58 @@
+"""Kueue: a RayCluster that it holds back, or takes the pods of, and that it lets go on.
+
+It sees the RayCluster by a label and sets its ``spec.suspend``; `status.state` is not asked, since it reads ``suspended``
+while admitted pods start (https://kueue.sigs.k8s.io/docs/tasks/run/rayclusters/).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
+from finetune_operator.decide.attempts import begin_attempt
+from finetune_operator.decide.ending import attempt_ended, training_since
+from finetune_operator.decide.plan import Plan
+from finetune_operator.observed import Cluster, Observed
+from finetune_operator.status import clip, condition_is_true, set_condition
+
+QUEUED_SECONDS = 10.0
+"""How often the queue's reason is asked for; that it lets the cluster go is an event."""
+
+
+def hold(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
+    """What a queue makes of the job; None: no queue has a say just now."""
+    cluster = observed.cluster
+    if cluster is None or cluster.deleting:
+        return None
+    if cluster.suspended:
+        return _wait(status, observed, cluster, now)
+    return _admit(job, status, cluster, now) if status.phase is Phase.QUEUED else None
+
+
+def _wait(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
+    """The cluster is held back. A run that was on it has ended when its head has, and no attempt is counted."""
+    ended_by_queue = status.reason == Reason.PREEMPTED
+    preempted = ended_by_queue or condition_is_true(status, ConditionType.SUBMITTED)
+    reason = Reason.PREEMPTED if preempted else Reason.QUEUED
+    words = f": {observed.queue}" if observed.queue else ""
+    message = f"cluster {cluster.name} waits for quota{words}"
+    if preempted and not cluster.head_ready and condition_is_true(status, ConditionType.SUBMITTED):
+        status = status.model_copy(update=attempt_ended(status, Reason.PREEMPTED, now))
+        for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING, ConditionType.CLUSTER_READY):
+            status = set_condition(status, type_, False, Reason.PREEMPTED, "", now)
+    status = set_condition(status, ConditionType.QUOTA_RESERVED, False, reason, message, now)
+    update = {"phase": Phase.QUEUED, "reason": str(reason), "message": clip(message)}
+    return Plan(status.model_copy(update=update), requeue_after=QUEUED_SECONDS)
+
+
+def _admit(job: FinetuneJob, status: FinetuneJobStatus, cluster: Cluster, now: datetime) -> Plan:
+    """The cluster is let go: its start counts from now, and a run that was ended is followed by the next attempt."""
+    status = set_condition(status, ConditionType.QUOTA_RESERVED, True, Reason.ADMITTED, "", now)
+    last = status.attempt_history[-1].attempt if status.attempt_history else 0
+    if last == status.attempt:
+        status = begin_attempt(job, status, cluster.name, now)
+    elif status.ray is not None and training_since(status) is None:
+        status = status.model_copy(update={"ray": status.ray.model_copy(update={"request_time": now})})
+    message = f"the queue has let cluster {cluster.name} go"
+    update = {"phase": Phase.PROVISIONING, "reason": str(Reason.ADMITTED), "message": message}
+    return Plan(status.model_copy(update=update), requeue_after=0)
