@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from finetune_client import convert, local, validate
+from finetune_client import cluster, convert, local, validate
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError
 
 
@@ -50,6 +50,7 @@ def parser() -> Parser:
     change = commands.add_parser("convert", help="make a FinetuneJob manifest of a finetuning YAML of llm-on-ray")
     convert.add_arguments(change)
     change.set_defaults(run=convert.run)
+    cluster.add_commands(commands)
     return parser
 
 
@@ -61,7 +62,7 @@ def _claim(text: str) -> tuple[str, Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit code: 0 done, 1 the run failed or wrong usage, 2 an invalid file."""
+    """Run the command line; give the exit code: 0 done, 1 failed, refused or wrong usage, 2 an invalid file."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         parser().print_help(sys.stderr)
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except cluster.ClusterError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     return code
 
 

@@ -162,12 +162,14 @@ class FakeKube:
 
     def _patch(self, plural: str, old: Object, seen: Seen, *, is_status: bool) -> web.Response:
         name = old["metadata"]["name"]
-        if not is_status or seen.headers["Content-Type"] != "application/merge-patch+json":
-            return _refuse(415, "UnsupportedMediaType", "only merge patches of /status", name)
+        if seen.headers["Content-Type"] != "application/merge-patch+json":
+            return _refuse(415, "UnsupportedMediaType", "only merge patches", name)
         patch = json.loads(seen.text, parse_constant=_no_constant)
         version = patch.get("metadata", {}).get("resourceVersion")
         if version is not None and version != old["metadata"]["resourceVersion"]:
             return _refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
+        if not is_status:
+            return web.json_response(self.put(plural, merge(old, patch | {"status": old.get("status")})))
         status = merge(old.get("status") or {}, patch.get("status"))
         if problems := list(violations(self._status, status, ("status",))):
             return _refuse(422, "Invalid", "; ".join(map(str, problems)), name)

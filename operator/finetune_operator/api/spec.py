@@ -287,9 +287,7 @@ class FinetuneJobSpec(Model):
     resume_from: (
         Annotated[str, StringConstraints(min_length=1, max_length=MAX_JOB_NAME, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")] | None
     ) = None  # fmt: skip
-    """An earlier FinetuneJob of this namespace, from whose newest complete checkpoint this one begins: exactly, if
-    configuration, rows and workers are the same; else with its weights and optimizer. Waits until that job has ended or is
-    suspended. If it left no checkpoint, this one begins at the beginning."""
+    """An earlier job of this namespace: begin from its newest checkpoint, once it has ended or is suspended."""
     suspend: bool = False
     """Write a checkpoint and give all pods back; false again: go on from it."""
     cancel: bool = False

@@ -184,9 +184,9 @@ class ResumeStatus(Model):
     uid: ShortText
     """UID of that job."""
     persistent_volume_claim: ShortText | None = None
-    """Its output claim; missing when it has never run, so that this job begins at the beginning."""
+    """Its output claim, if it has ever run."""
     path: ShortText | None = None
-    """Its folder on that claim; nothing is written there."""
+    """Its folder on that claim."""
 
 
 class FinetuneJobStatus(Model):
