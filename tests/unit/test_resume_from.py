@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 from tests.support.builders import NAMESPACE, NOW, OTHER_UID, SETTINGS, UID, begun, make_job, raw_job
 
+from finetune_client.local import load_job
 from finetune_operator.api.v1alpha1 import CheckpointStatus, FinetuneJobStatus, Phase, Reason, ResumeStatus
 from finetune_operator.clients.kube import Kind
 from finetune_operator.decide import decide
@@ -17,6 +20,7 @@ from finetune_operator.errors import KubeUnavailableError
 from finetune_operator.observed import Missing, Observed
 from finetune_operator.preflight import Preflight
 from finetune_operator.status import find_condition
+from finetune_trainer.errors import ConfigError
 
 Object = dict[str, Any]
 FOLDER = f"first-{OTHER_UID}"
@@ -166,6 +170,15 @@ def test_without_anything_left_nothing_is_mounted_and_the_trainer_is_told_nothin
     plain, empty = make_job(), make_job(status=FinetuneJobStatus(resume=ResumeStatus(job="first", uid=OTHER_UID)))
     assert build_volumes(empty) == build_volumes(plain)
     assert build_entrypoint(empty, 1) == build_entrypoint(plain, 1)
+
+
+def test_a_local_run_says_that_there_is_no_other_job(tmp_path: Path) -> None:
+    job = raw_job()
+    manifest = {"apiVersion": "llmonray.dev/v1alpha1", "kind": "FinetuneJob", "metadata": {"name": "a"}, "spec": job["spec"]}
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(manifest | {"spec": job["spec"] | {"resumeFrom": "first"}}))
+    with pytest.raises(ConfigError, match=r"spec.resumeFrom: there are no other jobs here"):
+        load_job(str(path))
 
 
 def test_no_job_begins_from_itself() -> None:
