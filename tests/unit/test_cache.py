@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.builders import NAMESPACE
 
-from finetune_operator.clients.cache import Cache, job_of
+from finetune_operator.clients.cache import DELETED_KEPT, Cache, job_of
 
 KEY = (NAMESPACE, "p")
 
@@ -125,3 +125,17 @@ def test_only_a_label_says_which_job_an_object_belongs_to() -> None:
     raw = obj()
     del raw["metadata"]["labels"]
     assert job_of(raw) is None
+
+
+def test_deleted_pods_are_remembered_as_they_last_were_and_the_oldest_are_forgotten() -> None:
+    cache = Cache()
+    for number in range(DELETED_KEPT + 2):
+        pod = obj(number + 1, name=f"pod-{number}", uid=f"uid-{number}")
+        cache.put("pods", pod)
+        cache.drop("pods", pod | {"status": {"phase": "Failed"}})
+    kept = cache.deleted_pods((NAMESPACE, "demo"))
+    assert [pod["metadata"]["name"] for pod in kept][:2] == ["pod-2", "pod-3"]
+    assert len(kept) == DELETED_KEPT
+    assert {pod["status"]["phase"] for pod in kept} == {"Failed"}
+    assert names(cache) == []
+    assert cache.deleted_pods((NAMESPACE, "other")) == []
