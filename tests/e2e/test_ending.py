@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import pytest
+from tests.e2e.conftest import Release
 from tests.support.cluster import applied, ended, job_status
 from tests.support.jobs import finetune_job
-from tests.support.kubectl import Kubectl, wait_until
+from tests.support.kubectl import Kubectl, after, wait_until
 
 LONG = {"Training__max_train_steps": 100_000, "Training__num_training_workers": 1}
 
@@ -33,6 +35,26 @@ def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_sai
         assert 5 <= _seconds(status["startTime"], status["completionTime"]) <= 10
         assert jobs.list("rayclusters"), "the cluster went before its time"
         wait_until("its cluster to be gone", lambda: not jobs.list("rayclusters"), 60)
+
+
+def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jobs: Kubectl, release: Release) -> None:
+    """Suspended after some seconds, and watched by another operator afterwards."""
+    with applied(jobs, finetune_job("long", **LONG, activeDeadlineSeconds=45)):
+        wait_until("training", lambda: (job_status(jobs, "long").get("progress") or {}).get("step"), 180)
+        wait_until("some seconds of it", after(10), 20)
+        jobs.run("patch", "finetunejob", "long", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+        wait_until("Suspended", lambda: job_status(jobs, "long")["phase"] == "Suspended", 120)
+        before = job_status(jobs, "long")["activeSeconds"]
+        wait_until("some seconds of rest", after(20), 40)
+        jobs.run("patch", "finetunejob", "long", "--type=merge", "-p", '{"spec": {"suspend": false}}')
+        wait_until("training again", lambda: job_status(jobs, "long")["phase"] == "Running", 180)
+        release.kubectl.run("delete", "pod", "-l", "app.kubernetes.io/name=finetune-operator", "--wait=false")
+        status = wait_until("the end", lambda: ended(jobs, "long"), 120)
+        assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
+        assert 10 <= before < 40
+        assert 45 <= status["activeSeconds"] <= 50
+        spans = [_seconds(attempt["startTime"], attempt["endTime"]) for attempt in status["attemptHistory"]]
+        assert sum(spans) == pytest.approx(status["activeSeconds"], abs=2)
 
 
 def test_a_job_that_cannot_start_in_time_says_what_it_waited_for_and_goes_by_itself(jobs: Kubectl) -> None:

@@ -216,6 +216,20 @@ def test_taking_a_suspension_back_while_it_stops_ends_in_another_attempt() -> No
     assert life.job.status.attempt == 2
 
 
+def test_the_time_that_a_cluster_takes_to_go_does_not_count() -> None:
+    life = running(activeDeadlineSeconds=100)
+    life.change(suspend=True)
+    life.see(make_observed("RUNNING"), after=10)
+    life.see(make_observed("STOPPED"), after=5)
+    assert life.job.status.active_seconds == 45
+    for _ in range(3):
+        life.see(make_observed(cluster=make_cluster(deleting=True)), after=100)
+        assert life.phase is Phase.SUSPENDING
+    life.see(Observed())
+    assert (life.phase, life.job.status.active_seconds) == (Phase.SUSPENDED, 45)
+    assert len(life.job.status.attempt_history) == 1
+
+
 def test_neither_clock_runs_while_suspended() -> None:
     life = running(activeDeadlineSeconds=100, provisioningTimeoutSeconds=60)
     life.change(suspend=True)

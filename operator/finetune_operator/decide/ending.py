@@ -36,8 +36,7 @@ def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime)
 
 def attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> dict[str, Any]:
     """What changes in the status when its current attempt has ended; nothing when that was recorded before."""
-    last = status.attempt_history[-1].attempt if status.attempt_history else 0
-    if status.ray is None or status.attempt is None or last == status.attempt:
+    if status.ray is None or status.attempt is None or is_over(status):
         return {}
     started = training_since(status)
     attempt = AttemptStatus(
@@ -54,6 +53,11 @@ def attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> d
         "attempt_history": (*status.attempt_history, attempt)[-ATTEMPTS_KEPT:],
         "active_seconds": (status.active_seconds or 0) + seconds,
     }
+
+
+def is_over(status: FinetuneJobStatus) -> bool:
+    """Whether the end of the current attempt is recorded."""
+    return bool(status.attempt_history) and status.attempt_history[-1].attempt == status.attempt
 
 
 def training_since(status: FinetuneJobStatus) -> datetime | None:
@@ -90,11 +94,11 @@ def within_deadlines(job: FinetuneJob, stored: FinetuneJobStatus, plan: Plan, no
 
 def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> list[tuple[datetime, Reason, str]]:
     """When it is over, with which reason and message. Times are the status's own, so a restart changes nothing. Neither
-    clock runs while there is no attempt: suspended, or in the pause before a retry.
+    clock runs in a queue, or while there is no attempt: suspended, or in the pause before a retry.
     """
     provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
     since, begun = training_since(status), _begun_at(status)
-    if status.phase in {Phase.RETRYING, Phase.QUEUED}:
+    if status.phase is Phase.QUEUED or is_over(status):
         return []
     if since is not None:
         message = f"the training took longer than spec.activeDeadlineSeconds, {active} s"

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
 from finetune_operator.decide.attempts import begin_attempt
-from finetune_operator.decide.ending import attempt_ended, training_since
+from finetune_operator.decide.ending import attempt_ended, is_over, training_since
 from finetune_operator.decide.plan import Plan
 from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import clip, condition_is_true, set_condition
@@ -48,8 +48,7 @@ def _wait(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: 
 def _admit(job: FinetuneJob, status: FinetuneJobStatus, cluster: Cluster, now: datetime) -> Plan:
     """The cluster is let go: its start counts from now, and a run that was ended is followed by the next attempt."""
     status = set_condition(status, ConditionType.QUOTA_RESERVED, True, Reason.ADMITTED, "", now)
-    last = status.attempt_history[-1].attempt if status.attempt_history else 0
-    if last == status.attempt:
+    if is_over(status):
         status = begin_attempt(job, status, cluster.name, now)
     elif status.ray is not None and training_since(status) is None:
         status = status.model_copy(update={"ray": status.ray.model_copy(update={"request_time": now})})

@@ -33,6 +33,7 @@ def suspend(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         return Plan(set_condition(status, ConditionType.SUSPENDED, False, Reason.SUSPENDED_BY_USER, "", now), requeue_after=0)
     if not cluster.deleting and _still_stopping(status, observed, cluster, now):
         return Plan(status, (StopRun(status.attempt or 1),), requeue_after=STOP_POLL_SECONDS)
+    status = status.model_copy(update=attempt_ended(status, Reason.SUSPENDED_BY_USER, now))
     actions = () if cluster.deleting else (DeleteCluster(cluster.name, cluster.uid),)
     status = _phase(status, Phase.SUSPENDING, f"cluster {cluster.name} is being deleted")
     return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
