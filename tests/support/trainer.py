@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import pytest
 
@@ -119,6 +118,35 @@ class Command:
         captured = self.capsys.readouterr()
         return Outcome(code, captured.out, captured.err, self.output)
 
+    def train(self, report: Callable[[dict[str, Any]], None], run_name: str | None = None, every_steps: int = 0) -> Outcome:
+        """Train in this process, as the command does, with somebody who looks on at each logging step.
+
+        Raises:
+            TrainerError: as the command explains it; and whatever `report` raises.
+        """
+        from finetune_trainer import distributed, loop
+        from finetune_trainer.config import TrainerConfig
+        from finetune_trainer.run import Run, Saving
+
+        config = TrainerConfig.model_validate(self.config)
+        saving = Saving.choose(config.general.save_strategy, every_steps, keep=2)
+        run = Run(config=config, output_dir=self.output, dataset_dir=self.folder, run_name=run_name, saving=saving)
+        run.logs.mkdir(parents=True, exist_ok=True)
+        loop.train(run, distributed.alone(config.training), report)
+        return Outcome(0, "", "", self.output)
+
+    def train_until(self, step: int, run_name: str | None = None) -> Outcome:
+        """Train, and ask for a stop when a logging step is told: the step after it is the last one."""
+
+        def ask(record: dict[str, Any]) -> None:
+            if record["step"] == step:
+                (self.output / "logs" / "stop").touch()
+
+        outcome = self.train(ask, run_name)
+        assert outcome.progress["state"] == "stopped"
+        assert outcome.progress["checkpoint"]["step"] == step + 1
+        return outcome
+
     def line(self, *options: str) -> list[Any]:
         """The command line, for a process of its own."""
         path = self.folder / "conf.yaml"
@@ -131,24 +159,15 @@ class Command:
         return Outcome(done.returncode, done.stdout, done.stderr, self.output)
 
 
-@contextlib.contextmanager
-def stopping(output: Path) -> Iterator[None]:
-    """Ask a run in this process to stop as soon as its first step is on record."""
-    ended = threading.Event()
-
-    def ask() -> None:
-        while not ended.wait(0.001):
-            if (output / "logs" / "metrics.jsonl").exists():
-                (output / "logs" / "stop").touch()
-                return
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def edit_checkpoint(path: Path, edit: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Change the files of a checkpoint, or its marker, and make the marker's digests right again."""
+    marker = json.loads((path / "complete.json").read_text())
+    edit(path, marker)
+    for entry in marker["files"]:
+        data = (path / entry["path"]).read_bytes()
+        entry.update(sizeBytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    (path / "complete.json").write_text(json.dumps(marker))
+    path.rename(path.with_name(f"step-{marker['step']:08}"))
 
 
 class Apart:
@@ -161,16 +180,25 @@ class Apart:
     def wait_for(self, step: int) -> None:
         """Wait until a step is on record."""
         metrics = self.logs / "metrics.jsonl"
-        self.wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step)
+        self.watch(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step)
 
-    def wait_until(self, check: Callable[[], Any]) -> Any:
-        """Poll until a check gives something true, as long as the command runs."""
+    def wait_until(self, state: str) -> None:
+        """Wait until progress.json tells of this state."""
+        self.watch(lambda: self.progress().get("state") == state)
+
+    def progress(self) -> dict[str, Any]:
+        """What progress.json tells; nothing before it exists."""
+        path = self.logs / "progress.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def watch(self, happens: Callable[[], bool]) -> None:
+        """Wait until something happens while the process runs."""
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and self.process.poll() is None:
-            if found := check():
-                return found
+            if happens():
+                return
             time.sleep(0.005)
-        raise AssertionError(self.process.communicate())
+        raise AssertionError(self.process.communicate() if self.process.poll() is not None else "it does not happen")
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=300)

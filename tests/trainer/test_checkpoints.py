@@ -11,40 +11,55 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.trainer import Apart
+from tests.support.trainer import Apart, Outcome
 
-from finetune_trainer import checkpoint, state
+from finetune_trainer import checkpoint, errors
 from finetune_trainer.run import Saving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.trainer import Command, Outcome
+    from tests.support.trainer import Command
+
+LONG = 150
+"""Steps of a run that takes long enough to be interrupted."""
 
 IDENTITY = checkpoint.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
+@pytest.fixture(scope="module")
+def wreck(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the output folder of the killed run is kept for all tests that go on from it."""
+    return tmp_path_factory.mktemp("wreck") / "out"
+
+
 @pytest.fixture
-def killed(command: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+def killed(command: Command, wreck: Path) -> Command:
     """A run named r that came to grief in step 5 of 6, with checkpoints of steps 2 and 4."""
-    from finetune_trainer import loop
-
     command.change("Training", max_train_steps=6)
-    with monkeypatch.context() as patch:
-        real, count = loop.take_step, iter(range(1, 10))
-
-        def step(*arguments: Any) -> Any:
-            if next(count) == 5:
-                raise RuntimeError("the process is gone")
-            return real(*arguments)
-
-        patch.setattr(loop, "take_step", step)
-        outcome = run(command)
-    assert outcome.code == 10
+    if not wreck.exists():
+        with pytest.raises(RuntimeError, match="the process is gone"):
+            command.train(at_step(5, end_in_grief), "r", every_steps=2)
+        command.output.rename(wreck)
+    shutil.copytree(wreck, command.output)
     assert names(command) == ["step-00000002", "step-00000004"]
-    assert outcome.progress["checkpoint"]["step"] == 4
+    assert Outcome(-1, "", "", command.output).progress["checkpoint"]["step"] == 4
     return command
+
+
+def at_step(number: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """Something for the loop to report to, that acts when a step is done and before its checkpoint is written."""
+
+    def report(record: dict[str, Any]) -> None:
+        if record["step"] == number:
+            act()
+
+    return report
+
+
+def end_in_grief() -> None:
+    raise RuntimeError("the process is gone")
 
 
 def run(command: Command, *options: str, name: str = "r") -> Outcome:
@@ -201,24 +216,18 @@ def small_volume(command: Command) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("file", ["tensors", "rest"])
-def test_full_volume_leaves_the_last_checkpoint(
-    command: Command, small_volume: Path, monkeypatch: pytest.MonkeyPatch, file: str
-) -> None:
-    name = f"save_{file}"
-    with monkeypatch.context() as patch:
-        real, filler, count = getattr(state, name), small_volume / "filler", iter(range(1, 10))
+def test_full_volume_leaves_the_last_checkpoint(command: Command, small_volume: Path, file: str) -> None:
+    filler = small_volume / "filler"
 
-        def save(engine: Any, *arguments: Any) -> Any:
-            if next(count) == 2:
-                with filler.open("wb") as out:
-                    left = shutil.disk_usage(small_volume).free
-                    out.write(bytes(left))
-            return real(engine, *arguments)
+    def fill() -> None:
+        tensors = small_volume / "checkpoints" / "step-00000002" / "rank-00000.safetensors"
+        page = os.statvfs(small_volume).f_bsize
+        room = -(-tensors.stat().st_size // page) * page if file == "rest" else 0
+        filler.write_bytes(bytes(shutil.disk_usage(small_volume).free - room))
+        assert shutil.disk_usage(small_volume).free == room
 
-        patch.setattr(state, name, save)
-        outcome = run(command)
-    assert outcome.code == 7, outcome.err
-    assert outcome.err.endswith("no space left on the output volume\n")
+    with pytest.raises(errors.OutputVolumeFull, match="no space left on the output volume"):
+        command.train(at_step(4, fill), "r", every_steps=2)
     assert names(command) == ["step-00000002"]
     filler.unlink()
     resumed = run(command)
@@ -226,45 +235,69 @@ def test_full_volume_leaves_the_last_checkpoint(
     assert steps(resumed) == [3, 4]
 
 
+def test_volume_that_fills_up_with_checkpoints(command: Command, small_volume: Path) -> None:
+    command.change("Training", max_train_steps=200)
+    outcome = command.run("--run_name", "r", "--checkpoint_every_steps", "1", "--checkpoint_keep", "200")
+    assert outcome.code == 7, outcome.out
+    assert outcome.err.endswith("no space left on the output volume\n")
+    newest = checkpoint.folder_name(len(names(command)))
+    assert names(command)[-1] == newest
+    checkpoint.read_marker(command.output / "checkpoints" / newest)
+
+
 @pytest.fixture
 def long(command: Command) -> Command:
     """A run that takes a while and ends when it is asked to."""
     command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
-    command.change("Training", max_train_steps=400, learning_rate=0.001)
+    command.change("Training", max_train_steps=LONG, learning_rate=0.001)
     return command
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the output folder of the long run without any interruption is kept."""
+    return tmp_path_factory.mktemp("undisturbed") / "out"
+
+
+@pytest.fixture
+def losses(long: Command, undisturbed: Path) -> list[float]:
+    """The losses of the long run without any interruption."""
+    if not undisturbed.exists():
+        outcome = long.run("--output_dir", str(undisturbed))
+        assert outcome.code == 0, outcome.err
+    return Outcome(0, "", "", undisturbed).losses
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_stops_after_the_step_with_a_checkpoint(long: Command, number: signal.Signals) -> None:
-    started = Apart(long, "--run_name", "r")
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "r"), (signal.SIGINT, None)])
+def test_signal_stops_after_the_step_with_a_checkpoint(
+    long: Command, losses: list[float], number: signal.Signals, name: str | None
+) -> None:
+    options = ("--run_name", name) if name else ()
+    started = Apart(long, *options)
     started.wait_for(3)
     started.process.send_signal(number)
     code, out, err = started.end()
     assert code == 75, err
     progress = json.loads((started.logs / "progress.json").read_text())
-    reached = progress["checkpoint"]["step"]
+    reached, path = progress["checkpoint"]["step"], progress["checkpoint"]["path"]
     assert (progress["state"], progress["step"]) == ("stopped", reached)
-    assert 3 <= reached < 400
-    assert f"stopped at step {reached}; the same command goes on from there" in out
+    assert 3 <= reached < LONG
+    way = "the same command goes on from there" if name else f"to go on, set General.resume_from_checkpoint: {path}"
+    assert f"stopped at step {reached}; {way}" in out
     assert names(long) == [f"step-{reached:08}"]
 
-    long.change("Training", logging_steps=1)
-    resumed = long.run("--run_name", "r")
+    if not name:
+        long.change("General", resume_from_checkpoint=path)
+    resumed = long.run(*options)
     assert resumed.code == 0, resumed.err
     assert steps(resumed)[0] == reached + 1
-    losses = resumed.losses
-    assert len(losses) == 400
-    whole = long.run("--output_dir", str(long.folder / "whole"))
-    whole.output = long.folder / "whole"
-    assert losses == whole.losses
+    assert resumed.losses[-(LONG - reached) :] == losses[reached:]
+    assert not name or resumed.losses == losses
 
 
 @pytest.mark.slow
-def test_kill_at_any_moment(long: Command) -> None:
-    long.change("Training", max_train_steps=150)
-    whole = long.run("--output_dir", str(long.folder / "whole"))
-    whole.output = long.folder / "whole"
+def test_kill_at_any_moment(long: Command, losses: list[float]) -> None:
     for target in (10, 50, 100):
         started = Apart(long, "--run_name", "r", "--checkpoint_every_steps", "1")
         started.wait_for(target)
@@ -273,7 +306,7 @@ def test_kill_at_any_moment(long: Command) -> None:
     resumed = long.run("--run_name", "r")
     assert resumed.code == 0, resumed.err
     assert steps(resumed)[0] >= 100  # the checkpoint of the step before is complete when a step is told
-    assert resumed.losses == whole.losses
+    assert resumed.losses == losses
 
 
 def test_second_signal_ends_at_once(long: Command) -> None:
@@ -292,10 +325,11 @@ def test_second_signal_ends_at_once(long: Command) -> None:
     assert (done.returncode, done.stdout) == (143, "True\n")
 
 
-def test_stop_before_the_first_step_ends_at_once(long: Command) -> None:
-    started = Apart(long)
-    started.wait_until((started.logs / "progress.json").exists)
-    started.process.send_signal(signal.SIGTERM)
+@pytest.mark.slow
+def test_stop_before_the_first_step_ends_at_once(command: Command) -> None:
+    started = Apart(command)
+    started.wait_until("starting")
+    started.process.terminate()
     code, out, err = started.end()
     assert (code, out) == (75, "stopped before the first step\n"), err
     assert json.loads((started.logs / "progress.json").read_text())["state"] == "stopped"

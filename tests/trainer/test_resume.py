@@ -3,29 +3,72 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.support.trainer import stopping
-
-from finetune_trainer import loop, state
+from safetensors.torch import load_file, save_file
+from tests.support.trainer import Outcome, edit_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.support.trainer import Command, Outcome
+    from tests.support.trainer import Command
+
+LAST_TOLD = 3
+"""The logging step at which a stop is asked for: the checkpoint is of the step after it, between two logging steps."""
 
 
 @pytest.fixture
 def learning(command: Command) -> Command:
-    """A run over two epochs with everything that could go astray: dropout, momentum, a schedule."""
+    """A run of eight steps over two epochs with everything that could go astray: dropout, momentum, a schedule."""
     command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
     command.change("Training", batch_size=3, max_train_steps=None, epochs=2, gradient_accumulation_steps=2, logging_steps=3)
     command.change("Dataset", validation_split_percentage=10)
     return command
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, Outcome]:
+    """Runs that several tests compare with or go on from: whole ones, and one named r that was stopped."""
+    return {}
+
+
+def run_whole(command: Command) -> Outcome:
+    """The run without any interruption, beside the output folder."""
+    outcome = command.run("--output_dir", str(command.folder / "whole"))
+    assert outcome.code == 0, outcome.err
+    outcome.output = command.folder / "whole"
+    return outcome
+
+
+@pytest.fixture
+def whole(learning: Command, made: dict[str, Outcome]) -> Outcome:
+    """The run of `learning` without any interruption."""
+    if "whole" not in made:
+        made["whole"] = run_whole(learning)
+    return made["whole"]
+
+
+@pytest.fixture
+def stopped(learning: Command, made: dict[str, Outcome]) -> Path:
+    """Put a run of `learning` that was stopped at step 4 into its output folder; give the checkpoint."""
+    if "stopped" not in made:
+        made["stopped"] = learning.train_until(LAST_TOLD, "r")
+    if learning.output != made["stopped"].output:
+        shutil.copytree(made["stopped"].output, learning.output)
+    else:
+        # The other tests copy it from here.
+        made["stopped"].output = learning.folder / "stopped"
+        shutil.copytree(learning.output, made["stopped"].output)
+    return only_checkpoint(learning.output)
+
+
+def only_checkpoint(output: Path) -> Path:
+    (path,) = (output / "checkpoints").iterdir()
+    return path
 
 
 def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
@@ -48,133 +91,115 @@ def same(one: Outcome, other: Outcome) -> bool:
     return equal and records(one) == records(other) and one.progress["result"] == other.progress["result"]
 
 
-def stopped(command: Command, *options: str) -> Outcome:
-    """Run until somebody asks for a stop, after the first step."""
-    with stopping(command.output):
-        outcome = command.run(*options)
-    assert outcome.code == 75, outcome.err
+def go_on(command: Command) -> Outcome:
+    """Go on with the run named r."""
+    outcome = command.run("--run_name", "r")
+    assert outcome.code == 0, outcome.err
+    assert "going on from checkpoint" in outcome.err
     return outcome
-
-
-def interrupted(command: Command, *options: str) -> Outcome:
-    """Run until somebody asks for a stop, and go on with the same command."""
-    first = stopped(command, "--run_name", "r", *options)
-    assert first.progress["state"] == "stopped"
-    second = command.run("--run_name", "r", *options)
-    assert second.code == 0, second.err
-    return second
 
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_resumed_equals_uninterrupted(learning: Command, lora: bool) -> None:
     if not lora:
         learning.change("General", lora_config=None)
-    whole = learning.run("--output_dir", str(learning.folder / "whole"))
-    whole.output = learning.folder / "whole"
-    assert whole.code == 0, whole.err
-    resumed = interrupted(learning)
-    assert "going on from checkpoint" in resumed.err
-    assert resumed.out.count("step ") < whole.out.count("step ")
+    whole = run_whole(learning)
+    learning.train_until(LAST_TOLD, "r")
+    resumed = go_on(learning)
+    assert 0 < resumed.out.count("step ") < whole.out.count("step ")
     assert same(whole, resumed)
 
 
-def no_tensors(prefix: str) -> Callable[[pytest.MonkeyPatch], None]:
-    def arrange(patch: pytest.MonkeyPatch) -> None:
-        real = state.put_tensors
-
-        def put(engine: Any, saved: dict[str, torch.Tensor]) -> None:
-            real(engine, {name: tensor for name, tensor in saved.items() if not name.startswith(prefix)})
-
-        patch.setattr(state, "put_tensors", put)
-
-    return arrange
+def nothing(path: Path, marker: dict[str, Any]) -> None:
+    """Only the digests are made anew: the control of the others."""
 
 
-def no_schedule(patch: pytest.MonkeyPatch) -> None:
-    real = state.load_rest
+def zero(prefix: str) -> Callable[[Path, dict[str, Any]], None]:
+    def edit(path: Path, marker: dict[str, Any]) -> None:
+        file = path / "rank-00000.safetensors"
+        saved = load_file(file)
+        found = [name for name in saved if name.startswith(prefix)]
+        assert found
+        save_file(saved | {name: torch.zeros_like(saved[name]) for name in found}, file)
 
-    def load(engine: Any, rest: dict[str, Any]) -> Any:
-        fresh = {"groups": [{} for _ in rest["groups"]], "schedule": engine.schedule.state_dict()}
-        return real(engine, rest | fresh)
-
-    patch.setattr(state, "load_rest", load)
-
-
-def no_sums(patch: pytest.MonkeyPatch) -> None:
-    real = state.load_rest
-    patch.setattr(state, "load_rest", lambda engine, rest: real(engine, rest | {"sums": {}}))
+    return edit
 
 
-def no_cursor(patch: pytest.MonkeyPatch) -> None:
-    real = loop.batches.plan_steps
-    patch.setattr(loop.batches, "plan_steps", lambda lengths, workers, config, done=0: real(lengths, workers, config))
+def change_rest(change: Callable[[dict[str, Any]], None]) -> Callable[[Path, dict[str, Any]], None]:
+    def edit(path: Path, marker: dict[str, Any]) -> None:
+        rest = json.loads((path / "state.json").read_text())
+        change(rest)
+        (path / "state.json").write_text(json.dumps(rest))
+
+    return edit
 
 
-def no_randomness(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(loop, "seed_step", lambda *_: None)
+def schedule_from_the_start(rest: dict[str, Any]) -> None:
+    first = rest["groups"][0]["initial_lr"]
+    assert rest["groups"][0]["lr"] != first
+    rest["groups"][0]["lr"] = first
+    rest["schedule"].update(last_epoch=0, _step_count=1, _last_lr=[first])
 
 
-DROPPED = {
-    "weights": no_tensors("weight:"),
-    "optimizer": no_tensors("optimizer:"),
-    "schedule": no_schedule,
-    "sums": no_sums,
-    "cursor": no_cursor,
-    "randomness": no_randomness,
+def no_sums(rest: dict[str, Any]) -> None:
+    assert rest["sums"]["tokens"]
+    rest["sums"] = {}
+
+
+def one_step_back(path: Path, marker: dict[str, Any]) -> None:
+    marker["step"] -= 1
+
+
+LOST: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    "nothing": nothing,
+    "weights": zero("weight:"),
+    "optimizer": zero("optimizer:"),
+    "schedule": change_rest(schedule_from_the_start),
+    "sums": change_rest(no_sums),
+    "cursor": one_step_back,
 }
 
 
-@pytest.mark.parametrize("dropped", DROPPED)
-def test_whatever_is_not_restored_shows(learning: Command, monkeypatch: pytest.MonkeyPatch, dropped: str) -> None:
-    with monkeypatch.context() as patch:
-        if dropped == "randomness":
-            DROPPED[dropped](patch)  # both runs go without, so that only the interruption differs
-        whole = learning.run("--output_dir", str(learning.folder / "whole"))
-        whole.output = learning.folder / "whole"
-        if dropped != "randomness":
-            DROPPED[dropped](patch)
-        assert not same(whole, interrupted(learning))
+@pytest.mark.parametrize("lost", LOST)
+def test_whatever_is_not_restored_shows(learning: Command, whole: Outcome, stopped: Path, lost: str) -> None:
+    edit_checkpoint(stopped, LOST[lost])
+    assert same(whole, go_on(learning)) == (lost == "nothing")
+
+
+def test_randomness_that_is_not_restored_would_show(learning: Command, whole: Outcome) -> None:
+    """The seed, the first weights and the rows are the same: it is the choice of what is dropped that changes the losses."""
+    learning.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.0})
+    without = run_whole(learning)
+    assert all(ours != theirs for ours, theirs in zip(whole.losses[1:], without.losses[1:], strict=True))
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adafactor", "NAdam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta", "RAdam"])
 def test_every_optimizer_goes_on(learning: Command, optimizer: str) -> None:
     learning.change("Training", optimizer=optimizer, epochs=1)
     learning.change("Dataset", validation_split_percentage=0)
-    whole = learning.run("--output_dir", str(learning.folder / "whole"))
-    whole.output = learning.folder / "whole"
-    assert same(whole, interrupted(learning))
+    whole = run_whole(learning)
+    learning.train_until(1, "r")
+    assert same(whole, go_on(learning))
 
 
-def only_checkpoint(output: Path) -> Path:
-    (path,) = (output / "checkpoints").iterdir()
-    return path
-
-
-def test_given_checkpoint_of_another_run(learning: Command) -> None:
-    whole = learning.run("--output_dir", str(learning.folder / "whole"))
-    whole.output = learning.folder / "whole"
-    first = stopped(learning)
-    path = only_checkpoint(first.output)
-    assert f"set General.resume_from_checkpoint: {path}" in first.out
-    learning.change("General", resume_from_checkpoint=str(path), output_dir=str(learning.folder / "third"))
+def test_given_checkpoint_of_another_run(learning: Command, whole: Outcome, stopped: Path) -> None:
+    learning.change("General", resume_from_checkpoint=str(stopped), output_dir=str(learning.folder / "third"))
     resumed = learning.run()
     assert resumed.code == 0, resumed.err
     assert resumed.progress["result"] == whole.progress["result"]
     ours, theirs = weights(resumed), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert path.is_dir()
+    assert stopped.is_dir()
 
 
-def test_given_checkpoint_with_another_configuration_gives_weights_and_optimizer(learning: Command) -> None:
-    first = stopped(learning)
-    path = only_checkpoint(first.output)
-    learning.change("General", resume_from_checkpoint=str(path), output_dir=str(learning.folder / "next"))
+def test_given_checkpoint_with_another_configuration_gives_weights_and_optimizer(learning: Command, stopped: Path) -> None:
+    learning.change("General", resume_from_checkpoint=str(stopped), output_dir=str(learning.folder / "next"))
     learning.change("Training", optimizer="SGD", learning_rate=1e-9)
     outcome = learning.run()
     assert outcome.code == 0, outcome.err
     assert "only weights and optimizer are taken from the checkpoint" in outcome.err
     assert outcome.progress["step"] == outcome.progress["totalSteps"]
-    (saved,) = path.glob("rank-*.safetensors")
+    (saved,) = stopped.glob("rank-*.safetensors")
     before = {name.removeprefix("weight:"): tensor for name, tensor in load_file(saved).items() if name.startswith("weight:")}
     after = weights(outcome)
     assert len(before) == len(after)
@@ -182,12 +207,12 @@ def test_given_checkpoint_with_another_configuration_gives_weights_and_optimizer
         torch.testing.assert_close(after[name.replace(".default", "")], tensor)
 
 
-def test_given_checkpoint_that_does_not_fit(learning: Command) -> None:
-    path = only_checkpoint(stopped(learning).output)
-    learning.change("General", resume_from_checkpoint=str(path), lora_config=None)
+def test_given_checkpoint_that_does_not_fit(learning: Command, stopped: Path) -> None:
+    learning.change("General", resume_from_checkpoint=str(stopped), lora_config=None)
     outcome = learning.run()
     assert outcome.code == 2
-    assert f"General.resume_from_checkpoint: {path} cannot be used: its weights are not those that learn here" in outcome.err
+    words = f"General.resume_from_checkpoint: {stopped} cannot be used: its weights are not those that learn here"
+    assert words in outcome.err
     missing = learning.change("General", resume_from_checkpoint="nowhere").run()
     assert missing.code == 2
     assert "nowhere cannot be used: it has no complete.json" in missing.err

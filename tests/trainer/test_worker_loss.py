@@ -73,8 +73,7 @@ def ancestors(process: int) -> list[int]:
     return found
 
 
-def told(folder: Path) -> dict[str, Any]:
-    """The last report."""
+def epochs_of_life(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "logs" / "progress.json").read_text())
 
 
@@ -86,10 +85,11 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(command: Command, 
     workers = workers_of(started.process.pid)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    first_after = started.wait_until(lambda: told(command.output)["restarts"] and told(command.output)["step"])
+    started.watch(lambda: started.progress().get("restarts", 0) > 0)
+    first_after = started.progress()["step"]
     code, out, err = started.end()
     assert code == 0, err
-    progress = told(command.output)
+    progress = epochs_of_life(command.output)
     assert (progress["state"], progress["restarts"]) == ("finished", 1)
     assert first_after in range(20, 60)
     resumed = Outcome(code, out, err, command.output)
@@ -111,7 +111,7 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
         started.process.send_signal(signal.SIGTERM)
     code, _, err = started.end()
     assert code == 75, err
-    progress = told(command.output)
+    progress = epochs_of_life(command.output)
     assert progress["state"] == "stopped"
     folder = Path(progress["checkpoint"]["path"])
     assert progress["checkpoint"]["step"] == progress["step"] < STEPS

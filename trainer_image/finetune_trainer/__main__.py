@@ -124,6 +124,7 @@ def execute(run: Run) -> int:
                 return 0
             _prepare(run)
             with stop.on_signal(run.logs):
+                _say_starting(run)
                 _check_inputs(run)
                 threads.enter_context(console.Console(run))
                 launch.launch(run)
@@ -179,13 +180,20 @@ def _write_finished(run: Run, output: Output) -> None:
 
 
 def _prepare(run: Run) -> None:
-    """Make the output folder, clear it of an older result, and say that the run is starting. Checkpoints stay."""
+    """Make the output folder, and clear it of an older result. Checkpoints stay."""
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         stop.clear(run.logs)
         if run.run_name is None:
             (run.logs / METRICS_FILE).unlink(missing_ok=True)
         manifest.remove_result(run.output_dir)
+    except OSError as error:
+        raise output_error(run.output_dir, error) from error
+
+
+def _say_starting(run: Run) -> None:
+    """Only when signals are looked after already: from then on a stop is expected to be orderly."""
+    try:
         write_progress(run.logs / PROGRESS_FILE, Progress(attempt=run.attempt, last_report_time=now()))
     except OSError as error:
         raise output_error(run.output_dir, error) from error
