@@ -28,7 +28,9 @@ def check_manifest(outcome: Outcome) -> dict[str, Any]:
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
     there = {str(path.relative_to(outcome.output)) for path in outcome.output.rglob("*") if path.is_file()}
     named = {entry["path"] for entry in manifest["files"]}
-    assert there == named | {"manifest.json", "logs/progress.json", "logs/metrics.jsonl"}
+    attempt = f"logs/attempt-{manifest['attempt']}"
+    logs = {"logs/progress.json", "logs/metrics.jsonl", f"{attempt}/driver.log", f"{attempt}/rank-0.log"}
+    assert there == named | {"manifest.json"} | logs
     assert outcome.progress["output"]["manifestSha256"] == hashlib.sha256(data).hexdigest()
     assert outcome.progress["output"]["files"] == len(named)
     return manifest

@@ -77,6 +77,10 @@ def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None
     assert len(world["hosts"]) == 2
     assert not (two.output / "ray").exists()
     assert "step 1/5" in two.out
+    logs = {path.stem: path.read_text() for path in (two.output / "logs" / "attempt-1").iterdir()}
+    assert logs.keys() == {"driver", "rank-0", "rank-1"}
+    assert " step 5/5 " in logs["driver"]
+    assert " CPU: " in logs["rank-0"]
 
 
 def test_sharded_job_in_a_cluster(command: Command, cluster: Cluster) -> None:

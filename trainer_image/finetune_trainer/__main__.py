@@ -10,10 +10,11 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from finetune_trainer import checkpoint, console, launch, manifest, stop
-from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, TrainingFailed, explain, output_error
+from finetune_trainer import checkpoint, console, launch, logbook, manifest, stop
+from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, explain, in_words, output_error
 from finetune_trainer.mirror import Mirror
 from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
+from finetune_trainer.redaction import redact
 from finetune_trainer.rows import read_rows
 from finetune_trainer.run import LOGS, Run, Saving
 from finetune_trainer.tracker import METRICS_FILE, now
@@ -21,6 +22,8 @@ from finetune_trainer.yaml_file import load_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from finetune_trainer.config import TrainerConfig
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -84,18 +87,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         loaded = load_config(options.config_file, strict=options.strict)
     except ConfigError as error:
+        return _refuse(options, error)
+    run = _settle(options, loaded.config)
+    with logbook.keep(run.logs, run.attempt, "driver"):
+        for warning in loaded.warnings:
+            console.complain(f"warning: {warning}")
+        return execute(run)
+
+
+def _refuse(options: argparse.Namespace, error: ConfigError) -> int:
+    """Say what is wrong with the configuration, in the output folder too if the command line names it."""
+    if options.output_dir is None:
         console.complain(str(error))
-        if options.output_dir is not None:
-            logs = options.output_dir / LOGS
-            with Mirror(logs) if launch.addresses_cluster() else nullcontext():
-                _record(logs, options.attempt, error)
         return error.exit_code
-    for warning in loaded.warnings:
-        console.complain(f"warning: {warning}")
+    logs = options.output_dir / LOGS
+    with Mirror(logs) if launch.addresses_cluster() else nullcontext(), logbook.keep(logs, options.attempt, "driver"):
+        console.complain(str(error))
+        _record(logs, options.attempt, error)
+    return error.exit_code
+
+
+def _settle(options: argparse.Namespace, config: TrainerConfig) -> Run:
     here = Path.cwd()
-    run = Run(
-        config=loaded.config,
-        output_dir=here / (options.output_dir or Path(loaded.config.general.output_dir).expanduser()),
+    return Run(
+        config=config,
+        output_dir=here / (options.output_dir or Path(config.general.output_dir).expanduser()),
         dataset_dir=here / options.dataset_dir if options.dataset_dir else None,
         model_dir=here / options.model_dir if options.model_dir else None,
         model_revision=options.model_revision,
@@ -103,10 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         attempt=options.attempt,
         resume_from=here / options.resume_from if options.resume_from else None,
         working_dir=here,
-        saving=Saving.choose(loaded.config.general.save_strategy, options.checkpoint_every_steps, options.checkpoint_keep),
+        saving=Saving.choose(config.general.save_strategy, options.checkpoint_every_steps, options.checkpoint_keep),
         max_worker_failures=_worker_failures(options.max_worker_failures),
     )
-    return execute(run)
 
 
 def _worker_failures(asked: int | None) -> int:
@@ -216,8 +231,10 @@ def _fail(run: Run, error: Exception) -> int:
     known = explain(error, run.output_dir)
     if known is None:
         traceback.print_exception(error)
-        known = TrainingFailed(f"{type(error).__name__}: {error}")
-    console.complain(f"error: {known}")
+        known = in_words(error)
+        console.complain(f"error: {str(known).splitlines()[0]}")
+    else:
+        console.complain(f"error: {known}")
     _record(run.logs, run.attempt, known)
     return known.exit_code
 
@@ -230,7 +247,7 @@ def _record(logs: Path, attempt: int, error: TrainerError) -> None:
         last = _last_progress(path)
         if last is None or last.attempt != attempt:
             last = Progress(attempt=attempt, last_report_time=now())
-        failure = Failure(reason=error.reason, message=str(error))
+        failure = Failure(reason=error.reason, message=redact(str(error)))
         changes = {"state": "failed", "failure": failure, "eta_seconds": None, "last_report_time": now()}
         write_progress(path, last.model_copy(update=changes))
 

@@ -21,7 +21,11 @@ from __future__ import annotations
 
 import errno
 import re
+import time
+import traceback
 from typing import TYPE_CHECKING, ClassVar
+
+from finetune_trainer.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,6 +112,11 @@ class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in th
 
     may_pass = True
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.time = time.time()
+        """When it happened, in seconds since 1970: the first of several is the cause of the others."""
+
 
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status
     """The memory of the host or of the device is exhausted."""
@@ -132,6 +141,25 @@ class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in t
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+MESSAGE_BYTES = 4096
+"""Size of the words for a failure of an unknown kind: they go into the status of a job."""
+
+
+def in_words(error: BaseException, who: str = "") -> TrainingFailed:
+    """A failure of an unknown kind: the error itself, then the traceback's last lines, as many as fit.
+
+    Args:
+        error: the failure.
+        who: which process had it, to stand before it.
+    """
+    head = redact(who + "".join(traceback.format_exception_only(error)).strip())
+    head = head.encode()[: MESSAGE_BYTES // 2].decode(errors="ignore")
+    lines = [redact(line) for line in traceback.format_tb(error.__traceback__)]
+    while lines and len("\n".join((head, "".join(lines))).encode()) > MESSAGE_BYTES:
+        del lines[0]
+    return TrainingFailed("\n".join((head, "".join(lines))).rstrip())
 
 
 def output_error(folder: Path, error: OSError) -> OutputNotWritable:

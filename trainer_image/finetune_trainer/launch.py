@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import stop
-from finetune_trainer.errors import TrainerError, TrainingFailed, explain
+from finetune_trainer import logbook, stop
+from finetune_trainer.errors import TrainerError, TrainingFailed, explain, in_words
 from finetune_trainer.run import RESTARTS
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def launch(run: Run) -> None:
 def _train_here(run: Run) -> None:
     from finetune_trainer import distributed, loop
 
-    loop.train(run, distributed.alone(run.config.training))
+    with logbook.keep(run.logs, run.attempt, "rank-0"):
+        loop.train(run, distributed.alone(run.config.training))
 
 
 def _train_with_ray(run: Run) -> None:
@@ -203,18 +204,24 @@ def train_on_worker(config: dict[str, Any]) -> None:
     """What Ray Train runs on each worker."""
     from ray import train
 
-    from finetune_trainer import distributed, loop
-
     run: Run = config["run"]
+    rank = train.get_context().get_world_rank()
     try:
-        worker = distributed.join(run.config.training)
-        loop.train(run, worker, report=train.report)
+        with logbook.keep(run.logs, run.attempt, f"rank-{rank}"):
+            _train_in_group(run, train.report)
     except Exception as error:
         # The group is not left: else the other ranks would fail by that, and Ray Train might hear of them first.
         known = explain(error, run.output_dir)
-        if known is None or known is error:
+        if known is error:
             raise
-        raise known from error
+        # Ray drops the traceback, and an error of some library may not survive the way to the driver.
+        raise known or in_words(error, f"rank {rank}: ") from error
+
+
+def _train_in_group(run: Run, report: Any) -> None:
+    from finetune_trainer import distributed, loop
+
+    loop.train(run, distributed.join(run.config.training), report)
     distributed.leave()
 
 
@@ -223,11 +230,11 @@ def worker_error(error: Any, run: Run) -> TrainerError:
     final = explain(getattr(error, "controller_failure", error), run.output_dir)
     if final is not None:
         return final
-    failures = getattr(error, "worker_failures", None) or {}
-    causes = [getattr(failure, "_base_exc", failure) for _, failure in sorted(failures.items())]
-    for cause in causes:
-        known = explain(cause, run.output_dir)
-        if known is not None:
-            return known
-    # A rank that lost its neighbour says less than the neighbour: Ray's text has all of them, with tracebacks.
-    return TrainingFailed(str(error))
+    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
+    known = [cause for _, failure in failures if (cause := explain(failure, run.output_dir)) is not None]
+    unknown = [cause for cause in known if isinstance(cause, TrainingFailed)]
+    named = [cause for cause in known if cause not in unknown]
+    # A rank that was killed says nothing itself, and its neighbours only that they lost it.
+    lost = [in_words(failure, f"rank {rank}: ") for rank, failure in failures if explain(failure, run.output_dir) is None]
+    first = min(unknown, key=lambda cause: cause.time, default=None)
+    return next(iter((*named, *lost)), first) or in_words(error)
