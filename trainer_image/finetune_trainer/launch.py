@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import logbook, stop
-from finetune_trainer.errors import TrainerError, TrainingFailed, explain, in_words
+from finetune_trainer.errors import TrainerError, TrainingFailed, WorkerLost, explain, in_words
 from finetune_trainer.run import RESTARTS
 
 if TYPE_CHECKING:
@@ -117,8 +117,10 @@ def _ray(run: Run) -> Iterator[None]:
     workers = training.num_training_workers
     options: dict[str, Any] = {}
     if not cluster:
-        # Ray's CPUs are a count, not cores: all workers fit on any machine and share its cores.
+        # Ray's CPUs are a count, not cores: all workers fit on any machine and share its cores. Another run's Ray on
+        # this machine is left alone.
         options = {
+            "address": "local",
             "num_cpus": workers * math.ceil(training.resources_per_worker.CPU),
             "num_gpus": workers * training.resources_per_worker.GPU,
             "include_dashboard": False,
@@ -232,9 +234,9 @@ def worker_error(error: Any, run: Run) -> TrainerError:
         return final
     failures = sorted((getattr(error, "worker_failures", None) or {}).items())
     known = [cause for _, failure in failures if (cause := explain(failure, run.output_dir)) is not None]
-    unknown = [cause for cause in known if isinstance(cause, TrainingFailed)]
-    named = [cause for cause in known if cause not in unknown]
+    unknown = [cause for cause in known if type(cause) is TrainingFailed]
     # A rank that was killed says nothing itself, and its neighbours only that they lost it.
+    named = sorted((cause for cause in known if cause not in unknown), key=lambda cause: isinstance(cause, WorkerLost))
     lost = [in_words(failure, f"rank {rank}: ") for rank, failure in failures if explain(failure, run.output_dir) is None]
     first = min(unknown, key=lambda cause: cause.time, default=None)
     return next(iter((*named, *lost)), first) or in_words(error)
