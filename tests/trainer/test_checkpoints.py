@@ -11,9 +11,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.support.trainer import Apart, Outcome
+from tests.support.trainer import SIZES, VOCABULARY, Apart, Outcome
 
-from finetune_trainer import checkpoint, errors
+from finetune_trainer import checkpoint, errors, manifest
 from finetune_trainer.run import Saving
 
 if TYPE_CHECKING:
@@ -340,3 +340,50 @@ def test_an_old_request_to_stop_is_forgotten(command: Command) -> None:
     (command.output / "logs" / "stop").touch()
     assert command.run().code == 0
     assert not (command.output / "logs" / "stop").exists()
+
+
+@pytest.mark.slow
+def test_interrupted_export_is_completed_by_the_next_start(command: Command) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    # 50 MB take long enough to be written for the kill to come in between.
+    sizes = SIZES["llama"] | {"hidden_size": 256, "intermediate_size": 8192}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=VOCABULARY, **sizes))
+    shutil.copytree(command.config["General"]["base_model"], command.folder / "wide")
+    model.save_pretrained(command.folder / "wide")
+    command.change("General", base_model=str(command.folder / "wide"), lora_config=None)
+    command.change("Training", optimizer="SGD")
+    started = Apart(command, "--run_name", "r", "--checkpoint_every_steps", "4")
+    started.watch((command.output / ".export").exists)
+    started.process.kill()
+    assert started.end()[0] == -signal.SIGKILL
+    assert not (command.output / "manifest.json").exists()
+    outcome = run(command, "--attempt", "2")
+    assert outcome.code == 0, outcome.err
+    assert steps(outcome) == []
+    assert "going on from checkpoint" in outcome.err
+    assert not (command.output / ".export").exists()
+    assert not (command.output / "checkpoints").exists()
+    result = manifest.find_result(command.output, "r")
+    assert result is not None
+    assert outcome.progress["output"]["manifestSha256"] == result.manifest_sha256
+
+
+@pytest.mark.slow
+def test_finished_run_is_left_alone_by_the_next_start(command: Command) -> None:
+    assert run(command).code == 0
+
+    def files() -> dict[Path, tuple[int, int]]:
+        found = ((path, path.stat()) for path in command.output.rglob("*"))
+        return {path: (about.st_mtime_ns, about.st_ino) for path, about in found if path.is_file()}
+
+    before = files()
+    again = command.run_apart("--run_name", "r", "--attempt", "2", PYTHONPROFILEIMPORTTIME="1")
+    assert (again.code, again.out) == (0, f"finished in an earlier attempt: {command.output}\n")
+    imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines()}
+    assert "finetune_trainer.manifest" in imported
+    assert not imported & {"torch", "ray", "transformers"}
+    after = files()
+    logs = command.output / "logs"
+    assert after.keys() - before.keys() == {logs / "attempt-2" / "driver.log"}
+    assert {path for path, about in before.items() if after[path] != about} == {logs / "progress.json"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,14 @@ from safetensors.torch import load_file
 from tests.support.trainer import Apart, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.support.trainer import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 STEPS = 60
+KUBERNETES_GRACE_SECONDS = 30
+"""Time between SIGTERM and SIGKILL, unless a pod says otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +113,10 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
         (started.logs / "stop").touch()
     else:
         started.process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
     code, _, err = started.end()
     assert code == 75, err
+    assert time.monotonic() - asked < KUBERNETES_GRACE_SECONDS
     progress = epochs_of_life(command.output)
     assert progress["state"] == "stopped"
     folder = Path(progress["checkpoint"]["path"])
@@ -130,3 +136,46 @@ def test_an_error_that_would_come_again_is_not_tried_again(command: Command) -> 
     assert "error: org/none: cannot load the tokenizer" in outcome.err
     assert "restarts" not in outcome.progress or outcome.progress["restarts"] == 0
     assert time.monotonic() - before < 60
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster whose head runs no worker, and which has two nodes with room for both workers on either."""
+    from ray.cluster_utils import Cluster
+
+    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}.items():
+        monkeypatch.setenv(name, value)
+    store = 100 * 2**20
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, object_store_memory=store)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def drain(cluster: Any, node: Any, seconds: int) -> None:
+    """Give notice that a node is taken away, as Ray's autoscaler does."""
+    options = {"address": cluster.address, "node-id": node.node_id, "reason": "DRAIN_NODE_REASON_PREEMPTION",
+               "reason-message": "test", "deadline-remaining-seconds": str(seconds)}  # fmt: skip
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *arguments], check=True, capture_output=True)
+
+
+def test_a_node_that_is_drained_costs_nothing_before_the_notice(command: Command, nodes: Any) -> None:
+    command.change("Training", batch_size=2, max_train_steps=4000, num_training_workers=2)
+    started = Apart(command, "--run_name", "r", "--max_worker_failures", "1")
+    started.wait_for(5)
+    assert "checkpoint" not in started.progress()
+    drain(nodes, nodes.worker_nodes.copy().pop(), 12)
+    started.watch(lambda: "checkpoint" in started.progress())
+    saved = started.progress()["checkpoint"]["step"]
+    assert saved >= 5
+    started.watch(lambda: started.progress().get("restarts", 0) == 1)
+    assert started.progress()["checkpoint"]["step"] == saved
+    assert started.progress()["step"] >= saved
+    started.process.terminate()
+    code, _, err = started.end()
+    assert code == 75, err

@@ -2,6 +2,11 @@
 
 Ray Train starts, places and watches the workers. They need nothing from it but an address to meet at, so the driver
 and Ray's controller never import torch: that saves seconds and hundreds of megabytes on the head node.
+
+When a node is drained through Ray, by its autoscaler or `ray drain-node`, Ray Train tells the workers within some five
+seconds. They write a checkpoint and train on until the deadline; then Ray Train starts them anew on the nodes that are
+left, up to `max_worker_failures` times, apart from those for lost workers. Of an eviction by Kubernetes Ray knows
+nothing before the pod is gone: the run goes on from the checkpoint before.
 """
 
 from __future__ import annotations
@@ -223,8 +228,16 @@ def train_on_worker(config: dict[str, Any]) -> None:
 def _train_in_group(run: Run, report: Any) -> None:
     from finetune_trainer import distributed, loop
 
-    loop.train(run, distributed.join(run.config.training), report)
+    loop.train(run, distributed.join(run.config.training), report, is_leaving)
     distributed.leave()
+
+
+def is_leaving() -> bool:
+    """Whether Ray has told this worker that the node of a worker is going to be taken away."""
+    # Ray's public get_preemption_info is a barrier of all workers across an actor, too slow for every step.
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 def worker_error(error: Any, run: Run) -> TrainerError:

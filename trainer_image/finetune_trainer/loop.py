@@ -34,13 +34,14 @@ MAX_GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm: the default of the HF Trainer, so of llm-on-ray."""
 
 
-def train(run: Run, worker: Worker, report: Report | None = None) -> None:
+def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Callable[[], bool] = bool) -> None:
     """Train, evaluate and export.
 
     Args:
         run: what to do.
         worker: this process in the group.
         report: takes the metrics of each logging step, on every rank.
+        is_leaving: whether a worker's node is known to go soon; asked after each step, on rank 0.
 
     Raises:
         TrainerError: every failure with a known cause.
@@ -56,7 +57,7 @@ def train(run: Run, worker: Worker, report: Report | None = None) -> None:
     tracker = Tracker(run, writes=worker.is_first)
     world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
     tracker.start(world, engine.total_steps, start.checkpoint, worker.restarts)
-    result = train_steps(engine, Watch(tracker, keeper, report), start)
+    result = train_steps(engine, Watch(tracker, keeper, report, is_leaving), start)
     if result is None:
         tracker.stop()
         return
@@ -74,6 +75,7 @@ class Watch:
     tracker: Tracker
     keeper: Keeper
     report: Report | None
+    is_leaving: Callable[[], bool]
 
     def save(self, step: int, sums: Sums) -> None:
         """Write a checkpoint. A collective."""
@@ -116,13 +118,16 @@ def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
     run, data, worker, total = engine.run, engine.data, engine.worker, engine.total_steps
     lengths, supervised = data.train.lengths[data.train_rows], data.train.supervised[data.train_rows]
     plan = batches.plan_steps(lengths, worker.size, run.config, start.step)
-    sums = start.sums
+    sums, noticed = start.sums, False
     for number, step in zip(range(start.step + 1, total + 1), plan, strict=False):
         seed_step(run.config.training.seed, number, worker.rank)
         rows = np.concatenate([part for micro in step.micro for part in micro])
         tokens = int(supervised[rows].sum())
         rate = engine.schedule.get_last_lr()[0]
-        summed, stops = take_step(engine, step, tokens)
+        summed = take_step(engine, step, tokens)
+        # Rank 0 alone looks for requests, and tells the others by the sum that is made anyway.
+        asked = (stop.requested(run.logs), watch.is_leaving()) if worker.is_first else (False, False)
+        summed, stops, leaves = distributed.sum_over_ranks(summed, *map(float, asked))
         if not math.isfinite(summed):
             raise LossNotFinite(f"the loss is {summed} at step {number} of {total}; "
                                 "try a lower Training.learning_rate, or mixed_precision: no")  # fmt: skip
@@ -133,14 +138,15 @@ def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
             sums.clear()
             if watch.report is not None:
                 watch.report({"step": number, "epoch": step.epoch, "loss": mean, "learning_rate": rate})
-        if stops or run.saving.is_due(number, ends_epoch=step.ends_epoch):
+        if stops or (leaves and not noticed) or run.saving.is_due(number, ends_epoch=step.ends_epoch):
             watch.save(number, sums)
+        noticed = leaves > 0
         if stops:
             return None
     return Result(train_loss=sums.mean, first_loss=sums.first)
 
 
-def take_step(engine: Engine, step: batches.Step, tokens: int) -> tuple[float, bool]:
+def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
     """One optimizer step. The gradient is that of the mean over the step's supervised tokens, on all ranks alike.
 
     Args:
@@ -149,7 +155,7 @@ def take_step(engine: Engine, step: batches.Step, tokens: int) -> tuple[float, b
         tokens: supervised tokens of the step, of all ranks.
 
     Returns:
-        The loss summed over these tokens, of all ranks; and whether the run is asked to stop.
+        The loss summed over this rank's tokens.
     """
     worker = engine.worker
     # DDP and FSDP average gradients over the ranks; the sum over tokens has to be divided by their number only.
@@ -168,10 +174,7 @@ def take_step(engine: Engine, step: batches.Step, tokens: int) -> tuple[float, b
     engine.scaler.update()
     engine.optimizer.zero_grad(set_to_none=True)
     engine.schedule.step()
-    # Rank 0 alone looks for the request, and tells the others by the sum that is made anyway.
-    asked = worker.is_first and stop.requested(engine.run.logs)
-    loss_sum, requests = distributed.sum_over_ranks(float(summed), float(asked))
-    return loss_sum, requests > 0
+    return float(summed)
 
 
 @torch.no_grad()
