@@ -155,7 +155,9 @@ def cluster_ttl(job: FinetuneJob) -> int:
 def overdue(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> float | None:
     """Seconds since the deadline that holds for a status; below 0 before it, None where there is none."""
     ray = status.ray
-    if ray is None or status.phase is Phase.RETRYING:
+    history = status.attempt_history
+    over = status.phase not in TERMINAL and history and history[-1].attempt == status.attempt
+    if ray is None or over:
         return None
     seconds, since = job.spec.provisioning_timeout_seconds, ray.request_time or NOW
     if started(status) is not None:
