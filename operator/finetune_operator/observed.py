@@ -14,6 +14,11 @@ from finetune_trainer.progress import Progress
 Raw = Mapping[str, Any]
 
 
+def _conditions(status: Raw) -> dict[str, Raw]:
+    """The conditions of an object's status by their type."""
+    return {condition["type"]: condition for condition in status.get("conditions") or ()}
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A RayCluster, as far as it matters."""
@@ -37,7 +42,7 @@ class Cluster:
     def from_raw(cls, raw: Raw) -> Cluster:
         """Read a RayCluster object. Fields that KubeRay has not written yet read as not ready."""
         metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-        conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+        conditions = _conditions(status)
         head = conditions.get("HeadPodReady", {})
         failure = conditions.get("ReplicaFailure", {})
         owners = [ref["uid"] for ref in metadata.get("ownerReferences") or () if ref.get("controller")]
@@ -75,7 +80,7 @@ class Pod:
     def from_raw(cls, raw: Raw) -> Pod:
         """Read a Pod object."""
         metadata, status = raw["metadata"], raw.get("status") or {}
-        conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+        conditions = _conditions(status)
         trouble, detail = find_trouble(raw) or (None, "")
         return cls(
             name=metadata["name"],
@@ -88,7 +93,7 @@ class Pod:
 
 def queue_words(workload: Raw) -> str:
     """Why a Workload of Kueue has no quota: its preemption before its waiting."""
-    conditions = {item["type"]: item for item in (workload.get("status") or {}).get("conditions") or ()}
+    conditions = _conditions(workload.get("status") or {})
     preempted, reserved = conditions.get("Preempted", {}), conditions.get("QuotaReserved", {})
     words = [item.get("message", "") for item, waits in ((preempted, "True"), (reserved, "False")) if item.get("status") == waits]
     return "; ".join(filter(None, words))

@@ -11,6 +11,7 @@ from finetune_operator.api.v1alpha1 import (
     ConditionType,
     FinetuneJobStatus,
     OutputStatus,
+    Phase,
     ProgressStatus,
     Reason,
     ResultStatus,
@@ -24,6 +25,11 @@ def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """Hold a text to a length; the end is kept, since an error's last lines say most."""
     text = "".join(char for char in text if char.isprintable() or char in "\n\t").strip()
     return text if len(text) <= limit else "…" + text[-(limit - 1) :]
+
+
+def set_phase(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str) -> FinetuneJobStatus:
+    """A copy in a phase, with its reason and its message held to their limit."""
+    return status.model_copy(update={"phase": phase, "reason": str(reason), "message": clip(message)})
 
 
 def set_condition(

@@ -119,12 +119,13 @@ def test_what_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_kill_loses_nothing_that_was_printed(command: Command) -> None:
     command.change("Training", max_train_steps=1000)
     started = Apart(command, "--attempt", "2")
-    started.wait_for(20)
+    log = started.logs / "attempt-2" / "driver.log"
+    # Not until the metrics hold steps: what is printed follows them at some distance.
+    started.watch(lambda: log.exists() and log.read_text().count(" step ") >= 20)
     started.process.send_signal(signal.SIGKILL)
     code, out, _ = started.end()
     assert code == -signal.SIGKILL
-    text = (started.logs / "attempt-2" / "driver.log").read_text()
-    kept = [line.split(" ", 2)[2] for line in text.splitlines() if " step " in line]
+    kept = [line.split(" ", 2)[2] for line in log.read_text().splitlines() if " step " in line]
     printed = out.splitlines()
     assert printed
     # The last line may have been on its way.

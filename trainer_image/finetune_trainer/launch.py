@@ -245,11 +245,12 @@ def worker_error(error: Any, run: Run) -> TrainerError:
     final = explain(getattr(error, "controller_failure", error), run.output_dir)
     if final is not None:
         return final
-    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
-    known = [cause for _, failure in failures if (cause := explain(failure, run.output_dir)) is not None]
+    failures = getattr(error, "worker_failures", None) or {}
+    explained = {rank: explain(failure, run.output_dir) for rank, failure in sorted(failures.items())}
+    known = [cause for cause in explained.values() if cause is not None]
     unknown = [cause for cause in known if type(cause) is TrainingFailed]
     # A rank that was killed says nothing itself, and its neighbours only that they lost it.
     named = sorted((cause for cause in known if cause not in unknown), key=lambda cause: isinstance(cause, WorkerLost))
-    lost = [in_words(failure, f"rank {rank}: ") for rank, failure in failures if explain(failure, run.output_dir) is None]
+    lost = [in_words(failures[rank], f"rank {rank}: ") for rank, cause in explained.items() if cause is None]
     first = min(unknown, key=lambda cause: cause.time, default=None)
     return next(iter((*named, *lost)), first) or in_words(error)

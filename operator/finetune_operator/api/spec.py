@@ -201,9 +201,13 @@ _OPTIONAL = ("image", "accelerator", "dataset", "model", "checkpoint", "resumeFr
 def _immutable() -> Rules:
     """Rules at the parent: a rule on a property itself would miss adding and removing it."""
     rules = {name: f"self.{name} == oldSelf.{name}" for name in ("config", "output")}
-    for name in _OPTIONAL:
-        rules[name] = f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || self.{name} == oldSelf.{name})"
+    rules |= {name: _unchanged(name) for name in _OPTIONAL}
     return [{"rule": rule, "message": f"spec.{name} is immutable; make a new FinetuneJob"} for name, rule in rules.items()]
+
+
+def _unchanged(path: str) -> str:
+    """The CEL condition that an optional part is neither added nor removed nor changed."""
+    return f"has(self.{path}) == has(oldSelf.{path}) && (!has(self.{path}) || self.{path} == oldSelf.{path})"
 
 
 def _unless_suspended() -> Rules:
@@ -211,8 +215,7 @@ def _unless_suspended() -> Rules:
     suspended = "(has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase == 'Suspended')"
     return [
         {
-            "rule": f"{suspended} || (has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
-            f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))",
+            "rule": f"{suspended} || ({_unchanged(f'spec.{name}')})",
             "message": f"spec.{name} can be changed while the job is Suspended only; set spec.suspend first",
         }
         for name in ("head", "workers")

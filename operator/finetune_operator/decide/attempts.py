@@ -13,7 +13,7 @@ from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, fai
 from finetune_operator.decide.plan import DeleteCluster, Plan
 from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
-from finetune_operator.status import clip, output_status, set_condition
+from finetune_operator.status import output_status, set_condition, set_phase
 
 MENDED_BY_A_RETRY = frozenset({Reason.TRAINING_FAILED, Reason.HEAD_LOST, Reason.WORKER_LOST, Reason.EVICTED, Reason.POD_FAILED})
 """Anything else, such as a broken row, too little memory or a loss that is not finite, would come again."""
@@ -56,8 +56,7 @@ def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, 
     for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING):
         status = set_condition(status, type_, False, Reason.RETRYING, "", now)
     message = f"attempt {count + 1} of {policy.max_attempts} begins in {_pause(policy, count)} s; {reason}: {message}"
-    update = {"phase": Phase.RETRYING, "reason": str(Reason.RETRYING), "message": clip(message)}
-    return Plan(status.model_copy(update=update), requeue_after=0)
+    return Plan(set_phase(status, Phase.RETRYING, Reason.RETRYING, message), requeue_after=0)
 
 
 def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
@@ -74,8 +73,8 @@ def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: 
         return Plan(status, requeue_after=(due - now).total_seconds())
     status = begin_attempt(job, status, cluster.name if cluster is not None else None, now)
     where = f"on cluster {status.ray.cluster}" if status.ray else ""
-    update = {"phase": Phase.PENDING, "reason": str(Reason.ACCEPTED), "message": f"attempt {status.attempt} begins {where}"}
-    return Plan(status.model_copy(update=update), requeue_after=0)
+    status = set_phase(status, Phase.PENDING, Reason.ACCEPTED, f"attempt {status.attempt} begins {where}")
+    return Plan(status, requeue_after=0)
 
 
 def _is_healthy(cluster: Cluster) -> bool:

@@ -9,7 +9,7 @@ from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, Finetun
 from finetune_operator.constants import QUEUE_LABEL
 from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
 from finetune_operator.observed import Observed
-from finetune_operator.status import clip, find_condition, set_condition
+from finetune_operator.status import find_condition, set_condition, set_phase
 
 ATTEMPTS_KEPT = 5
 """Entries of status.attemptHistory."""
@@ -25,8 +25,9 @@ def end(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, n
     for type_, holds in outcomes.items():
         if holds or type_ is ConditionType.COMPLETE:
             status = set_condition(status, type_, holds, reason, message if holds else "", now)
-    update = {"phase": phase, "reason": str(reason), "message": clip(message), "completion_time": now}
-    return Plan(status.model_copy(update=attempt_ended(status, reason, now) | update | changes), requeue_after=0)
+    status = set_phase(status, phase, reason, message)
+    update = attempt_ended(status, reason, now) | {"completion_time": now} | changes
+    return Plan(status.model_copy(update=update), requeue_after=0)
 
 
 def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:

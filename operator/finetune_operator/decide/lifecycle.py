@@ -9,7 +9,6 @@ anything is made.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from finetune_operator.api.v1alpha1 import (
     TERMINAL,
@@ -31,13 +30,13 @@ from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import (
     checkpoint_status,
-    clip,
     condition_is_true,
     find_condition,
     output_status,
     progress_status,
     result_status,
     set_condition,
+    set_phase,
 )
 from finetune_trainer.yaml_file import config_notes
 
@@ -89,7 +88,7 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         reason = observed.missing[0].reason
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
-        return Plan(_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
+        return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
     status = status.model_copy(update={"resume": status.resume or observed.resume})
     notes = "; ".join([*config_notes(job.spec.config), *resume_note(status.resume)])
     status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, notes, now)
@@ -97,7 +96,7 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         status = set_condition(status, ConditionType.SUSPENDED, False, Reason.ACCEPTED, "", now)
     status = begin_attempt(job, status, None, now)
     message = f"cluster {_ray(status).cluster} will be made"
-    return Plan(_phase(status, Phase.PENDING, Reason.ACCEPTED, message), requeue_after=0)
+    return Plan(set_phase(status, Phase.PENDING, Reason.ACCEPTED, message), requeue_after=0)
 
 
 def _provision(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
@@ -107,7 +106,7 @@ def _provision(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, 
         reason, message = observed.problem
         status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
         phase = Phase.PENDING if cluster is None else Phase.PROVISIONING
-        return Plan(_phase(status, phase, reason, message), requeue_after=PREFLIGHT_SECONDS)
+        return Plan(set_phase(status, phase, reason, message), requeue_after=PREFLIGHT_SECONDS)
     if cluster is None and _ray(status).cluster == naming.cluster_name(job, attempt):
         return Plan(status, (CreateCluster(attempt),), requeue_after=0)
     if cluster is None or cluster.head_lost:
@@ -181,7 +180,7 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
     status = set_condition(status, ConditionType.CLUSTER_READY, whole, because, _workers_ready(cluster), now)
     if observed.ray_job.state == "Unknown":
         message += "; its dashboard does not answer at the moment"
-    return Plan(_phase(status, Phase.RUNNING, reason, message), requeue_after=poll_seconds(status))
+    return Plan(set_phase(status, Phase.RUNNING, reason, message), requeue_after=poll_seconds(status))
 
 
 def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[Reason, str]:
@@ -211,7 +210,7 @@ def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, n
         if ended is not None and (now - ended).total_seconds() > LAST_REPORT_SECONDS:
             return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error, and its last report cannot be read", now)
         message = "the run has ended; waiting for its manifest"
-        return Plan(_phase(status, Phase.RUNNING, Reason.TRAINING_RUNNING, message), requeue_after=POLL_SECONDS[0])
+        return Plan(set_phase(status, Phase.RUNNING, Reason.TRAINING_RUNNING, message), requeue_after=POLL_SECONDS[0])
     if progress.output is None:
         return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error and left no manifest", now)
     claim, path = naming.output_claim_name(job), naming.output_path(job)
@@ -246,7 +245,7 @@ def _provisioning(status: FinetuneJobStatus, observed: Observed, cluster: Cluste
     if (pod := observed.trouble or dead) is not None and pod.trouble is not None:
         reason, message = pod.trouble, f"{message}; {describe(pod)}"
     status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
-    return _phase(status, Phase.PROVISIONING, reason, message)
+    return set_phase(status, Phase.PROVISIONING, reason, message)
 
 
 def _workers_ready(cluster: Cluster) -> str:
@@ -264,8 +263,3 @@ def _ray(status: FinetuneJobStatus) -> RayStatus:
     if status.ray is None:
         raise ValueError("status.ray is written with the attempt, before anything is made")
     return status.ray
-
-
-def _phase(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, **times: Any) -> FinetuneJobStatus:
-    update = {"phase": phase, "reason": str(reason), "message": clip(message)} | times
-    return status.model_copy(update=update)

@@ -13,7 +13,7 @@ from finetune_operator.decide.attempts import begin_attempt
 from finetune_operator.decide.ending import attempt_ended, is_over, training_since
 from finetune_operator.decide.plan import Plan
 from finetune_operator.observed import Cluster, Observed
-from finetune_operator.status import clip, condition_is_true, set_condition
+from finetune_operator.status import condition_is_true, set_condition, set_phase
 
 QUEUED_SECONDS = 10.0
 """How often the queue's reason is asked for; that it lets the cluster go is an event."""
@@ -31,18 +31,17 @@ def hold(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: d
 
 def _wait(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
     """The cluster is held back. A run that was on it has ended when its head has, and no attempt is counted."""
-    ended_by_queue = status.reason == Reason.PREEMPTED
-    preempted = ended_by_queue or condition_is_true(status, ConditionType.SUBMITTED)
+    submitted = condition_is_true(status, ConditionType.SUBMITTED)
+    preempted = submitted or status.reason == Reason.PREEMPTED
     reason = Reason.PREEMPTED if preempted else Reason.QUEUED
     words = f": {observed.queue}" if observed.queue else ""
     message = f"cluster {cluster.name} waits for quota{words}"
-    if preempted and not cluster.head_ready and condition_is_true(status, ConditionType.SUBMITTED):
+    if submitted and not cluster.head_ready:
         status = status.model_copy(update=attempt_ended(status, Reason.PREEMPTED, now))
         for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING, ConditionType.CLUSTER_READY):
             status = set_condition(status, type_, False, Reason.PREEMPTED, "", now)
     status = set_condition(status, ConditionType.QUOTA_RESERVED, False, reason, message, now)
-    update = {"phase": Phase.QUEUED, "reason": str(reason), "message": clip(message)}
-    return Plan(status.model_copy(update=update), requeue_after=QUEUED_SECONDS)
+    return Plan(set_phase(status, Phase.QUEUED, reason, message), requeue_after=QUEUED_SECONDS)
 
 
 def _admit(job: FinetuneJob, status: FinetuneJobStatus, cluster: Cluster, now: datetime) -> Plan:
@@ -53,5 +52,4 @@ def _admit(job: FinetuneJob, status: FinetuneJobStatus, cluster: Cluster, now: d
     elif status.ray is not None and training_since(status) is None:
         status = status.model_copy(update={"ray": status.ray.model_copy(update={"request_time": now})})
     message = f"the queue has let cluster {cluster.name} go"
-    update = {"phase": Phase.PROVISIONING, "reason": str(Reason.ADMITTED), "message": message}
-    return Plan(status.model_copy(update=update), requeue_after=0)
+    return Plan(set_phase(status, Phase.PROVISIONING, Reason.ADMITTED, message), requeue_after=0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
 from finetune_operator.constants import STOP_GRACE_SECONDS
 from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended
 from finetune_operator.decide.plan import DeleteCluster, Plan, StopRun
 from finetune_operator.observed import Cluster, Observed
-from finetune_operator.status import condition_is_true, find_condition, set_condition
+from finetune_operator.status import condition_is_true, find_condition, set_condition, set_phase
 
 STOP_POLL_SECONDS = 1.0
 """How often a run that was asked to stop is looked at."""
@@ -29,13 +28,14 @@ def suspend(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         return _suspended(status, now)
     if status.phase is not Phase.SUSPENDING or status.ray is None:
         ray = status.ray and status.ray.model_copy(update={"stop_time": now})
-        status = _phase(status.model_copy(update={"ray": ray}), Phase.SUSPENDING, "the run is asked for a checkpoint")
+        status = status.model_copy(update={"ray": ray})
+        status = set_phase(status, Phase.SUSPENDING, Reason.SUSPENDED_BY_USER, "the run is asked for a checkpoint")
         return Plan(set_condition(status, ConditionType.SUSPENDED, False, Reason.SUSPENDED_BY_USER, "", now), requeue_after=0)
     if not cluster.deleting and _still_stopping(status, observed, cluster, now):
         return Plan(status, (StopRun(status.attempt or 1),), requeue_after=STOP_POLL_SECONDS)
     status = status.model_copy(update=attempt_ended(status, Reason.SUSPENDED_BY_USER, now))
     actions = () if cluster.deleting else (DeleteCluster(cluster.name, cluster.uid),)
-    status = _phase(status, Phase.SUSPENDING, f"cluster {cluster.name} is being deleted")
+    status = set_phase(status, Phase.SUSPENDING, Reason.SUSPENDED_BY_USER, f"cluster {cluster.name} is being deleted")
     return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
 
 
@@ -59,9 +59,4 @@ def _suspended(status: FinetuneJobStatus, now: datetime) -> Plan:
         if find_condition(status, type_) is not None:
             status = set_condition(status, type_, False, Reason.SUSPENDED_BY_USER, "", now)
     status = set_condition(status, ConditionType.SUSPENDED, True, Reason.SUSPENDED_BY_USER, "", now)
-    return Plan(_phase(status, Phase.SUSPENDED, message))
-
-
-def _phase(status: FinetuneJobStatus, phase: Phase, message: str) -> FinetuneJobStatus:
-    update: dict[str, Any] = {"phase": phase, "reason": str(Reason.SUSPENDED_BY_USER), "message": message}
-    return status.model_copy(update=update)
+    return Plan(set_phase(status, Phase.SUSPENDED, Reason.SUSPENDED_BY_USER, message))
