@@ -172,17 +172,6 @@ def test_rows_longer_than_the_model(command: Command) -> None:
 
 
 @pytest.mark.parametrize("family", list(SIZES))
-@pytest.mark.parametrize("lora", [True, False])
-def test_families(command: Command, model_folder: Callable[[str], Path], family: str, lora: bool) -> None:
-    command.change("General", base_model=str(model_folder(family)), enable_gradient_checkpointing=lora)
-    if not lora:
-        command.change("General", lora_config=None)
-    outcome = command.change("Training", max_train_steps=3, batch_size=24).run()
-    assert outcome.code == 0, outcome.err
-    assert outcome.losses[-1] < outcome.losses[0]
-
-
-@pytest.mark.parametrize("family", list(SIZES))
 def test_loss_on_supervised_rows_is_the_models_own_loss(
     model_folder: Callable[[str], Path], family: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

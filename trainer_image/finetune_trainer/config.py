@@ -177,6 +177,9 @@ class General(Section):
     """How the base model is loaded."""
     lora_config: LoraConfig | None = None
     """Low-rank adaptation; null or absent means full finetuning."""
+    merge_adapter: bool = False
+    """Also write the base model with the adapter merged into it, below output_dir in the folder merged. No effect without
+    lora_config."""
     enable_gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     gpt_base_model: bool | None = None

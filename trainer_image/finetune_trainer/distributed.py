@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from finetune_trainer import devices
+from finetune_trainer import devices, families
 from finetune_trainer.progress import World
 from finetune_trainer.run import RESTARTS
 
@@ -163,16 +163,10 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
 
     mesh = init_device_mesh(worker.device.type, (worker.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in decoder_layers(module):
+    for layer in families.decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     return module
-
-
-def decoder_layers(module: nn.Module) -> nn.ModuleList:
-    """The stack of equal blocks: the longest list of modules that are not themselves lists or adapters."""
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
-    return max(lists, key=len, default=nn.ModuleList())
 
 
 def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from finetune_trainer import batches, distributed, model, prompts
+from finetune_trainer import batches, distributed, families, model, prompts
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.loss import SupervisedLoss
 from finetune_trainer.rows import read_rows
@@ -81,6 +81,8 @@ def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> En
     """Load the model, spread it over the workers, and make optimizer and schedule."""
     training = run.config.training
     causal = model.load_model(run, dtype, worker.device)
+    if worker.is_first:
+        families.warn_if_unknown(causal.config.model_type)
     check_fit(causal, data)
     sharded = training.strategy == "FSDP" and worker.size > 1
 

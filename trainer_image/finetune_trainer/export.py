@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import checkpoint, manifest
+import torch
+
+from finetune_trainer import checkpoint, manifest, model
 from finetune_trainer.errors import output_error
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
     from finetune_trainer.progress import Output, Result
     from finetune_trainer.run import Run
 
 SCRATCH = ".export"
 """Folder below the output folder in which the result is prepared: on the same volume, so that a rename moves it."""
+
+MERGED = "merged"
+"""Folder below the output folder with the full model, beside an adapter."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def _write(run: Run, trained: Trained, result: Result) -> Output:
     adapted = hasattr(trained.model, "peft_config")
     if adapted:
         _save_adapter(trained, base_model, scratch)
+        if run.config.general.merge_adapter:
+            _save_merged(run, trained, scratch)
     else:
         _save_model(trained, scratch)
     trained.tokenizer.save_pretrained(scratch)
@@ -100,12 +106,35 @@ def _save_adapter(trained: Trained, base_model: str, folder: Path) -> None:
 
 
 def _save_model(trained: Trained, folder: Path) -> None:
-    model, dtype = trained.model, trained.dtype
-    state = model.state_dict() if trained.weights is None else trained.weights
+    causal, dtype = trained.model, trained.dtype
+    state = causal.state_dict() if trained.weights is None else trained.weights
     state = {name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items()}
-    model.config.dtype = dtype
-    model.config.use_cache = True
-    model.save_pretrained(folder, state_dict=state)
+    causal.config.dtype = dtype
+    causal.config.use_cache = True
+    causal.save_pretrained(folder, state_dict=state)
+
+
+def _save_merged(run: Run, trained: Trained, scratch: Path) -> None:
+    """Merge the adapter that was just saved into the base model, loaded anew: the trained one may lie in shards."""
+    import peft
+
+    base = model.load_base(run, torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT calls what transformers renamed
+        adapted = peft.PeftModel.from_pretrained(base, scratch)
+        _untie_adapted_head(base)
+        merged = adapted.merge_and_unload()
+    folder = scratch / MERGED
+    _save_model(Trained(merged, None, trained.tokenizer, trained.dtype), folder)
+    trained.tokenizer.save_pretrained(folder)
+
+
+def _untie_adapted_head(causal: Any) -> None:
+    """Give an adapted output layer weights of its own, so that the embeddings stay what they are."""
+    plain = getattr(causal.get_output_embeddings(), "base_layer", None)
+    if plain is not None and plain.weight is causal.get_input_embeddings().weight:
+        plain.weight = torch.nn.Parameter(plain.weight.detach().clone())
+        causal.config.tie_word_embeddings = False
 
 
 def _move(source: Path, target: Path) -> list[str]:

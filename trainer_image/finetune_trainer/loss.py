@@ -12,14 +12,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from finetune_trainer import families
 from finetune_trainer.batches import IGNORED
 
 if TYPE_CHECKING:
     from finetune_trainer.batches import Batch
-
-PLAIN_HEADS = frozenset({"bloom", "gemma", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "mpt", "opt", "phi", "qwen2", "qwen3"})
-"""Values of config.model_type whose logits are the output layer on the last hidden state, and nothing else (no
-scaling, no soft cap). Of other models the whole forward pass is used."""
 
 CHUNK_BYTES = 256 * 2**20
 """Size of the float32 logits that are held at once."""
@@ -32,19 +29,20 @@ class SupervisedLoss(nn.Module):
         super().__init__()
         self.model: Any = model
         self.chunk_bytes = chunk_bytes
-        self.whole_logits = not _has_plain_head(model)
+        self.whole_logits = not families.has_plain_head(model)
+        self.positions = families.takes_positions(model)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropy over the supervised tokens of the batch: a scalar, float32."""
         extra = {"attention_mask": batch.attention_mask}
-        if batch.position_ids is not None and self.model.config.model_type not in ("bloom", "mpt"):
+        if batch.position_ids is not None and self.positions:
             extra["position_ids"] = batch.position_ids
         chosen = batch.targets != IGNORED
         targets = batch.targets[chosen]
         if self.whole_logits:
             logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
             return _cross_entropy(logits[chosen], targets)
-        causal = _unwrapped(self.model)
+        causal = families.unwrapped(self.model)
         hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
         return _head_loss(causal.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
 
@@ -68,14 +66,3 @@ def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """[N, V] and [N] → scalar; zero, yet with a gradient, when N is 0."""
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def _unwrapped(model: Any) -> Any:
-    """The transformers model inside a PEFT model; its layers keep their adapters."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _has_plain_head(model: Any) -> bool:
-    causal = _unwrapped(model)
-    head = causal.get_output_embeddings()
-    return causal.config.model_type in PLAIN_HEADS and type(head) is nn.Linear and causal.base_model is not causal

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from transformers.utils import logging as hub_logging
 
+from finetune_trainer import families
 from finetune_trainer.errors import ConfigError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def load_model(run: Run, dtype: torch.dtype, device: torch.device) -> Any:
     general = run.config.general
     # FSDP wants one type among the weights of a layer, and lowers it by its own policy.
     frozen = general.lora_config is not None and run.config.training.strategy == "DDP"
-    model = _base_model(run, dtype if frozen else torch.float32)
+    model = load_base(run, dtype if frozen else torch.float32)
     model.config.use_cache = False
     if general.lora_config is not None:
         model = add_adapters(model, run)
@@ -69,19 +70,22 @@ def longest_input(model: Any) -> int | None:
     return int(limit) if limit else None
 
 
-def _base_model(run: Run, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def load_base(run: Run, dtype: torch.dtype) -> Any:
+    """Load the base model as it is, in host memory.
+
+    Raises:
+        ModelNotFound: there is none under this name or in this folder.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     hub_logging.disable_progress_bar()
-    options = {"dtype": dtype, **_hub_options(run, run.model_source)}
+    options = _hub_options(run, run.model_source)
     try:
-        try:
-            return AutoModelForCausalLM.from_pretrained(run.model_source, attn_implementation="sdpa", **options)
-        except ValueError as error:
-            if "scaled_dot_product_attention" not in str(error) and "sdpa" not in str(error):
-                raise
-            # gptj, bloom and mpt have one attention only.
-            return AutoModelForCausalLM.from_pretrained(run.model_source, attn_implementation="eager", **options)
+        config = AutoConfig.from_pretrained(run.model_source, **options)
+        attention = families.family_of(config.model_type).attention
+        return AutoModelForCausalLM.from_pretrained(
+            run.model_source, config=config, dtype=dtype, attn_implementation=attention, **options
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _not_found(run, "model", run.model_source, error) from error
 
@@ -121,12 +125,13 @@ def add_adapters(model: Any, run: Run) -> Any:
         there = ", ".join(_adaptable(model))
         lacks = ", ".join(sorted(missing))
         raise ConfigError([f"General.lora_config.target_modules: the model has no {lacks}; it has {there}"])
+    targets = lora.target_modules or families.family_of(model.config.model_type).lora_targets
     config = peft.LoraConfig(
         task_type=lora.task_type,
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else None,
+        target_modules=list(targets) if targets else None,
     )
     try:
         with warnings.catch_warnings():

@@ -1,0 +1,140 @@
+"""Every family does everything: it learns, and what is written gives what was trained; with an adapter, merged and in full."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+from tests.support.trainer import SIZES, sample_rows
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from finetune_trainer import families
+from finetune_trainer.batches import collate
+from finetune_trainer.config import Dataset
+from finetune_trainer.loss import SupervisedLoss
+from finetune_trainer.prompts import encode_rows
+from finetune_trainer.rows import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.trainer import Command, Outcome
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
+
+IDS = torch.arange(1, 33).reshape(2, 16)
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def adapted(command: Command, outcome: Outcome) -> Any:
+    return PeftModel.from_pretrained(load(command.config["General"]["base_model"]), outcome.output).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    result: torch.Tensor = model(IDS).logits
+    return result
+
+
+@torch.no_grad()
+def mean_loss(model: Any, tokenizer: Any) -> float:
+    """Loss per supervised token over all sample rows, each row by itself."""
+    rows = [Row(**row, line=1) for row in sample_rows()]
+    examples = encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")
+    module = SupervisedLoss(model)
+    summed = sum(float(module(collate(examples, np.array([row]), 0, "right", None))) for row in range(len(rows)))
+    return summed / int(examples.supervised.sum())
+
+
+def run(command: Command, **general: Any) -> Outcome:
+    """Three steps on all rows, and the loss over the same rows after them."""
+    command.change("General", **general).change("Dataset", validation_file="data.jsonl")
+    outcome = command.change("Training", max_train_steps=3, batch_size=24).run()
+    assert outcome.code == 0, outcome.err
+    assert outcome.losses[0] > outcome.losses[1] > outcome.losses[2] > outcome.progress["result"]["evalLoss"]
+    return outcome
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_full_model_that_was_written_is_the_one_that_was_trained(
+    command: Command, model_folder: Callable[[str], Path], tokenizer: Any, family: str
+) -> None:
+    outcome = run(command, base_model=str(model_folder(family)), lora_config=None)
+    loss = mean_loss(load(outcome.output), tokenizer)
+    assert loss == pytest.approx(outcome.progress["result"]["evalLoss"], abs=1e-5)
+    assert abs(mean_loss(load(model_folder(family)), tokenizer) - loss) > 0.01
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_adapter_and_merged_model_are_what_was_trained(
+    command: Command, model_folder: Callable[[str], Path], tokenizer: Any, family: str
+) -> None:
+    base = str(model_folder(family))
+    outcome = run(command, base_model=base, merge_adapter=True, enable_gradient_checkpointing=True)
+    model = adapted(command, outcome)
+    assert mean_loss(model, tokenizer) == pytest.approx(outcome.progress["result"]["evalLoss"], abs=1e-5)
+    torch.testing.assert_close(logits(load(outcome.output / "merged")), logits(model), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(logits(load(model_folder(family))), logits(model), atol=1e-3)
+    assert sorted(model.peft_config["default"].target_modules) == sorted(families.FAMILIES[family].lora_targets or ())
+    manifest = json.loads((outcome.output / "manifest.json").read_text())
+    assert {"adapter_model.safetensors", "merged/model.safetensors", "merged/tokenizer.json"} <= {
+        entry["path"] for entry in manifest["files"]
+    }
+    again = command.run("--run_name", "one"), command.run("--run_name", "one")
+    assert again[1].out == f"finished in an earlier attempt: {outcome.output}\n"
+
+
+# PEFT, of a linear layer among GPT-2's convolutions, and of the tie that is tested here
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
+def test_adapted_output_layer_is_merged_without_the_embeddings_it_was_tied_to(
+    command: Command, model_folder: Callable[[str], Path]
+) -> None:
+    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["c_attn", "lm_head"]}
+    outcome = run(command, base_model=str(model_folder("gpt2")), merge_adapter=True, lora_config=lora)
+    merged, before = load(outcome.output / "merged"), load(model_folder("gpt2"))
+    assert before.lm_head.weight is before.transformer.wte.weight
+    torch.testing.assert_close(logits(merged), logits(adapted(command, outcome)), atol=1e-5, rtol=1e-5)
+    assert torch.equal(merged.transformer.wte.weight, before.transformer.wte.weight)
+    assert not torch.equal(merged.lm_head.weight, before.lm_head.weight)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_row_of_the_table_fits_the_model(family: str) -> None:
+    row = families.FAMILIES[family]
+    assert list(row.lora_targets or ()) == PEFT_TARGETS[family]
+    if family not in SIZES:
+        return
+    config = CONFIG_MAPPING[family](vocab_size=64, **SIZES[family])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=row.attention)
+    layers = families.decoder_layers(model)
+    assert len(layers) == 2
+    assert {type(layer).__name__.endswith(("Layer", "Block")) for layer in layers} == {True}
+    assert families.has_plain_head(model)
+    assert families.takes_positions(model) == (family not in ("bloom", "mpt"))
+
+
+def test_family_without_a_row_is_trained_and_named(command: Command, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {**SIZES["llama"], "head_dim": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    config = CONFIG_MAPPING["gemma2"](vocab_size=400, **sizes)
+    folder = command.folder / "other"
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    assert len(families.decoder_layers(model)) == 2
+    assert not families.has_plain_head(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with caplog.at_level(logging.WARNING):
+        outcome = run(command, base_model=str(folder), lora_config=None)
+    assert "not tested with models of type gemma2" in caplog.text + outcome.err
+    loss = mean_loss(load(outcome.output), tokenizer)
+    assert loss == pytest.approx(outcome.progress["result"]["evalLoss"], abs=1e-5)

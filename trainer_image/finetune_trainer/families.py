@@ -1,0 +1,94 @@
+"""What the trainer knows of each family of models: one row each. Read it before you add a model.
+
+The first eight are the families of llm-on-ray, and tests/trainer/test_families.py holds each to everything the trainer
+does. The others share their architecture with one of these.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family, by config.model_type."""
+
+    attention: Literal["sdpa", "eager"] | None = None
+    """Implementation of attention; None: what transformers chooses."""
+    lora_targets: tuple[str, ...] | None = None
+    """Linear layers that LoRA adapts when the configuration names none; None: PEFT's choice, if it has one."""
+    layers: str | None = None
+    """Where the decoder layers are, which FSDP shards one by one; None: the longest list of modules."""
+    plain_head: bool = False
+    """Whether logits are the output layer on the last hidden state and nothing else: no scaling, no soft cap."""
+
+
+QUERY_VALUE = ("q_proj", "v_proj")
+
+FAMILIES: dict[str, Family] = {
+    # model_type          attention lora_targets          layers                  plain_head
+    "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
+    "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
+    "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True),
+    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True),
+    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True),
+    "opt":        Family("sdpa",  QUERY_VALUE,          "model.decoder.layers", True),
+    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True),
+    "gpt2":       Family("sdpa",  ("c_attn",),          "transformer.h",        True),
+    "gemma":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
+    "phi":        Family("sdpa",  (*QUERY_VALUE, "fc1", "fc2"), "model.layers", True),
+    "qwen2":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
+    "qwen3":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
+}  # fmt: skip
+
+UNKNOWN = Family()
+"""Safe for any causal language model: padding, and the whole forward pass."""
+
+
+def family_of(model_type: str) -> Family:
+    """The row of a family; of one without a row the safe defaults."""
+    return FAMILIES.get(model_type, UNKNOWN)
+
+
+def warn_if_unknown(model_type: str) -> None:
+    """Say what a model without a row has to do without."""
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        log.warning("the trainer is not tested with models of type %s (but with %s): rows are padded, and the output "
+                    "layer runs on prompts too", model_type, known)  # fmt: skip
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside a PEFT model; its layers keep their adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The stack of equal blocks of a model, adapted or not."""
+    layers: nn.ModuleList
+    causal = unwrapped(model)
+    path = family_of(causal.config.model_type).layers
+    if path is not None:
+        layers = causal.get_submodule(path)
+        return layers
+    lists = [part for part in causal.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len, default=nn.ModuleList())
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether the loss may run the output layer on some positions only."""
+    causal = unwrapped(model)
+    known = family_of(causal.config.model_type).plain_head and causal.base_model is not causal
+    return known and type(causal.get_output_embeddings()) is nn.Linear
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the model has to be told at which position of its row a token stands: those with ALiBi need not."""
+    return "position_ids" in inspect.signature(unwrapped(model).forward).parameters
