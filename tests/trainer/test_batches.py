@@ -25,11 +25,11 @@ def config(**training: Any) -> TrainerConfig:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("group", [True, False])
-def test_each_epoch_has_every_row_once(workers: int, group: bool) -> None:
-    settings = config(batch_size=2, epochs=2, gradient_accumulation_steps=2, dataset={"group": group})
+@pytest.mark.parametrize("by_length", [True, False])
+def test_each_epoch_has_every_row_once(workers: int, by_length: bool) -> None:
+    settings = config(batch_size=2, epochs=2, gradient_accumulation_steps=2)
     total = batches.total_steps(len(LENGTHS), workers, settings)
-    steps = list(islice(batches.plan_steps(LENGTHS, workers, settings), total))
+    steps = list(islice(batches.plan_steps(LENGTHS, workers, settings, by_length=by_length), total))
     assert steps[-1].epoch == 2
     first = [step for step in steps if step.epoch <= 1]
     assert 2 * len(first) == total
@@ -53,11 +53,11 @@ def test_without_shuffle_rows_keep_their_order() -> None:
 
 
 def test_grouping_by_length_saves_padding() -> None:
-    def padded(*, group: bool) -> int:
-        plan = batches.plan_steps(LENGTHS, 1, config(batch_size=4, dataset={"group": group}))
+    def padded(*, by_length: bool) -> int:
+        plan = batches.plan_steps(LENGTHS, 1, config(batch_size=4), by_length=by_length)
         return sum(4 * LENGTHS[step.micro[0][0]].max() for step in islice(plan, 6))
 
-    assert padded(group=True) < 0.8 * padded(group=False)
+    assert padded(by_length=True) < 0.8 * padded(by_length=False)
 
 
 def test_split_is_seeded_and_leaves_a_row() -> None:

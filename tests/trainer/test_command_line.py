@@ -83,7 +83,7 @@ def test_unknown_and_obsolete_keys(command: Command) -> None:
 def test_a_key_without_effect_is_named_when_it_asks_for_something(command: Command) -> None:
     command.change("General", report_to="none").change("Dataset", padding=False)
     outcome = command.run()
-    assert "Dataset.padding: no effect in this release: the rows of a batch are always padded" in outcome.err
+    assert "Dataset.padding: no effect in this release: the rows of a batch are padded to the longest" in outcome.err
     assert "report_to" not in outcome.err
 
 

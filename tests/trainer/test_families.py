@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,13 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-from tests.support.trainer import SIZES, sample_rows
+from tests.support.trainer import SIZES, VOCABULARY, sample_rows
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from finetune_trainer import families
-from finetune_trainer.batches import collate
+from finetune_trainer import attention, families
+from finetune_trainer.batches import collate, join
 from finetune_trainer.config import Dataset
+from finetune_trainer.engine import joins_rows
 from finetune_trainer.loss import SupervisedLoss
 from finetune_trainer.prompts import encode_rows
 from finetune_trainer.rows import Row
@@ -27,9 +29,17 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command, Outcome
 
+    from finetune_trainer.prompts import Examples
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 
 IDS = torch.arange(1, 33).reshape(2, 16)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer: Any) -> Examples:
+    rows = [Row(**row, line=1) for row in sample_rows(5)]
+    return encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")
 
 
 def load(folder: Path) -> Any:
@@ -106,6 +116,45 @@ def test_adapted_output_layer_is_merged_without_the_embeddings_it_was_tied_to(
     torch.testing.assert_close(logits(merged), logits(adapted(command, outcome)), atol=1e-5, rtol=1e-5)
     assert torch.equal(merged.transformer.wte.weight, before.transformer.wte.weight)
     assert not torch.equal(merged.lm_head.weight, before.lm_head.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [name for name, row in families.FAMILIES.items() if row.joins_rows])
+def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> None:
+    """Also with a window of attention shorter than the rows, where the family has one."""
+    sizes = SIZES.get(family, SIZES["llama"]) | {"pad_token_id": 0, "sliding_window": 100}
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    module, rows = SupervisedLoss(model), np.arange(len(examples))
+    apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
+    assert joins_rows(model)
+    together = float(module(join(examples, rows)))
+    assert together == pytest.approx(sum(apart), rel=1e-6)
+    assert float(module(join(examples, rows[::-1]))) == pytest.approx(together, rel=1e-6)
+    mixed = dataclasses.replace(join(examples, rows), joined=(int(examples.lengths.sum()),))
+    assert abs(float(module(mixed)) - together) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["bloom", "mpt"])
+def test_family_that_would_mix_joined_rows_is_found_out(family: str) -> None:
+    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert not attention.takes_joined_rows(model)
+    assert model.config._attn_implementation == "eager"
+    assert not joins_rows(model)
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_run_that_was_stopped_goes_on(command: Command, model_folder: Callable[[str], Path], family: str) -> None:
+    command.change("General", base_model=str(model_folder(family)), lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
+    whole = command.run("--output_dir", str(command.folder / "whole"))
+    whole.output = command.folder / "whole"
+    assert command.train_until(1, "r").progress["step"] == 2
+    resumed = command.run("--run_name", "r")
+    assert "going on from checkpoint" in resumed.err
+    assert resumed.losses == whole.losses
+    assert len(resumed.losses) == 4
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

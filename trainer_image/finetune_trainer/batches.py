@@ -8,8 +8,8 @@ depend on how many workers share it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,15 +45,14 @@ class Batch:
     """[B, T], int64; None: padding is on the right, where causal attention never looks."""
     position_ids: torch.Tensor | None = None
     """[B, T], int64; None: counted from the left."""
+    joined: tuple[int, ...] = ()
+    """Tokens of the rows that lie one behind the other in the only line; none: each row has a line of its own."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        optional = (self.attention_mask, self.position_ids)
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            *(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in optional),
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,9 @@ def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
     return training.max_train_steps or training.epochs * math.ceil(micro / training.gradient_accumulation_steps)
 
 
-def plan_steps(lengths: NDArray[np.int64], workers: int, config: TrainerConfig, done: int = 0) -> Iterator[Step]:
+def plan_steps(
+    lengths: NDArray[np.int64], workers: int, config: TrainerConfig, done: int = 0, *, by_length: bool = False
+) -> Iterator[Step]:
     """Steps without end: epoch after epoch, each with every row once.
 
     Args:
@@ -92,13 +93,14 @@ def plan_steps(lengths: NDArray[np.int64], workers: int, config: TrainerConfig, 
         workers: ranks that share a step.
         config: sizes, order and seed.
         done: steps that are left out at the beginning, since a checkpoint holds them.
+        by_length: whether rows of alike length meet in a batch, so that little is padded.
     """
     training, dataset = config.training, config.dataset
     size, accumulate = training.batch_size * workers, training.gradient_accumulation_steps
     epoch, taken_before = divmod(done, math.ceil(math.ceil(len(lengths) / size) / accumulate))
     while True:
         rng = np.random.default_rng((training.seed, epoch)) if dataset.shuffle else None
-        batches = _epoch(lengths, size, rng, by_length=dataset.group)
+        batches = _epoch(lengths, size, rng, by_length=by_length)
         for start in range(taken_before * accumulate, len(batches), accumulate):
             end = min(start + accumulate, len(batches))
             micro = tuple(deal(batch, lengths, workers) for batch in batches[start:end])
@@ -125,6 +127,26 @@ def deal(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> 
     turn = np.arange(len(ordered)) % (2 * workers)
     rank = np.minimum(turn, 2 * workers - 1 - turn)
     return tuple(ordered[rank == worker] for worker in range(workers))
+
+
+def join(examples: Examples, rows: NDArray[np.int64]) -> Batch:
+    """Make the tensors of some rows, one behind the other in a single line, each with positions from 0.
+
+    Args:
+        examples: all rows.
+        rows: numbers of the rows in the batch; none: row 0 without any loss, as in `collate`.
+    """
+    taken = [examples.row(int(index)) for index in rows] or [examples.row(0)]
+    lengths = [len(ids) for ids in taken]
+    targets = np.full(sum(lengths), IGNORED, dtype=np.int64)
+    start = 0
+    for row, ids in zip(rows, taken, strict=False):
+        first, last = examples.first[row], examples.last[row]
+        targets[start + first - 1 : start + last - 1] = ids[first:last]
+        start += len(ids)
+    lines = (np.concatenate(taken).astype(np.int64), targets, np.concatenate([np.arange(length) for length in lengths]))
+    input_ids, wanted, positions = (torch.from_numpy(line)[None] for line in lines)
+    return Batch(input_ids, wanted, None, positions, tuple(lengths))
 
 
 def collate(examples: Examples, rows: NDArray[np.int64], pad: int, side: str, longest: int | None) -> Batch:
@@ -154,4 +176,4 @@ def collate(examples: Examples, rows: NDArray[np.int64], pad: int, side: str, lo
     if side == "right":
         return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets))
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    return Batch(*(torch.from_numpy(array) for array in (input_ids, targets, mask, positions)))
+    return Batch(torch.from_numpy(input_ids), torch.from_numpy(targets), torch.from_numpy(mask), torch.from_numpy(positions))

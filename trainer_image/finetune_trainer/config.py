@@ -61,8 +61,8 @@ CREDENTIAL_MESSAGE = (
 
 INACTIVE_KEYS: dict[str, str] = {
     "General.report_to": "TensorBoard is not written; logs/metrics.jsonl has the curves",
-    "Dataset.block_size": "rows are not packed into blocks",
-    "Dataset.padding": "the rows of a batch are always padded to the longest",
+    "Dataset.block_size": "the rows of a batch are joined whatever their length",
+    "Dataset.padding": "the rows of a batch are padded to the longest, or joined without padding (Dataset.group)",
     "Dataset.preprocessing_num_workers": "one process tokenises",
 }
 """Keys that this release accepts without effect → what happens instead. They are named when they are set to anything
@@ -213,15 +213,16 @@ class Dataset(Section):
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 512
     """Longest example in tokens, prompt and response together."""
     group: bool = True
-    """Form batches of rows of similar length, so that little is padded."""
+    """Join the rows of a batch without padding; none sees another. GPT-J, BLOOM and MPT cannot: there rows of similar
+    length share a batch, so that little is padded. false: batches of any rows, padded."""
     block_size: Annotated[int, Field(ge=8, le=1048576)] = 512
-    """Accepted; rows are never cut at the borders of blocks."""
+    """Accepted; a batch is joined whatever its length, and rows are never cut at the borders of blocks."""
     shuffle: bool = True
     """Shuffle the rows anew in each epoch, by Training.seed."""
     max_source_length: Annotated[int, Field(ge=4, le=1048576)] = 384
     """Longest prompt in tokens; a longer one is cut."""
     padding_side: Annotated[Literal["left", "right"], BeforeValidator(_lower)] = "right"
-    """Side on which short examples are padded: right or left."""
+    """Side on which short examples are padded, where they are: right or left."""
     truncation_side: Annotated[Literal["left", "right"], BeforeValidator(_lower)] = "right"
     """Side on which long responses are cut: right or left."""
     max_seq_length: Annotated[int, Field(ge=1, le=1048576)] | None = None
@@ -229,7 +230,7 @@ class Dataset(Section):
     truncation: bool = True
     """Cut examples longer than max_length; false: refuse them."""
     padding: bool = True
-    """Pad the examples of a batch to one length. No effect in this release: they always are."""
+    """Accepted: without group, the examples of a batch are always padded to one length."""
     mask_input: bool = True
     """Leave the prompt out of the loss."""
     mask_response: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from finetune_trainer import batches, distributed, families, model, prompts
+from finetune_trainer import attention, batches, distributed, families, model, prompts
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.loss import SupervisedLoss
 from finetune_trainer.rows import read_rows
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from finetune_trainer.distributed import Worker
     from finetune_trainer.prompts import Examples
     from finetune_trainer.run import Run
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,17 @@ class Engine:
     """SupervisedLoss in its DDP or FSDP wrapping."""
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler
+    joins_rows: bool
+    """Whether the rows of a batch lie one behind the other, without padding."""
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: Any = field(init=False)
     weights: list[torch.nn.Parameter] = field(init=False)
     """Those that learn."""
+
+    @property
+    def sorts_rows(self) -> bool:
+        """Whether rows of alike length meet in a batch."""
+        return self.run.config.dataset.group and not self.joins_rows
 
     @property
     def total_steps(self) -> int:
@@ -79,11 +89,12 @@ def load_data(run: Run, tokenizer: Any) -> Data:
 
 def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> Engine:
     """Load the model, spread it over the workers, and make optimizer and schedule."""
-    training = run.config.training
+    config, training = run.config, run.config.training
     causal = model.load_model(run, dtype, worker.device)
     if worker.is_first:
         families.warn_if_unknown(causal.config.model_type)
     check_fit(causal, data)
+    joins = config.dataset.group and joins_rows(causal)
     sharded = training.strategy == "FSDP" and worker.size > 1
 
     def autocast() -> AbstractContextManager[Any]:
@@ -94,11 +105,23 @@ def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> En
 
     loss = distributed.distribute(SupervisedLoss(causal), worker, training.strategy, dtype)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
-    engine = Engine(run, worker, data, causal, loss, autocast, scaler)
+    engine = Engine(run, worker, data, causal, loss, autocast, scaler, joins)
     engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
     engine.optimizer = make_optimizer(run, engine.weights)
     engine.schedule = make_schedule(run, engine)
     return engine
+
+
+def joins_rows(causal: Any) -> bool:
+    """Whether a model takes the rows of a batch without padding, each for itself; from then on its attention does so."""
+    causal = families.unwrapped(causal)
+    family = causal.config.model_type
+    if not families.family_of(family).joins_rows:
+        return False
+    if not attention.takes_joined_rows(causal):
+        log.warning("this model of type %s does not keep joined rows apart: rows are padded", family)
+        return False
+    return True
 
 
 def check_fit(causal: Any, data: Data) -> None:
@@ -136,6 +159,8 @@ def make_schedule(run: Run, engine: Engine) -> Any:
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batches.Batch:
     """The tensors of some rows on this worker's device."""
+    if engine.joins_rows:
+        return batches.join(examples, rows).to(engine.worker.device)
     side = engine.run.config.dataset.padding_side
     longest = model.longest_input(engine.causal)
     return batches.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

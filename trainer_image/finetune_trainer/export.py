@@ -108,7 +108,11 @@ def _save_adapter(trained: Trained, base_model: str, folder: Path) -> None:
 def _save_model(trained: Trained, folder: Path) -> None:
     causal, dtype = trained.model, trained.dtype
     state = causal.state_dict() if trained.weights is None else trained.weights
-    state = {name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items()}
+    # Weights that are one in the model are two once they were gathered or changed their type.
+    tied = causal.all_tied_weights_keys if causal.config.tie_word_embeddings else {}
+    state = {
+        name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items() if name not in tied
+    }
     causal.config.dtype = dtype
     causal.config.use_cache = True
     causal.save_pretrained(folder, state_dict=state)

@@ -28,24 +28,27 @@ class Family:
     """Where the decoder layers are, which FSDP shards one by one; None: the longest list of modules."""
     plain_head: bool = False
     """Whether logits are the output layer on the last hidden state and nothing else: no scaling, no soft cap."""
+    joins_rows: bool = False
+    """Whether the rows of a batch may lie one behind the other, without padding: attention takes our implementation of
+    it, and positions are those that the model is told. ALiBi has none to be told, and GPT-J its own attention only."""
 
 
 QUERY_VALUE = ("q_proj", "v_proj")
 
 FAMILIES: dict[str, Family] = {
-    # model_type          attention lora_targets          layers                  plain_head
-    "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
-    "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
-    "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True),
-    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True),
-    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True),
-    "opt":        Family("sdpa",  QUERY_VALUE,          "model.decoder.layers", True),
-    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True),
-    "gpt2":       Family("sdpa",  ("c_attn",),          "transformer.h",        True),
-    "gemma":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
-    "phi":        Family("sdpa",  (*QUERY_VALUE, "fc1", "fc2"), "model.layers", True),
-    "qwen2":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
-    "qwen3":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True),
+    # model_type          attention lora_targets          layers                  plain_head joins_rows
+    "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
+    "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
+    "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True,      True),
+    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True,      False),
+    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True,      False),
+    "opt":        Family("sdpa",  QUERY_VALUE,          "model.decoder.layers", True,      True),
+    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True,      False),
+    "gpt2":       Family("sdpa",  ("c_attn",),          "transformer.h",        True,      True),
+    "gemma":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
+    "phi":        Family("sdpa",  (*QUERY_VALUE, "fc1", "fc2"), "model.layers", True,      True),
+    "qwen2":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
+    "qwen3":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
 }  # fmt: skip
 
 UNKNOWN = Family()

@@ -117,7 +117,7 @@ def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
     """
     run, data, worker, total = engine.run, engine.data, engine.worker, engine.total_steps
     lengths, supervised = data.train.lengths[data.train_rows], data.train.supervised[data.train_rows]
-    plan = batches.plan_steps(lengths, worker.size, run.config, start.step)
+    plan = batches.plan_steps(lengths, worker.size, run.config, start.step, by_length=engine.sorts_rows)
     sums, noticed = start.sums, False
     for number, step in zip(range(start.step + 1, total + 1), plan, strict=False):
         seed_step(run.config.training.seed, number, worker.rank)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from finetune_trainer import families
+from finetune_trainer.attention import Segments
 from finetune_trainer.batches import IGNORED
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ class SupervisedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropy over the supervised tokens of the batch: a scalar, float32."""
-        extra = {"attention_mask": batch.attention_mask}
+        extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
         if batch.position_ids is not None and self.positions:
             extra["position_ids"] = batch.position_ids
+        if batch.joined:
+            extra["segments"] = Segments.of(batch.joined, batch.input_ids.device)
         chosen = batch.targets != IGNORED
         targets = batch.targets[chosen]
         if self.whole_logits:

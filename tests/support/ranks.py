@@ -1,0 +1,80 @@
+"""Ranks of a process group on this host, without Ray: each takes the trainer's loop through the same runs.
+
+    python -m tests.support.ranks FOLDER RANK SIZE
+
+FOLDER/runs.json lists runs: {"config": …, "data": folder, "stop": step or null, "name": run name or null}.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(folder: Path, runs: list[dict[str, Any]], size: int) -> None:
+    """Run all of them over this many ranks, and wait for the end.
+
+    Raises:
+        AssertionError: a rank failed; with what it printed.
+    """
+    folder.mkdir(parents=True)
+    (folder / "runs.json").write_text(json.dumps(runs))
+    line = [sys.executable, "-m", "tests.support.ranks", str(folder)]
+    files = [(folder / f"rank-{rank}.log").open("w") for rank in range(size)]
+    ranks = [
+        subprocess.Popen([*line, str(rank), str(size)], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        for rank, file in enumerate(files)
+    ]
+    codes = [rank.wait(timeout=900) for rank in ranks]
+    for file in files:
+        file.close()
+    assert not any(codes), "\n".join((folder / f"rank-{rank}.log").read_text()[-3000:] for rank in range(size))
+
+
+def main(folder: Path, rank: int, size: int) -> None:
+    """What a rank does."""
+    sys.path.insert(0, str(ROOT / "trainer_image"))
+    import torch
+    import torch.distributed as dist
+
+    from finetune_trainer import devices, distributed
+
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", rank) if gpu else torch.device("cpu")
+    devices.select_device(device)
+    backend = devices.GROUP_BACKENDS[device.type]
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    for entry in json.loads((folder / "runs.json").read_text()):
+        train(entry, distributed.Worker(device, rank, size, size))
+    dist.destroy_process_group()
+
+
+def train(entry: dict[str, Any], worker: Any) -> None:
+    """One run."""
+    import torch.distributed as dist
+
+    from finetune_trainer import loop
+    from finetune_trainer.config import TrainerConfig
+    from finetune_trainer.run import Run
+
+    config = TrainerConfig.model_validate(entry["config"])
+    run = Run(config=config, output_dir=Path(config.general.output_dir), dataset_dir=Path(entry["data"]), run_name=entry["name"])
+    if worker.is_first:
+        run.logs.mkdir(parents=True, exist_ok=True)
+        (run.logs / "stop").unlink(missing_ok=True)
+
+    def ask(record: dict[str, Any]) -> None:
+        if worker.is_first and record["step"] == entry["stop"]:
+            (run.logs / "stop").touch()
+
+    dist.barrier()
+    loop.train(run, worker, ask)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

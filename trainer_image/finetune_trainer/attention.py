@@ -1,0 +1,127 @@
+"""Causal attention over rows that lie one behind the other in a single line: no padding, and no row sees another.
+
+It is registered with transformers, whose models take it like their own implementations. Without `Segments` it is what
+`sdpa` is without a mask, so that a model can generate, one prompt at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "finetune_segments"
+"""What `set_attn_implementation` knows it by."""
+
+FLASH_TYPES = (torch.float16, torch.bfloat16)
+"""Types that the kernel for all rows at once takes."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where the rows of a line are."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each row."""
+    starts: torch.Tensor
+    """[rows + 1], int32, on the model's device: where each row starts, and where the last one ends."""
+
+    @classmethod
+    def of(cls, lengths: tuple[int, ...], device: torch.device) -> Segments:
+        """Rows of these lengths."""
+        return cls(lengths, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device))
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segments: Segments | None = None,
+    sliding_window: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it.
+
+    Args:
+        module: the layer of the model.
+        query: [1, H, T, D].
+        key: [1, K, T, D]; H is a multiple of K.
+        value: as key.
+        attention_mask: None, unless the model is used outside of training.
+        scaling: of the scores; None: 1 / √D.
+        dropout: probability, of the weights.
+        segments: where the rows are; None: the line is one row.
+        sliding_window: positions that a token sees, itself included; None: all before it.
+        others: for other implementations.
+
+    Returns:
+        [1, T, H, D], and no weights.
+    """
+    if segments is None:
+        attended: torch.Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **others)[0]
+        return attended, None
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):
+        lower = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(lower), key.to(lower), value.to(lower)
+    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout:
+        return _at_once(query, key, value, segments, scaling, sliding_window), None
+    options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value))
+    rows = [_attend_row(*row, sliding_window, options) for row in zip(queries, keys, values, strict=True)]
+    return torch.cat(rows, dim=2).transpose(1, 2), None
+
+
+def _attend_row(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, options: dict[str, Any]
+) -> torch.Tensor:
+    """One row, by torch's own attention."""
+    size, band = query.shape[2], None
+    if window is not None and size > window:
+        band = torch.ones(size, size, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=band, is_causal=band is None, **options)
+
+
+def _at_once(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """All rows in one kernel of flash attention."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest, seen = max(segments.lengths), -1 if window is None else window - 1
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    where = (segments.starts, segments.starts, longest, longest)
+    options: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    attended = varlen_attn(query, key, value, *where, scale=scaling, window_size=(seen, 0), **options)
+    return cast("torch.Tensor", attended)[None]
+
+
+AttentionInterface.register(NAME, attend)
+
+
+@torch.no_grad()
+def takes_joined_rows(causal: Any) -> bool:
+    """Have a model use this attention; give whether it keeps rows apart, else its own attention is back.
+
+    The test: a row's hidden states stay the same, bit for bit, when the row before it is another one.
+    """
+    before, training, size = causal.config._attn_implementation, causal.training, 8  # noqa: SLF001 - the public name of it
+    causal.set_attn_implementation(NAME)
+    causal.eval()
+    ids = torch.arange(2 * size, device=causal.device)[None]
+    where = {"position_ids": ids % size, "segments": Segments.of((size, size), causal.device)}
+    other = torch.cat([ids[:, :size].flip(1), ids[:, size:]], dim=1)
+    first, second = (causal.base_model(input_ids=tokens, use_cache=False, **where)[0][0, size:] for tokens in (ids, other))
+    causal.train(training)
+    if torch.equal(first, second):
+        return True
+    causal.set_attn_implementation(before)
+    return False
