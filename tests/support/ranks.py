@@ -7,6 +7,7 @@ FOLDER/runs.json lists runs: {"config": …, "data": folder, "stop": step or nul
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def main(folder: Path, rank: int, size: int) -> None:
 
 def train(entry: dict[str, Any], worker: Any) -> None:
     """One run."""
+    import torch
     import torch.distributed as dist
 
     from finetune_trainer import loop
@@ -74,6 +76,11 @@ def train(entry: dict[str, Any], worker: Any) -> None:
 
     dist.barrier()
     loop.train(run, worker, ask)
+    if worker.device.type == "cuda":
+        print(json.dumps({"peakBytes": torch.cuda.max_memory_allocated()}), flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 if __name__ == "__main__":

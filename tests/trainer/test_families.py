@@ -13,9 +13,9 @@ import torch
 from peft import PeftModel
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from tests.support.trainer import SIZES, VOCABULARY, sample_rows
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
 
-from finetune_trainer import attention, families
+from finetune_trainer import families
 from finetune_trainer.batches import collate, join
 from finetune_trainer.config import Dataset
 from finetune_trainer.engine import joins_rows
@@ -128,7 +128,8 @@ def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> Non
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     module, rows = SupervisedLoss(model), np.arange(len(examples))
     apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
-    assert joins_rows(model)
+    assert joins_rows(module, model, torch.device("cpu"))
+    module.eval()
     together = float(module(join(examples, rows)))
     assert together == pytest.approx(sum(apart), rel=1e-6)
     assert float(module(join(examples, rows[::-1]))) == pytest.approx(together, rel=1e-6)
@@ -136,13 +137,22 @@ def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> Non
     assert abs(float(module(mixed)) - together) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["bloom", "mpt"])
-def test_family_that_would_mix_joined_rows_is_found_out(family: str) -> None:
-    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    assert not attention.takes_joined_rows(model)
-    assert model.config._attn_implementation == "eager"
-    assert not joins_rows(model)
+class Deaf(LlamaModel):
+    """A model that takes no notice of where a row begins."""
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+        return super().forward(input_ids, use_cache=others["use_cache"])
+
+
+def test_model_that_mixes_joined_rows_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = CONFIG_MAPPING["llama"](vocab_size=VOCABULARY, **SIZES["llama"])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model.model = Deaf(config)
+    with caplog.at_level(logging.WARNING, "finetune_trainer"):
+        logging.getLogger("finetune_trainer").propagate = True
+        assert not joins_rows(SupervisedLoss(model), model, torch.device("cpu"))
+    assert "does not keep joined rows apart: rows are padded" in caplog.text
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("family", SIZES)

@@ -105,23 +105,3 @@ def _at_once(
 
 
 AttentionInterface.register(NAME, attend)
-
-
-@torch.no_grad()
-def takes_joined_rows(causal: Any) -> bool:
-    """Have a model use this attention; give whether it keeps rows apart, else its own attention is back.
-
-    The test: a row's hidden states stay the same, bit for bit, when the row before it is another one.
-    """
-    before, training, size = causal.config._attn_implementation, causal.training, 8  # noqa: SLF001 - the public name of it
-    causal.set_attn_implementation(NAME)
-    causal.eval()
-    ids = torch.arange(2 * size, device=causal.device)[None]
-    where = {"position_ids": ids % size, "segments": Segments.of((size, size), causal.device)}
-    other = torch.cat([ids[:, :size].flip(1), ids[:, size:]], dim=1)
-    first, second = (causal.base_model(input_ids=tokens, use_cache=False, **where)[0][0, size:] for tokens in (ids, other))
-    causal.train(training)
-    if torch.equal(first, second):
-        return True
-    causal.set_attn_implementation(before)
-    return False

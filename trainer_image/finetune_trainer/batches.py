@@ -149,6 +149,17 @@ def join(examples: Examples, rows: NDArray[np.int64]) -> Batch:
     return Batch(input_ids, wanted, None, positions, tuple(lengths))
 
 
+def pairs_with_one_target() -> tuple[Batch, Batch]:
+    """Two batches of two joined rows each: the first rows differ, and of the second only the last token is wanted."""
+    positions = torch.arange(MULTIPLE).repeat(2)[None]
+    one = positions + 1
+    other = torch.cat([one[:, :MULTIPLE].flip(1), one[:, MULTIPLE:]], dim=1)
+    targets = torch.full_like(one, IGNORED)
+    targets[0, -1] = 1
+    first, second = (Batch(ids, targets, None, positions, (MULTIPLE, MULTIPLE)) for ids in (one, other))
+    return first, second
+
+
 def collate(examples: Examples, rows: NDArray[np.int64], pad: int, side: str, longest: int | None) -> Batch:
     """Make the tensors of some rows, padded to the longest of them.
 

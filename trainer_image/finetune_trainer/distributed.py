@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,7 @@ from finetune_trainer.progress import World
 from finetune_trainer.run import RESTARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from finetune_trainer.config import Training
@@ -142,11 +142,16 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
-    """Wrap the module whose forward gives the loss, so that its gradients are averaged over the ranks."""
+    """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
+
+    A collective.
+    """
+    if strategy == "FSDP" and dist.is_initialized():
+        # It takes one layer after the other to the device: the whole model need not fit.
+        return _shard(module, worker, dtype)
+    module.to(worker.device)
     if not dist.is_initialized():
         return module
-    if strategy == "FSDP":
-        return _shard(module, worker, dtype)
     ids = None if worker.device.type == "cpu" else [worker.device]
     # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
     # 0's, which costs once and forgives a difference.
@@ -167,6 +172,24 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     return module
+
+
+@contextmanager
+def without_learning(module: nn.Module) -> Iterator[None]:
+    """Forward passes without dropout and gradients; afterwards the module is as it was."""
+    module.eval()
+    with torch.no_grad():
+        yield
+    module.train()
+    reshard: Any = getattr(module, "reshard", None)  # of FSDP2
+    if reshard is not None:
+        # Without a backward pass the outermost group stays gathered, and its parameters would be other objects.
+        reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each rank holds a part of the weights only."""
+    return any(hasattr(weight, "full_tensor") for weight in module.parameters())
 
 
 def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -90,20 +90,19 @@ def load_data(run: Run, tokenizer: Any) -> Data:
 def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> Engine:
     """Load the model, spread it over the workers, and make optimizer and schedule."""
     config, training = run.config, run.config.training
-    causal = model.load_model(run, dtype, worker.device)
+    causal = model.load_model(run, dtype)
     if worker.is_first:
         families.warn_if_unknown(causal.config.model_type)
     check_fit(causal, data)
-    joins = config.dataset.group and joins_rows(causal)
-    sharded = training.strategy == "FSDP" and worker.size > 1
+    loss = distributed.distribute(SupervisedLoss(causal), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
         # FSDP lowers the weights itself.
-        if dtype == torch.float32 or sharded:
+        if dtype == torch.float32 or distributed.is_sharded(loss):
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
 
-    loss = distributed.distribute(SupervisedLoss(causal), worker, training.strategy, dtype)
+    joins = config.dataset.group and joins_rows(loss, causal, worker.device)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
     engine = Engine(run, worker, data, causal, loss, autocast, scaler, joins)
     engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
@@ -112,16 +111,22 @@ def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> En
     return engine
 
 
-def joins_rows(causal: Any) -> bool:
-    """Whether a model takes the rows of a batch without padding, each for itself; from then on its attention does so."""
+def joins_rows(loss: torch.nn.Module, causal: Any, device: torch.device) -> bool:
+    """Whether a model takes the rows of a batch without padding, each for itself; from then on its attention does so.
+
+    It is tried: a row's loss is the same, bit for bit, when the row before it is another one. A collective.
+    """
     causal = families.unwrapped(causal)
-    family = causal.config.model_type
+    family, before = causal.config.model_type, causal.config._attn_implementation  # noqa: SLF001 - it has no public name
     if not families.family_of(family).joins_rows:
         return False
-    if not attention.takes_joined_rows(causal):
+    causal.set_attn_implementation(attention.NAME)
+    with distributed.without_learning(loss):
+        one, other = (float(loss(batch.to(device))) for batch in batches.pairs_with_one_target())
+    if one != other:
+        causal.set_attn_implementation(before)
         log.warning("this model of type %s does not keep joined rows apart: rows are padded", family)
-        return False
-    return True
+    return one == other
 
 
 def check_fit(causal: Any, data: Data) -> None:

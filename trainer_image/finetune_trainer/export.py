@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer import checkpoint, manifest, model
+from finetune_trainer import checkpoint, distributed, manifest, model
 from finetune_trainer.errors import output_error
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
 
     Of an adapted model only the weights that learn are collected.
     """
-    if not any(hasattr(weight, "full_tensor") for weight in model.parameters()):
+    if not distributed.is_sharded(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -177,21 +177,19 @@ def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
     return float(summed)
 
 
-@torch.no_grad()
 def evaluate(engine: Engine, result: Result) -> Result:
     """Add the loss over the evaluation rows, if there are any."""
     data, worker = engine.data, engine.worker
     if not len(data.held_rows):
         return result
-    engine.loss.eval()
     size = engine.run.config.training.batch_size * worker.size
     rows = data.held_rows[np.argsort(-data.held.lengths[data.held_rows])]
     summed, tokens = 0.0, int(data.held.supervised[rows].sum())
-    for start in range(0, len(rows), size):
-        share = batches.deal(rows[start : start + size], data.held.lengths, worker.size)[worker.rank]
-        with engine.autocast():
-            summed += float(engine.loss(make_batch(engine, data.held, share)))
-    engine.loss.train()
+    with distributed.without_learning(engine.loss):
+        for start in range(0, len(rows), size):
+            share = batches.deal(rows[start : start + size], data.held.lengths, worker.size)[worker.rank]
+            with engine.autocast():
+                summed += float(engine.loss(make_batch(engine, data.held, share)))
     mean = distributed.sum_over_ranks(summed)[0] / max(tokens, 1)
     devices.empty_cache(worker.device)
     perplexity = math.exp(mean) if mean < math.log(1e300) else math.inf

@@ -36,23 +36,19 @@ def load_tokenizer(run: Run) -> Any:
         raise _not_found(run, "tokenizer", run.tokenizer_source, error) from error
 
 
-def load_model(run: Run, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load the base model, with LoRA adapters and gradient checkpointing as configured, ready to train.
+def load_model(run: Run, dtype: torch.dtype) -> Any:
+    """Load the base model into host memory, with LoRA adapters and gradient checkpointing as configured, ready to train.
 
     Args:
         run: what to load.
-        dtype: compute type. Frozen weights are held in it; weights that learn are held in float32, except the
-            adapters' base.
-        device: where the model goes.
+        dtype: compute type. Frozen weights are held in it; weights that learn are held in float32.
 
     Raises:
         ModelNotFound: there is none under this name or in this folder.
         ConfigError: LoRA's target modules are not in the model.
     """
     general = run.config.general
-    # FSDP wants one type among the weights of a layer, and lowers it by its own policy.
-    frozen = general.lora_config is not None and run.config.training.strategy == "DDP"
-    model = load_base(run, dtype if frozen else torch.float32)
+    model = load_base(run, torch.float32 if general.lora_config is None else dtype)
     model.config.use_cache = False
     if general.lora_config is not None:
         model = add_adapters(model, run)
@@ -60,7 +56,7 @@ def load_model(run: Run, dtype: torch.dtype, device: torch.device) -> Any:
         # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients of their own.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    return model.to(device).train()
+    return model.train()
 
 
 def longest_input(model: Any) -> int | None:
