@@ -81,7 +81,7 @@ lock: venv ## Lock all requirements anew, with hashes
 	$(LOCK) requirements/go.in -o requirements/go.txt
 	$(LOCK) --extra operator pyproject.toml -o requirements/operator.txt
 	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
-	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --all-extras pyproject.toml -o requirements/dev.txt
+	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --extra operator --extra trainer --extra dev pyproject.toml -o requirements/dev.txt
 
 clean: ## Remove what was built here, but not the caches of the user
 	rm -rf $(VENV) build dist finetune-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
