@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import aiohttp
@@ -17,7 +18,7 @@ from finetune_operator import handlers, metrics
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, PODS, RAY_CLUSTERS, Kind, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
-from finetune_operator.constants import JOB_LABEL, PLURAL, RESYNC_SECONDS
+from finetune_operator.constants import JOB_LABEL, PLURAL, RELIST_PAUSE_SECONDS, RESYNC_SECONDS
 from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
@@ -36,10 +37,18 @@ async def refill(kube: KubeClient, cache: Cache, namespaces: tuple[str, ...]) ->
         cache.prune(kind.plural, listed, known)
 
 
-async def resync(kube: KubeClient, cache: Cache, queue: WorkQueue[Key], namespaces: tuple[str, ...]) -> None:
-    """Look at every job once in a while, whatever events said. An API server that is away is not an error here."""
+async def resync(kube: KubeClient, memo: handlers.Memo, namespaces: tuple[str, ...]) -> None:
+    """Look at every job once in a while, whatever events said, and soon after a watch had to begin anew.
+
+    An API server that is away is not an error here.
+    """
+    cache, queue = memo.cache, memo.queue
     while True:
-        await asyncio.sleep(RESYNC_SECONDS)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(memo.listed.wait(), RESYNC_SECONDS)
+        while memo.listed.is_set():
+            memo.listed.clear()
+            await asyncio.sleep(RELIST_PAUSE_SECONDS)
         try:
             await refill(kube, cache, namespaces)
         except Exception:
@@ -65,9 +74,10 @@ async def serve(settings: Settings) -> None:
         await refill(kube, cache, settings.namespaces)
         for key in cache.keys(PLURAL):
             queue.add(key)
-        tasks = [asyncio.create_task(_watch(settings, cache, queue), name="watch")]
+        memo = handlers.Memo(cache=cache, queue=queue, listed=asyncio.Event())
+        tasks = [asyncio.create_task(watch(settings, memo), name="watch")]
         tasks += [asyncio.create_task(queue.run_worker(), name=f"worker-{n}") for n in range(settings.workers)]
-        tasks.append(asyncio.create_task(resync(kube, cache, queue, settings.namespaces), name="resync"))
+        tasks.append(asyncio.create_task(resync(kube, memo, settings.namespaces), name="resync"))
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
@@ -84,7 +94,8 @@ def _dashboards(kube: KubeClient, settings: Settings) -> tuple[aiohttp.ClientSes
     return session, partial(Dashboard.by_proxy, api_server)
 
 
-async def _watch(settings: Settings, cache: Cache, queue: WorkQueue[Key]) -> None:
+async def watch(settings: Settings, memo: handlers.Memo) -> None:
+    """Let kopf feed the cache and the queue."""
     registry = kopf.OperatorRegistry()
     handlers.register(registry)
     options = kopf.OperatorSettings()
@@ -92,7 +103,7 @@ async def _watch(settings: Settings, cache: Cache, queue: WorkQueue[Key]) -> Non
     await kopf.operator(
         registry=registry,
         settings=options,
-        memo=handlers.Memo(cache=cache, queue=queue),
+        memo=memo,
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,

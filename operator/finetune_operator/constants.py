@@ -77,6 +77,10 @@ MESSAGE_LIMIT = 4096
 RESYNC_SECONDS = 300.0
 """Every job is reconciled at least this often: what an event lost is made good by then."""
 
+RELIST_PAUSE_SECONDS = 2.0
+"""A watch that could not go on where it was (410) has missed deletions. Our own LIST, which finds them, follows when
+kopf's has handed over nothing for so long."""
+
 PROGRESS_WRITE_SECONDS = 5.0
 """Least time between two writes that change nothing but progress: it bounds the load on the API server."""
 

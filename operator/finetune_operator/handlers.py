@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -17,6 +18,8 @@ class Memo(kopf.Memo):
 
     cache: Cache
     queue: WorkQueue[Key]
+    listed: asyncio.Event
+    """Set when a watch begins, or begins anew: what was deleted before that it never tells."""
 
 
 def configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
@@ -69,4 +72,6 @@ def _take(type_: str | None, plural: str, raw: dict[str, Any], memo: Memo) -> bo
     if type_ == "DELETED":
         memo.cache.drop(plural, raw)
         return True
+    if type_ is None:
+        memo.listed.set()
     return memo.cache.put(plural, raw)

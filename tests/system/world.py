@@ -51,7 +51,7 @@ class Operator:
 
         self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, KEYS, settings, dashboard)
         self.queue: WorkQueue[Key] = WorkQueue(self.reconciler.reconcile)
-        self._memo = handlers.Memo(cache=self.cache, queue=self.queue)
+        self._memo = handlers.Memo(cache=self.cache, queue=self.queue, listed=asyncio.Event())
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, working: bool) -> None:

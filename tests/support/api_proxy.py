@@ -1,0 +1,125 @@
+"""A way to a real API server that can be cut: watches break off, and may not be allowed to go on where they were."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from tests.support.kubectl import Kubectl
+
+LONG_GONE = "1"
+"""A resourceVersion that no API server keeps the history of."""
+
+
+class ApiProxy:
+    """Hands requests on to the API server with the administrator's certificate."""
+
+    def __init__(self, server: str, session: aiohttp.ClientSession) -> None:
+        self.url = ""
+        self.expired: list[str] = []
+        """Paths of watches that the API server answered with 410."""
+        self._server, self._session = server, session
+        self._cut = False
+        self._forget: set[str] = set()
+        """Paths that were watched when the connection was cut, until they are watched again."""
+        self._watches: dict[web.Request, str] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, kubectl: Kubectl) -> AsyncIterator[ApiProxy]:
+        """Serve on a free port of loopback."""
+        config = json.loads(kubectl.run("config", "view", "--raw", "--minify", "-o", "json").stdout)
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
+        connector = aiohttp.TCPConnector(ssl=_tls(cluster, user), limit=0)
+        async with aiohttp.ClientSession(headers=headers, connector=connector, auto_decompress=False) as session:
+            proxy = cls(cluster["server"], session)
+            runner = web.ServerRunner(web.Server(proxy._handle), shutdown_timeout=0.1)
+            await runner.setup()
+            try:
+                await web.TCPSite(runner, "127.0.0.1", 0).start()
+                host, port = runner.addresses[0][:2]
+                proxy.url = f"http://{host}:{port}"
+                yield proxy
+            finally:
+                await runner.cleanup()
+
+    def write_kubeconfig(self, path: Path) -> None:
+        """A kubeconfig whose server is this proxy."""
+        text = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+            "users": [{"name": "u", "user": {"token": "the-proxy-has-its-own"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        path.write_text(json.dumps(text))
+
+    def cut(self) -> None:
+        """Break all connections, and let none through."""
+        self._cut = True
+        self._forget = set(self._watches.values())
+        for request in list(self._watches):
+            if request.transport is not None:
+                request.transport.abort()
+
+    def mend(self) -> None:
+        """Let connections through again; watches ask for a place that the API server has forgotten."""
+        self._cut = False
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if self._cut:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        query = dict(request.query)
+        watched = request.path if "watch" in query else None
+        if watched in self._forget:
+            self._forget.discard(watched)
+            query["resourceVersion"] = LONG_GONE
+        headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
+        url = self._server + request.path
+        async with self._session.request(
+            request.method, url, params=query, headers=headers, data=await request.read(), timeout=aiohttp.ClientTimeout(None)
+        ) as answer:
+            if watched is not None:
+                self._watches[request] = watched
+            try:
+                return await self._answer(request, answer, watched)
+            finally:
+                self._watches.pop(request, None)
+
+    async def _answer(self, request: web.Request, answer: aiohttp.ClientResponse, watched: str | None) -> web.StreamResponse:
+        response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+        await response.prepare(request)
+        with suppress(ConnectionError, asyncio.CancelledError):
+            async for chunk in answer.content.iter_any():
+                if watched is not None and (answer.status == 410 or b'"code":410' in chunk):
+                    self.expired.append(watched)
+                await response.write(chunk)
+            await response.write_eof()
+        return response
+
+
+def _tls(cluster: dict[str, Any], user: dict[str, Any]) -> ssl.SSLContext:
+    tls = ssl.create_default_context(cafile=cluster.get("certificate-authority"))
+    if "certificate-authority-data" in cluster:
+        tls.load_verify_locations(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+    if "client-certificate" in user:
+        tls.load_cert_chain(user["client-certificate"], user["client-key"])
+    elif "client-certificate-data" in user:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"\n".join(base64.b64decode(user[f"client-{part}-data"]) for part in ("certificate", "key")))
+            file.flush()
+            tls.load_cert_chain(file.name)
+    return tls
