@@ -98,7 +98,7 @@ async def test_what_was_deleted_while_a_watch_was_down_and_its_place_forgotten_i
                 expected = await asyncio.to_thread(there, api)
                 assert seen() != expected
                 proxy.mend()
+                await until(lambda: len(set(proxy.expired)) == len(KINDS), "every watch is told that its place is forgotten")
                 await until(lambda: seen() == expected, f"the view of a LIST; {seen()} is not {expected}", seconds=30)
-                assert len(set(proxy.expired)) == len(KINDS)
     finally:
         delete(api, *range(6))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -61,11 +62,18 @@ async def attended(api: Any, running: int) -> int:
     return sum(job["status"]["phase"] != "Running" for job in jobs)
 
 
+def free_port() -> str:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return str(free.getsockname()[1])
+
+
 async def measure(api: Any, running: int, work: Path) -> dict[str, float]:
     """Start an operator; seconds until the first, half and all of the running jobs were attended to."""
     (work / "key").write_text("0" * 64 + "\n")
     env = os.environ | {"FINETUNE_TOKEN_KEY_FILE": str(work / "key"), "FINETUNE_DASHBOARD_ROUTE": "proxy",
-                        "FINETUNE_PROBE_PORT": "18080", "FINETUNE_METRICS_PORT": "19090"}  # fmt: skip
+                        "FINETUNE_PROBE_PORT": free_port(), "FINETUNE_METRICS_PORT": free_port()}  # fmt: skip
     seconds: dict[str, float] = {}
     with (work / "operator.log").open("w") as log:
         began = time.monotonic()

@@ -31,7 +31,7 @@ class ApiProxy:
         self._cut = False
         self._forget: set[str] = set()
         """Paths that were watched when the connection was cut, until they are watched again."""
-        self._watches: dict[web.Request, str] = {}
+        self._watches: list[tuple[web.BaseRequest, str]] = []
 
     @classmethod
     @asynccontextmanager
@@ -39,9 +39,9 @@ class ApiProxy:
         """Serve on a free port of loopback."""
         config = json.loads(kubectl.run("config", "view", "--raw", "--minify", "-o", "json").stdout)
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {user['token']}"} if "token" in user else {})
         connector = aiohttp.TCPConnector(ssl=_tls(cluster, user), limit=0)
-        async with aiohttp.ClientSession(headers=headers, connector=connector, auto_decompress=False) as session:
+        async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
             proxy = cls(cluster["server"], session)
             runner = web.ServerRunner(web.Server(proxy._handle), shutdown_timeout=0.1)
             await runner.setup()
@@ -68,8 +68,8 @@ class ApiProxy:
     def cut(self) -> None:
         """Break all connections, and let none through."""
         self._cut = True
-        self._forget = set(self._watches.values())
-        for request in list(self._watches):
+        self._forget = {path for _, path in self._watches}
+        for request, _ in self._watches:
             if request.transport is not None:
                 request.transport.abort()
 
@@ -77,7 +77,7 @@ class ApiProxy:
         """Let connections through again; watches ask for a place that the API server has forgotten."""
         self._cut = False
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if self._cut:
             if request.transport is not None:
                 request.transport.abort()
@@ -89,17 +89,19 @@ class ApiProxy:
             query["resourceVersion"] = LONG_GONE
         headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
         url = self._server + request.path
+        body = await request.read() or None  # an empty one would be sent with a type that a GET must not have
         async with self._session.request(
-            request.method, url, params=query, headers=headers, data=await request.read(), timeout=aiohttp.ClientTimeout(None)
+            request.method, url, params=query, headers=headers, data=body, timeout=aiohttp.ClientTimeout(None)
         ) as answer:
-            if watched is not None:
-                self._watches[request] = watched
+            if watched is None:
+                return await self._answer(request, answer, watched)
+            self._watches.append((request, watched))
             try:
                 return await self._answer(request, answer, watched)
             finally:
-                self._watches.pop(request, None)
+                self._watches = [entry for entry in self._watches if entry[0] is not request]
 
-    async def _answer(self, request: web.Request, answer: aiohttp.ClientResponse, watched: str | None) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, answer: aiohttp.ClientResponse, watched: str | None) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
         await response.prepare(request)
         with suppress(ConnectionError, asyncio.CancelledError):
