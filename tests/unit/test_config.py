@@ -122,7 +122,6 @@ INACTIVE: dict[str, Any] = {
     "General.save_strategy": "epoch",
     "Dataset.block_size": 1024,
     "Dataset.padding": False,
-    "Dataset.preprocessing_num_workers": 4,
 }
 
 

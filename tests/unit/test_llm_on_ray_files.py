@@ -121,7 +121,7 @@ GPT, CHECKPOINTS, HPU_MODE = "General.gpt_base_model", "General.checkpoint_dir",
 NAMED: dict[str, list[str]] = {
     "bloom_560m": [GPT, HPU_MODE],
     "every_key": [GPT, "Dataset.max_seq_length", HPU_MODE],
-    "llama_2_7b_chat_gpu": [GPT, "General.report_to", "General.save_strategy"],
+    "llama_2_7b_chat_gpu": [GPT, "General.save_strategy"],
     "old_gpt_j_6b": [GPT, "General.deltatuner_config", CHECKPOINTS],
     "old_gpt_j_6b_gpu": [GPT, CHECKPOINTS],
     "old_mistral_7b_fsdp": [GPT, CHECKPOINTS],

@@ -100,25 +100,26 @@ def plan_steps(
     epoch, taken_before = divmod(done, math.ceil(math.ceil(len(lengths) / size) / accumulate))
     while True:
         rng = np.random.default_rng((training.seed, epoch)) if dataset.shuffle else None
-        batches = _epoch(lengths, size, rng, by_length=by_length)
+        order, batches = _epoch(lengths, size, rng, by_length=by_length)
         for start in range(taken_before * accumulate, len(batches), accumulate):
             end = min(start + accumulate, len(batches))
-            micro = tuple(deal(batch, lengths, workers) for batch in batches[start:end])
+            micro = tuple(deal(order[size * batch : size * (batch + 1)], lengths, workers) for batch in batches[start:end])
             yield Step(epoch + end / len(batches), micro, ends_epoch=end == len(batches))
         epoch, taken_before = epoch + 1, 0
 
 
-def _epoch(lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None, *, by_length: bool) -> list[NDArray[np.int64]]:
+def _epoch(
+    lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None, *, by_length: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order of the rows, of which each batch takes the next `size`; and the order of those batches."""
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    batches = np.arange(math.ceil(len(order) / size))
     if rng is None or not by_length:
-        return _chunks(order, size)
-    windows = _chunks(order, size * WINDOW)
-    batches = [batch for window in windows for batch in _chunks(window[np.argsort(-lengths[window])], size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def _chunks(order: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
+        return order, batches
+    for start in range(0, len(order), size * WINDOW):
+        window = order[start : start + size * WINDOW]
+        order[start : start + size * WINDOW] = window[np.argsort(-lengths[window])]
+    return order, rng.permutation(len(batches))
 
 
 def deal(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> tuple[NDArray[np.int64], ...]:

@@ -60,10 +60,8 @@ CREDENTIAL_MESSAGE = (
 )
 
 INACTIVE_KEYS: dict[str, str] = {
-    "General.report_to": "TensorBoard is not written; logs/metrics.jsonl has the curves",
     "Dataset.block_size": "the rows of a batch are joined whatever their length",
     "Dataset.padding": "the rows of a batch are padded to the longest, or joined without padding (Dataset.group)",
-    "Dataset.preprocessing_num_workers": "one process tokenises",
 }
 """Keys that this release accepts without effect → what happens instead. They are named when they are set to anything
 but their default."""
@@ -162,7 +160,10 @@ class General(Section):
     output_dir: Annotated[str, Field(min_length=1, max_length=256)] = "/tmp/llm-ray/output"  # noqa: S108 - the documented default of llm-on-ray
     """Folder of the result. In a FinetuneJob it is mapped to the job's own folder on the output claim."""
     report_to: Annotated[Literal["none", "tensorboard"], BeforeValidator(_lower)] = "none"
-    """Where metrics go besides the progress file: none or tensorboard. No effect in this release."""
+    """Where the curves of logs/metrics.jsonl go besides: none, or tensorboard (event files in logs/tensorboard)."""
+    sample_prompts: Annotated[int, Field(ge=0, le=16)] = 3
+    """How many prompts the model answers before the first step and after the last one, for the report: the first
+    evaluation rows, or training rows if there are none. 0: none. An addition to llm-on-ray's keys."""
     resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """A checkpoint of this trainer (a folder checkpoints/step-N) to go on from: exactly, if configuration, rows and
     workers are the same; else weights and optimizer only. A run goes on from its own checkpoints by itself."""
@@ -199,19 +200,22 @@ class General(Section):
 
 
 class Dataset(Section):
-    """Where the rows {instruction, context, response} are, and how they become tokens."""
+    """Where the rows are, {instruction, context, response} or {text}, and how they become tokens."""
 
     train_file: Annotated[str, Field(min_length=1, max_length=256)]
-    """A JSONL file, one row {instruction, context (optional), response} a line. In a FinetuneJob: relative to its
-    data set (spec.dataset), or a file in the image."""
+    """A JSONL file, one row {instruction, context (optional), response} or {text} a line; a CSV or Parquet file, or a
+    folder, with such columns; or, where there is no such file or folder, a data set of the hub, owner/name. In a
+    FinetuneJob: relative to its data set (spec.dataset), or in the image."""
     validation_file: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """A JSONL file of rows for evaluation. Default: rows split off train_file."""
+    """Rows for evaluation: as train_file. Default: the split validation of a folder or data set, else rows split off."""
     validation_split_percentage: Annotated[int, Field(ge=0, lt=100)] = 5
-    """Share of train_file that is split off for evaluation when there is no validation_file, in percent; 0: none."""
+    """Share of train_file that is split off for evaluation when there is no validation_file and train_file has no split
+    validation of its own, in percent; 0: none."""
     preprocessing_num_workers: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Number of processes that tokenise. No effect in this release."""
+    """Number of processes that tokenise; a small file takes one. Default: one for each CPU, in a cluster for each CPU of
+    the workers on the first worker's node."""
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 512
-    """Longest example in tokens, prompt and response together."""
+    """Longest example in tokens: prompt, response, and the token that ends it. Longer responses and texts are cut."""
     group: bool = True
     """Join the rows of a batch without padding; none sees another. GPT-J, BLOOM and MPT cannot: there rows of similar
     length share a batch, so that little is padded. false: batches of any rows, padded."""
@@ -220,23 +224,26 @@ class Dataset(Section):
     shuffle: bool = True
     """Shuffle the rows anew in each epoch, by Training.seed."""
     max_source_length: Annotated[int, Field(ge=4, le=1048576)] = 384
-    """Longest prompt in tokens; a longer one is cut."""
+    """Longest prompt in tokens; of a longer one, the end of instruction and context is cut off."""
     padding_side: Annotated[Literal["left", "right"], BeforeValidator(_lower)] = "right"
     """Side on which short examples are padded, where they are: right or left."""
     truncation_side: Annotated[Literal["left", "right"], BeforeValidator(_lower)] = "right"
-    """Side on which long responses are cut: right or left."""
+    """Side on which long responses and texts are cut: right or left."""
     max_seq_length: Annotated[int, Field(ge=1, le=1048576)] | None = None
     """Obsolete, accepted and ignored."""
     truncation: bool = True
-    """Cut examples longer than max_length; false: refuse them."""
+    """Cut what is longer than max_source_length and max_length; false: refuse it, by line."""
     padding: bool = True
     """Accepted: without group, the examples of a batch are always padded to one length."""
     mask_input: bool = True
-    """Leave the prompt out of the loss."""
+    """Leave the prompt out of the loss. A row that is a text has none, and all of it is learned."""
     mask_response: bool = False
     """Leave the response out of the loss (with mask_input false)."""
     data_preprocess_type: Annotated[str, Field(min_length=1, max_length=64)] = "neural_chat"
     """How a row becomes a prompt: neural_chat; anything else: prompt and response as one text."""
+    chat_template: Annotated[Literal["llm_on_ray", "model"], BeforeValidator(_lower)] = "llm_on_ray"
+    """Whose prompt: llm_on_ray, as data_preprocess_type says; or model, the chat template of the tokenizer, with
+    instruction and context as the user's message and the response as the assistant's."""
 
 
 class ResourcesPerWorker(Section):

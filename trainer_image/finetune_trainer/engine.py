@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from finetune_trainer import attention, batches, distributed, families, model, prompts
+from finetune_trainer import attention, batches, cpu, data, devices, distributed, families, model
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.loss import SupervisedLoss
-from finetune_trainer.rows import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,28 +71,27 @@ class Engine:
         return batches.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
 
 
-def load_data(run: Run, tokenizer: Any) -> Data:
-    """Read and tokenise the rows."""
+def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
+    """Have rank 0 tokenise the rows, and map the tokens into the memory of each rank. A collective."""
     config = run.config
-    name = config.dataset.train_file
-    train = prompts.encode_rows(read_rows(run.train_file, name), tokenizer, config.dataset, name)
+    work = data.Work(data.count_processes(run, cpu.available_cpus(), worker.local_size))
+    made, apart = distributed.from_first(worker, lambda: data.tokenise(run, tokenizer, work))
+    train = data.open_tokens(run, made)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if run.validation_file is None:
-        percentage = config.dataset.validation_split_percentage
-        train_rows, held_rows = batches.split_rows(len(train), percentage, config.training.seed)
-        return Data(train, train_rows, train, held_rows, pad)
-    name = config.dataset.validation_file or ""
-    held = prompts.encode_rows(read_rows(run.validation_file, name), tokenizer, config.dataset, name)
-    return Data(train, np.arange(len(train)), held, np.arange(len(held)), pad)
+    if apart is not None:
+        held = data.open_tokens(run, apart)
+        return Data(train, np.arange(len(train)), held, np.arange(len(held)), pad)
+    train_rows, held_rows = batches.split_rows(len(train), config.dataset.validation_split_percentage, config.training.seed)
+    return Data(train, train_rows, train, held_rows, pad)
 
 
-def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> Engine:
+def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> Engine:
     """Load the model, spread it over the workers, and make optimizer and schedule."""
     config, training = run.config, run.config.training
     causal = model.load_model(run, dtype)
     if worker.is_first:
         families.warn_if_unknown(causal.config.model_type)
-    check_fit(causal, data)
+    check_fit(causal, rows)
     loss = distributed.distribute(SupervisedLoss(causal), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
@@ -104,9 +102,11 @@ def build_engine(run: Run, worker: Worker, data: Data, dtype: torch.dtype) -> En
 
     joins = config.dataset.group and joins_rows(loss, causal, worker.device)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
-    engine = Engine(run, worker, data, causal, loss, autocast, scaler, joins)
+    engine = Engine(run, worker, rows, causal, loss, autocast, scaler, joins)
     engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
     engine.optimizer = make_optimizer(run, engine.weights)
+    if not distributed.is_sharded(loss):
+        devices.use_ipex(loss, engine.optimizer, worker.device)
     engine.schedule = make_schedule(run, engine)
     return engine
 
@@ -129,24 +129,31 @@ def joins_rows(loss: torch.nn.Module, causal: Any, device: torch.device) -> bool
     return one == other
 
 
-def check_fit(causal: Any, data: Data) -> None:
+def check_fit(causal: Any, rows: Data) -> None:
     """Refuse rows that the model has no position or no embedding for.
 
     Raises:
         ConfigError: the configuration does not fit the model.
     """
-    limit, longest = model.longest_input(causal), int(max(data.train.lengths.max(), data.held.lengths.max()))
+    limit, longest = model.longest_input(causal), int(max(rows.train.lengths.max(), rows.held.lengths.max()))
     if limit is not None and longest > limit:
         raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
     vocabulary = causal.get_input_embeddings().weight.shape[0]
-    highest = int(max(data.train.tokens.max(), data.held.tokens.max(), data.pad))
+    highest = max(rows.train.highest, rows.held.highest, rows.pad)
     if highest >= vocabulary:
         raise ConfigError([f"General.tokenizer_name: the tokenizer gives token {highest}, the model knows {vocabulary}"])
 
 
 def make_optimizer(run: Run, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of torch with this name."""
+    """The optimizer of torch with this name.
+
+    Raises:
+        ConfigError: it does not work on the shards of FSDP.
+    """
     training = run.config.training
+    if training.torch_optimizer == "Adafactor" and any(hasattr(weight, "full_tensor") for weight in weights):
+        raise ConfigError(["Training.optimizer: torch's Adafactor does not work on the shards of FSDP; use AdamW or SGD, "
+                           "or accelerate_mode DDP"])  # fmt: skip
     kind: type[torch.optim.Optimizer] = getattr(torch.optim, training.torch_optimizer)
     options: dict[str, Any] = {"lr": training.learning_rate}
     if training.torch_optimizer != "Rprop":  # it has no weight decay

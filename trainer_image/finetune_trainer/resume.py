@@ -75,7 +75,7 @@ class Keeper:
             if self._worker.is_first:
                 checkpoint.discard(folder, step)
             known = output_error(self._run.output_dir, error) if isinstance(error, OSError) else None
-            raise (known or explain(error, self._run.output_dir) or error) from error
+            raise (known or explain(error, self._run) or error) from error
 
     def _write(self, draft: Path, sums: Sums) -> list[Entry]:
         rank = self._worker.rank
@@ -175,8 +175,8 @@ def configuration_digest(engine: Engine) -> str:
         "dataset": config.dataset.model_dump(mode="json", include=DATASET),
         "training": config.training.model_dump(mode="json", include=TRAINING),
     }
-    rows = (data.train.tokens, data.train.starts, data.train.first, data.train.last, data.train_rows)
-    return checkpoint.digest(json.dumps(settings, sort_keys=True).encode(), *(part.tobytes() for part in rows))
+    rows = (data.train.digest.encode(), data.train_rows.tobytes())
+    return checkpoint.digest(json.dumps(settings, sort_keys=True).encode(), *rows)
 
 
 def trainer_version() -> str:

@@ -1,18 +1,25 @@
-"""Read a JSONL file of rows {instruction, context (optional), response}, refusing broken ones by line."""
+"""Rows in a JSONL file: {instruction, context (optional), response}, or {text}. Broken ones are refused by line.
+
+A file is read in pieces of whole lines, so that a process holds one piece of it, however long it is.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.errors import DatasetInvalid, DatasetNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 SHOWN_ROWS = 5
 """How many broken rows a message lists: enough to see the pattern, and the count tells the rest."""
+
+PIECE_BYTES = 512 * 1024
+"""Size of a piece: some thousand rows, which are tokenised together."""
 
 _TYPES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
@@ -27,39 +34,116 @@ class Row:
     response: str
     line: int
     """Line in the file, from 1."""
+    text: str = ""
+    """The whole example as it is; then instruction, context and response are empty."""
 
 
-def read_rows(path: Path, name: str) -> list[Row]:
-    """Read all rows of a file; blank lines are skipped.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some lines of a file that lie one behind the other."""
+
+    offset: int
+    """Bytes before it."""
+    size: int
+    """Bytes of it."""
+    line: int
+    """Number of its first line, from 1."""
+
+
+class Broken:
+    """Rows of one file that cannot be used: the first ones in words, and how many there are."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._shown: list[str] = []
+        self._count = 0
+
+    def add(self, reasons: Iterable[tuple[int, str]]) -> None:
+        """Add lines, each with what is wrong with it."""
+        for line, why in reasons:
+            self._count += 1
+            if len(self._shown) < SHOWN_ROWS:
+                self._shown.append(f"{self._name}:{line}: {why}")
+
+    def refuse(self) -> None:
+        """Raise the error for all of them, if there are any.
+
+        Raises:
+            DatasetInvalid: there are some.
+        """
+        rest = self._count - len(self._shown)
+        more = [f"{self._name}: and {rest} more broken rows, {self._count} in all"] if rest > 0 else []
+        if self._shown:
+            raise DatasetInvalid("\n".join(self._shown + more))
+
+
+def check_rows(path: Path, name: str, piece_bytes: int = PIECE_BYTES) -> int:
+    """Read all rows of a file, and give their number; blank lines are skipped.
 
     Args:
         path: the file.
         name: the file as the user wrote it, for messages.
+        piece_bytes: how much of it is read at a time.
 
     Raises:
         DatasetNotFound: the file is missing or cannot be read.
         DatasetInvalid: rows are broken, or there is none.
     """
-    rows: list[Row] = []
-    broken: list[str] = []
+    broken, count = Broken(name), 0
+    for piece in pieces(path, name, piece_bytes):
+        rows, reasons = read_piece(path, name, piece)
+        broken.add(reasons)
+        count += len(rows)
+    broken.refuse()
+    if not count:
+        raise DatasetInvalid(f"{name}: the file has no rows")
+    return count
+
+
+def pieces(path: Path, name: str, size: int = PIECE_BYTES) -> Iterator[Piece]:
+    """Cut a file into pieces of whole lines, each of about the given size in bytes.
+
+    Raises:
+        DatasetNotFound: the file is missing or cannot be read.
+    """
+    offset, line = 0, 1
     try:
         with path.open("rb") as file:
-            for line, data in enumerate(file, start=1):
-                if data.strip():
-                    try:
-                        rows.append(_row(data, line))
-                    except ValueError as error:
-                        broken.append(f"{name}:{line}: {error}")
+            while data := file.read(size):
+                data += file.readline()
+                yield Piece(offset, len(data), line)
+                offset, line = offset + len(data), line + data.count(b"\n")
     except OSError as error:
-        where = "" if str(path) == name else f" (looked for {path})"
-        raise DatasetNotFound(f"{name}: cannot read the data file{where}: {error.strerror}") from None
-    if broken:
-        rest = len(broken) - SHOWN_ROWS
-        more = [f"{name}: and {rest} more broken rows, {len(broken)} in all"] if rest > 0 else []
-        raise DatasetInvalid("\n".join(broken[:SHOWN_ROWS] + more))
-    if not rows:
-        raise DatasetInvalid(f"{name}: the file has no rows")
-    return rows
+        raise unreadable(path, name, error) from None
+
+
+def read_piece(path: Path, name: str, piece: Piece) -> tuple[list[Row], list[tuple[int, str]]]:
+    """Read the rows of a piece; and the lines that are broken, each with what is wrong with it.
+
+    Raises:
+        DatasetNotFound: the file cannot be read any more.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(piece.offset)
+            lines = file.read(piece.size).split(b"\n")
+    except OSError as error:
+        raise unreadable(path, name, error) from None
+    rows: list[Row] = []
+    broken: list[tuple[int, str]] = []
+    for line, data in enumerate(lines, start=piece.line):
+        if data.strip():
+            try:
+                rows.append(_row(data, line))
+            except ValueError as error:
+                broken.append((line, str(error)))
+    return rows, broken
+
+
+def unreadable(path: Path, name: str, error: OSError) -> DatasetNotFound:
+    """Say that a data file cannot be read, and where it was looked for."""
+    where = "" if str(path) == name else f" (looked for {path})"
+    return DatasetNotFound(f"{name}: cannot read the data file{where}: {error.strerror}")
 
 
 def _row(data: bytes, line: int) -> Row:
@@ -77,12 +161,14 @@ def _row(data: bytes, line: int) -> Row:
     except RecursionError:
         raise ValueError("the row is nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError("the row must be an object with instruction and response")  # noqa: TRY004 - one kind of error for all broken rows
+        raise ValueError("the row must be an object with instruction and response, or with text")  # noqa: TRY004 - one kind of error for all broken rows
+    if value.get("instruction") is None and value.get("text") is not None:
+        return Row("", "", "", line, _required(value, "text"))
     context = "" if value.get("context") is None else _text(value, "context")
     return Row(_required(value, "instruction"), context, _required(value, "response"), line)
 
 
-def _required(row: dict[str, object], key: str) -> str:
+def _required(row: dict[str, Any], key: str) -> str:
     if row.get(key) is None:
         raise ValueError(f"{key} is missing")
     text = _text(row, key)
@@ -91,7 +177,7 @@ def _required(row: dict[str, object], key: str) -> str:
     return text
 
 
-def _text(row: dict[str, object], key: str) -> str:
+def _text(row: dict[str, Any], key: str) -> str:
     value = row[key]
     if not isinstance(value, str):
         raise ValueError(f"{key} must be text, not {_TYPES.get(type(value), type(value).__name__)}")  # noqa: TRY004 - as above

@@ -16,6 +16,9 @@ LOGS = "logs"
 CHECKPOINTS = "checkpoints"
 """Folder below the output folder with the checkpoints."""
 
+TOKENS = ".tokens"
+"""Folder below the output folder with the tokenised rows. It goes when the result is there."""
+
 STEPS_BETWEEN = 100
 """Optimizer steps between two checkpoints with save_strategy: steps."""
 
@@ -85,6 +88,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.output_dir / CHECKPOINTS
+
+    @property
+    def tokens(self) -> Path:
+        """Folder of the tokenised rows."""
+        return self.output_dir / TOKENS
 
     @property
     def checkpoint_owner(self) -> str:

@@ -274,7 +274,7 @@ class FinetuneJobSpec(Model):
     accelerator: Accelerator | None = None
     """GPU resource for device GPU: i915 (gpu.intel.com/i915, the default), xe (gpu.intel.com/xe) or nvidia (nvidia.com/gpu)."""
     dataset: DatasetSource | None = None
-    """Where train_file is found. Default: a file in the image."""
+    """Where train_file is found. Default: a file in the image, or a data set of the hub."""
     model: ModelSource | None = None
     """Where the base model is found. Default: the hub."""
     output: Output
