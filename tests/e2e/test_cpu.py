@@ -38,7 +38,7 @@ def finished(jobs: Kubectl) -> Iterator[Finished]:
         watching(jobs, "pods") as pods,
         watching(jobs, "rayclusters") as clusters,
     ):
-        jobs.apply(finetune_job(NAME))
+        jobs.apply(finetune_job(NAME, General__sample_prompts=1))
 
         def ended() -> Object | None:
             job = jobs.get("finetunejob", NAME)
@@ -113,7 +113,7 @@ def test_output_is_complete_and_loads_on_the_base_model(jobs: Kubectl, release: 
     command = ["python", "-c", script, f"/output/{output['path']}", f"/models/{MODEL}"]
     pod = tool_pod("verify", release.trainer_image, command, {"/output": claim, "/models": "models"})
     seen = json.loads(cluster.run_to_end(jobs, pod).strip().splitlines()[-1])
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(seen["files"])
+    assert {"adapter_config.json", "adapter_model.safetensors", "report.html", "logs/samples.json"} <= set(seen["files"])
     assert seen["manifestSHA256"] == output["manifestSHA256"]
     assert seen["sizeBytes"] == output["sizeBytes"]
     assert seen["changed"] > 0.01

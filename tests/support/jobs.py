@@ -17,6 +17,7 @@ BASE: Object = {
         "config": {
             "General": {
                 "base_model": f"HuggingFaceTB/{MODEL}",
+                "sample_prompts": 0,
                 "lora_config": {"task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 32, "lora_dropout": 0.1},
             },
             "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 5, "max_length": 192},
@@ -39,7 +40,7 @@ BASE: Object = {
         "workers": {"memory": "4Gi"},
     },
 }
-"""SmolLM2-135M, LoRA, two CPU workers: small enough for a node of two cores."""
+"""SmolLM2-135M, LoRA, two CPU workers: small enough for a node of two cores. No answers, which take longer than the steps."""
 
 
 def finetune_job(name: str, **changes: Any) -> Object:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_trainer.config import TrainerConfig
-from finetune_trainer.console import Console
+from finetune_trainer.console import Console, line_of
 from finetune_trainer.progress import Progress, write_progress
 from finetune_trainer.run import Run
 
@@ -23,13 +23,21 @@ def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:
     master, slave = os.openpty()  # as some terminals do, it tells no width
     with os.fdopen(slave, "w") as terminal, Console(run, terminal):
         report = Progress(
-            step=3, total_steps=10, loss=2.31, tokens_per_second=202.4, eta_seconds=80, last_report_time=datetime.now(UTC)
-        )
+            step=3, total_steps=10, loss=2.31, eval_loss=2.125, tokens_per_second=202.4, eta_seconds=80,
+            last_report_time=datetime.now(UTC),
+        )  # fmt: skip
         write_progress(run.logs / "progress.json", report)
         shown = _read_until(master, "eta 1m20s")
     os.close(master)
     assert "3/10 steps" in shown
-    assert "loss 2.31, 202 tok/s, eta 1m20s" in shown
+    assert "loss 2.31, evaluation 2.125, 202 tok/s, eta 1m20s" in shown
+
+
+def test_lines_of_an_evaluation_and_of_a_run_that_goes_on() -> None:
+    evaluation = {"step": 9, "epoch": 1.0, "evalLoss": 2.0, "perplexity": 7.389}
+    assert line_of(evaluation) == "epoch 1 evaluation loss 2 perplexity 7.389"
+    assert line_of(evaluation | {"perplexity": None}) == "epoch 1 evaluation loss 2"
+    assert line_of({"event": "resumed", "step": 9, "attempt": 2, "restarts": 1}) == "resumed after step 9, attempt 2"
 
 
 def _read_until(master: int, end: str) -> str:

@@ -65,7 +65,8 @@ def same(one: Outcome, other: Outcome) -> bool:
 
 def first_step(outcome: Outcome) -> int:
     """The first step that is on record."""
-    return int(json.loads((outcome.output / "logs" / "metrics.jsonl").read_text().splitlines()[0])["step"])
+    records = map(json.loads, (outcome.output / "logs" / "metrics.jsonl").read_text().splitlines())
+    return next(int(record["step"]) for record in records if "loss" in record)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def check_manifest(outcome: Outcome) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 def test_adapter(command: Command, model_folder: Callable[[str], Path]) -> None:
-    command.change("General", base_model="org/tiny").change("Dataset", validation_split_percentage=10)
+    command.change("General", base_model="org/tiny", sample_prompts=1).change("Dataset", validation_split_percentage=10)
     command.change("Training", max_train_steps=12)
     outcome = command.run("--model_dir", str(model_folder("llama")), "--attempt", "3")
     assert outcome.code == 0, outcome.err
@@ -46,7 +47,8 @@ def test_adapter(command: Command, model_folder: Callable[[str], Path]) -> None:
     manifest = check_manifest(outcome)
     assert manifest["format"] == "peft-adapter"
     assert manifest["baseModel"] == "org/tiny"
-    assert {"adapter_model.safetensors", "tokenizer.json", "README.md"} <= {file["path"] for file in manifest["files"]}
+    named = {file["path"] for file in manifest["files"]}
+    assert {"adapter_model.safetensors", "tokenizer.json", "README.md", "report.html", "logs/samples.json"} <= named
     adapter = json.loads((outcome.output / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == "org/tiny"
     assert sorted(adapter["target_modules"]) == ["q_proj", "v_proj"]
@@ -131,7 +133,11 @@ def test_loss_that_is_not_finite(command: Command) -> None:
     model.save_pretrained(broken)
     outcome = command.run("--model_dir", str(broken))
     assert outcome.code == 6
-    assert "error: the loss is nan at step 1 of 4; try a lower" in outcome.err
+    assert "error: the loss is nan at step 1 of 4 (rows data.jsonl:13, data.jsonl:21); look at those rows" in outcome.err
+    command.change("Training", batch_size=4, gradient_accumulation_steps=2)
+    places = re.search(r"\(rows (.+?)\);", command.run("--model_dir", str(broken)).err)
+    assert places is not None
+    assert re.fullmatch(r"(data\.jsonl:\d+, ){5}3 more", places[1])
     assert outcome.progress["failure"]["reason"] == "LossNotFinite"
     assert outcome.progress["state"] == "failed"
     assert not (outcome.output / "manifest.json").exists()

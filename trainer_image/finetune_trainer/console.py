@@ -54,8 +54,11 @@ def set_up_logging() -> None:
 
 def line_of(record: dict[str, Any]) -> str:
     """One logging step in words: `step 10/40 (25 %) epoch 0.5 loss 2.31 lr 1.0e-05 202 tok/s eta 1m20s`."""
-    if "loss" not in record:
-        return f"evaluation loss {record['evalLoss']:.4g} perplexity {record['perplexity']:.4g}"
+    if "event" in record:
+        return f"{record['event']} after step {record['step']}, attempt {record['attempt']}"
+    if "evalLoss" in record:
+        perplexity = f" perplexity {record['perplexity']:.4g}" if record["perplexity"] is not None else ""
+        return f"epoch {record['epoch']:.3g} evaluation loss {record['evalLoss']:.4g}{perplexity}"
     step, total = record["step"], record["totalSteps"]
     return (
         f"step {step}/{total} ({100 * step // total} %) epoch {record['epoch']:.3g} loss {record['loss']:.4g} "
@@ -140,5 +143,6 @@ class Console:
         self._bar.n = progress.step
         if progress.loss is not None and progress.tokens_per_second is not None:
             eta = duration(progress.eta_seconds or 0)
-            self._bar.set_postfix_str(f"loss {progress.loss:.4g}, {progress.tokens_per_second:.0f} tok/s, eta {eta}")
+            held = f"evaluation {progress.eval_loss:.4g}, " if progress.eval_loss is not None else ""
+            self._bar.set_postfix_str(f"loss {progress.loss:.4g}, {held}{progress.tokens_per_second:.0f} tok/s, eta {eta}")
         self._bar.refresh()

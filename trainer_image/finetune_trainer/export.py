@@ -1,4 +1,4 @@
-"""Write the result: the adapter or the full model, the tokenizer, a model card, and the manifest last."""
+"""Write the result: the adapter or the full model, the tokenizer, a model card and a report, and the manifest last."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer import checkpoint, distributed, manifest, model
+from finetune_trainer import checkpoint, distributed, manifest, model, sources
+from finetune_trainer.card import model_card
 from finetune_trainer.errors import output_error
+from finetune_trainer.report import REPORT_FILE, report
+from finetune_trainer.run import LOGS
+from finetune_trainer.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune_trainer.progress import Output, Result
+    from finetune_trainer.progress import Output
     from finetune_trainer.run import Run
+    from finetune_trainer.story import Story
 
 SCRATCH = ".export"
 """Folder below the output folder in which the result is prepared: on the same volume, so that a rename moves it."""
@@ -53,28 +58,29 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
     return get_model_state_dict(model, options=options)
 
 
-def export(run: Run, trained: Trained, result: Result) -> Output:
+def export(run: Run, trained: Trained, told: Story) -> Output:
     """Write all files of the result into the output folder, and declare it complete. It takes the checkpoints' place.
 
     Args:
         run: where to, and the names that the result carries.
         trained: what to write.
-        result: losses for the model card.
+        told: for the report and the model card.
 
     Raises:
         OutputVolumeFull: no space left.
         OutputNotWritable: the folder refuses to be written.
     """
     try:
-        output = _write(run, trained, result)
+        output = _write(run, trained, told)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
+    sources.remove(run)
     if not run.saving.after_export:
         checkpoint.prune(run.checkpoints, run.checkpoint_owner, keep=0)
     return output
 
 
-def _write(run: Run, trained: Trained, result: Result) -> Output:
+def _write(run: Run, trained: Trained, told: Story) -> Output:
     scratch = run.output_dir / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -87,8 +93,11 @@ def _write(run: Run, trained: Trained, result: Result) -> Output:
     else:
         _save_model(trained, scratch)
     trained.tokenizer.save_pretrained(scratch)
-    (scratch / "README.md").write_text(model_card(run, result), encoding="utf-8")
+    (scratch / "README.md").write_text(model_card(told), encoding="utf-8")
+    (scratch / REPORT_FILE).write_text(report(told), encoding="utf-8")
     files = _move(scratch, run.output_dir)
+    if told.samples:
+        files.append(f"{LOGS}/{SAMPLES_FILE}")
     about = manifest.Manifest(
         format="peft-adapter" if adapted else "full-model",
         base_model=base_model,
@@ -150,32 +159,3 @@ def _move(source: Path, target: Path) -> list[str]:
         (source / name).replace(target / name)
     shutil.rmtree(source)
     return names
-
-
-def model_card(run: Run, result: Result) -> str:
-    """The README.md of the result, with the front matter that the Hugging Face hub reads."""
-    config = run.config
-    lora = config.general.lora_config
-    method = "full finetuning" if lora is None else f"LoRA, r = {lora.r}, alpha = {lora.lora_alpha}"
-    library = "transformers" if lora is None else "peft"
-    rows = {
-        "Base model": config.general.base_model,
-        "Method": method,
-        "Data": config.dataset.train_file,
-        "Epochs or steps": config.training.max_train_steps or config.training.epochs,
-        "Learning rate": config.training.learning_rate,
-        "First loss": _number(result.first_loss),
-        "Last training loss": _number(result.train_loss),
-        "Evaluation loss": _number(result.eval_loss),
-        "Perplexity": _number(result.perplexity),
-    }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return (
-        f"---\nbase_model: {config.general.base_model}\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n"
-        f"# Finetuned from {config.general.base_model}\n\n| | |\n|---|---|\n{table}\n\n"
-        "The prompt is that of llm-on-ray's `neural_chat` style; the response ends with the end-of-sequence token.\n"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from finetune_trainer import batches, cpu, devices, distributed, export, model, stop
+from finetune_trainer import batches, cpu, devices, distributed, export, model, samples, stop, story
 from finetune_trainer.engine import Engine, build_engine, load_data, make_batch
 from finetune_trainer.errors import LossNotFinite
+from finetune_trainer.evaluation import Evaluation, evaluate
 from finetune_trainer.progress import Result
 from finetune_trainer.resume import Keeper
+from finetune_trainer.rows import SHOWN_ROWS
 from finetune_trainer.tracker import StepDone, Tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from finetune_trainer.distributed import Worker
     from finetune_trainer.resume import Start
@@ -46,26 +52,33 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Ca
     Raises:
         TrainerError: every failure with a known cause.
     """
-    seed_everything(run.config.training.seed)
-    dtype = choose_dtype(run, worker)
-    tokenizer = model.load_tokenizer(run)
-    data = distributed.from_first(worker, lambda: load_data(run, tokenizer))
-    engine = build_engine(run, worker, data, dtype)
+    with story.listen() as heard:
+        seed_everything(run.config.training.seed)
+        compute = choose_dtype(run, worker)
+        dtype: torch.dtype = getattr(torch, compute.dtype)
+        tokenizer = model.load_tokenizer(run)
+        data = load_data(run, worker, tokenizer)
+        engine = build_engine(run, worker, data, dtype)
 
-    keeper = Keeper(engine)
-    start = keeper.restore()
-    tracker = Tracker(run, writes=worker.is_first)
-    world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
-    tracker.start(world, engine.total_steps, start.checkpoint, worker.restarts)
-    result = train_steps(engine, Watch(tracker, keeper, report, is_leaving), start)
-    if result is None:
-        tracker.stop()
-        return
+        keeper = Keeper(engine)
+        start = keeper.restore()
+        asked = samples.begin(engine, tokenizer, start)
+        tracker = Tracker(run, writes=worker.is_first)
+        world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
+        tracker.start(world, engine.total_steps, start.checkpoint, worker.restarts)
+        with closing(tracker):
+            result = train_steps(engine, Watch(tracker, keeper, report, is_leaving), start)
+        if result is None:
+            tracker.stop()
+            return
 
-    result = evaluate(engine, result)
-    tracker.export(result)
-    trained = export.Trained(engine.causal, export.gather_weights(engine.causal), tokenizer, dtype)
-    tracker.finish(distributed.from_first(worker, lambda: export.export(run, trained, result)))
+        tracker.export(result)
+        answered = samples.finish(engine, tokenizer, asked)
+        trained = export.Trained(engine.causal, export.gather_weights(engine.causal), tokenizer, dtype)
+        environment = story.describe_environment(world) | compute.environment()
+
+    told = story.tell(engine, tracker, answered, environment, heard)
+    tracker.finish(distributed.from_first(worker, lambda: export.export(run, trained, told)))
 
 
 @dataclass(frozen=True)
@@ -77,9 +90,23 @@ class Watch:
     report: Report | None
     is_leaving: Callable[[], bool]
 
+    def step(self, done: StepDone, *, logs: bool) -> None:
+        """A step is done; `logs`: it goes on record."""
+        self.tracker.step(done, logs=logs)
+        if logs and self.report is not None:
+            self.report({"step": done.step, "epoch": done.epoch, "loss": done.loss, "learning_rate": done.learning_rate})
+
     def save(self, step: int, sums: Sums) -> None:
         """Write a checkpoint. A collective."""
         self.tracker.save(lambda: self.keeper.save(step, sums))
+
+    def evaluate(self, engine: Engine, step: int, epoch: float) -> Evaluation | None:
+        """Evaluate the model after a step, if there are rows for it. A collective."""
+        with self.tracker.aside():
+            evaluation = evaluate(engine, self.tracker.alive)
+            if evaluation is not None:
+                self.tracker.evaluated(step, epoch, evaluation)
+        return evaluation
 
 
 def seed_everything(seed: int) -> None:
@@ -94,18 +121,22 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def choose_dtype(run: Run, worker: Worker) -> torch.dtype:
+def choose_dtype(run: Run, worker: Worker) -> cpu.Compute:
     """Choose the compute type, and set up the CPU's threads and instruction set before its first use."""
     training = run.config.training
     if worker.device.type != "cpu":
-        return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[training.mixed_precision]
+        return cpu.Compute({"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[training.mixed_precision])
     precision = cpu.choose_precision(training.mixed_precision)
     threads = cpu.choose_threads(training.resources_per_worker.CPU, worker.local_size)
+    bound = cpu.bind(threads, worker.local_rank, worker.local_size)
     torch.set_num_threads(threads)
+    notes = (precision.note,) if precision.note else ()
+    compute = cpu.Compute(precision.dtype, os.environ.get(cpu.ISA_VARIABLE, ""), threads, bound, notes)
     if worker.is_first:
-        log.info("CPU: %s, %d threads a worker%s", precision.dtype, threads, precision.note and f"; {precision.note}")
-    dtype: torch.dtype = getattr(torch, precision.dtype)
-    return dtype
+        log.info("CPU: %s", ", ".join(f"{name}: {line}" for name, line in compute.environment().items()))
+    elif compute.cpus:
+        log.info("bound to CPUs %s", cpu.ranges(compute.cpus))
+    return compute
 
 
 def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
@@ -117,8 +148,11 @@ def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
     """
     run, data, worker, total = engine.run, engine.data, engine.worker, engine.total_steps
     lengths, supervised = data.train.lengths[data.train_rows], data.train.supervised[data.train_rows]
-    plan = batches.plan_steps(lengths, worker.size, run.config, start.step, by_length=engine.sorts_rows)
-    sums, noticed = start.sums, False
+    # The step before comes along: an evaluation is due when it was the last one of an epoch.
+    plan = batches.plan_steps(lengths, worker.size, run.config, max(start.step - 1, 0), by_length=engine.sorts_rows)
+    sums, noticed, evaluation = start.sums, False, None
+    if start.step and ((before := next(plan)).ends_epoch or start.step == total):
+        evaluation = watch.evaluate(engine, start.step, before.epoch)
     for number, step in zip(range(start.step + 1, total + 1), plan, strict=False):
         seed_step(run.config.training.seed, number, worker.rank)
         rows = np.concatenate([part for micro in step.micro for part in micro])
@@ -129,21 +163,39 @@ def train_steps(engine: Engine, watch: Watch, start: Start) -> Result | None:
         asked = (stop.requested(run.logs), watch.is_leaving()) if worker.is_first else (False, False)
         summed, stops, leaves = distributed.sum_over_ranks(summed, *map(float, asked))
         if not math.isfinite(summed):
-            raise LossNotFinite(f"the loss is {summed} at step {number} of {total}; "
-                                "try a lower Training.learning_rate, or mixed_precision: no")  # fmt: skip
-        mean = sums.add(summed, tokens)
+            raise not_finite(engine, summed, number, rows)
+        memory = devices.peak_memory(worker.device)
+        done = StepDone(number, step.epoch, sums.add(summed, tokens), rate, int(lengths[rows].sum()), memory)
         logs = number % run.config.training.logging_steps == 0 or number in (1, total)
-        watch.tracker.step(StepDone(number, step.epoch, mean, rate, int(lengths[rows].sum())), logs=logs)
+        watch.step(done, logs=logs)
         if logs:
             sums.clear()
-            if watch.report is not None:
-                watch.report({"step": number, "epoch": step.epoch, "loss": mean, "learning_rate": rate})
         if stops or (leaves and not noticed) or run.saving.is_due(number, ends_epoch=step.ends_epoch):
             watch.save(number, sums)
         noticed = leaves > 0
         if stops:
             return None
-    return Result(train_loss=sums.mean, first_loss=sums.first)
+        if step.ends_epoch or number == total:
+            # After the checkpoint, which is what there may be no time for.
+            evaluation = watch.evaluate(engine, number, step.epoch)
+    return make_result(sums, evaluation)
+
+
+def make_result(sums: Sums, evaluation: Evaluation | None) -> Result:
+    """Losses of the run, the evaluation is that of the last step."""
+    if evaluation is None:
+        return Result(train_loss=sums.mean, first_loss=sums.first)
+    measured = {"eval_loss": evaluation.loss, "perplexity": evaluation.perplexity}
+    return Result(train_loss=sums.mean, first_loss=sums.first, **measured)
+
+
+def not_finite(engine: Engine, loss: float, number: int, rows: NDArray[np.int64]) -> LossNotFinite:
+    """The error of a loss that became NaN or infinite; it names the rows of the step, which are told by number."""
+    data = engine.data
+    places = [data.train.place(int(row)) for row in np.sort(data.train_rows[rows])[:SHOWN_ROWS]]
+    more = [f"{len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else []
+    return LossNotFinite(f"the loss is {loss} at step {number} of {engine.total_steps} (rows {', '.join(places + more)}); "
+                         "look at those rows, or try a lower Training.learning_rate, or mixed_precision: no")  # fmt: skip
 
 
 def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
@@ -175,22 +227,3 @@ def take_step(engine: Engine, step: batches.Step, tokens: int) -> float:
     engine.optimizer.zero_grad(set_to_none=True)
     engine.schedule.step()
     return float(summed)
-
-
-def evaluate(engine: Engine, result: Result) -> Result:
-    """Add the loss over the evaluation rows, if there are any."""
-    data, worker = engine.data, engine.worker
-    if not len(data.held_rows):
-        return result
-    size = engine.run.config.training.batch_size * worker.size
-    rows = data.held_rows[np.argsort(-data.held.lengths[data.held_rows])]
-    summed, tokens = 0.0, int(data.held.supervised[rows].sum())
-    with distributed.without_learning(engine.loss):
-        for start in range(0, len(rows), size):
-            share = batches.deal(rows[start : start + size], data.held.lengths, worker.size)[worker.rank]
-            with engine.autocast():
-                summed += float(engine.loss(make_batch(engine, data.held, share)))
-    mean = distributed.sum_over_ranks(summed)[0] / max(tokens, 1)
-    devices.empty_cache(worker.device)
-    perplexity = math.exp(mean) if mean < math.log(1e300) else math.inf
-    return result.model_copy(update={"eval_loss": mean, "perplexity": perplexity})

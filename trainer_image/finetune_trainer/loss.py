@@ -17,7 +17,11 @@ from finetune_trainer.attention import Segments
 from finetune_trainer.batches import IGNORED
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from finetune_trainer.batches import Batch
+
+    Agree = Callable[[torch.Tensor], torch.Tensor]
 
 CHUNK_BYTES = 256 * 2**20
 """Size of the float32 logits that are held at once."""
@@ -48,6 +52,42 @@ class SupervisedLoss(nn.Module):
         causal = families.unwrapped(self.model)
         hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
         return _head_loss(causal.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
+
+    def generate(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, stops: torch.Tensor, limit: int, agree: Agree
+    ) -> torch.Tensor:
+        """Answer prompts, each time with the most likely token.
+
+        Args:
+            input_ids: [B, T], prompts that are padded on the left.
+            mask: [B, T], int64: 0 where there is padding.
+            stops: [S], tokens that end an answer.
+            limit: tokens of the longest answer.
+            agree: makes the chosen tokens [B] the same on all ranks that take part.
+
+        Returns:
+            [B, up to limit]; what follows a row's first stop is no part of its answer.
+        """
+        answers = input_ids[:, :0]
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        positions, cache = (mask.cumsum(dim=1) - 1).clamp(min=0), None
+        while answers.shape[1] < limit and not ended.all():
+            extra = {"position_ids": positions} if self.positions else {}
+            logits, cache = self._next(input_ids, {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **extra})
+            input_ids = agree(logits.argmax(dim=-1))[:, None]
+            answers = torch.cat([answers, input_ids], dim=1)
+            ended |= torch.isin(input_ids[:, 0], stops)
+            mask, positions = torch.cat([mask, torch.ones_like(input_ids)], dim=1), positions[:, -1:] + 1
+        return answers
+
+    def _next(self, input_ids: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Logits [B, V] of the tokens that follow, and what attention keeps of those so far."""
+        if self.whole_logits:
+            out = self.model(input_ids=input_ids, **options)
+            return out.logits[:, -1], out.past_key_values
+        causal = families.unwrapped(self.model)
+        out = causal.base_model(input_ids=input_ids, **options)
+        return causal.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
 
 
 def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:

@@ -1,24 +1,32 @@
-"""Rank 0's account of the run: progress.json for the operator and the console, metrics.jsonl for the record."""
+"""Rank 0's account of the run: progress.json for the operator and the console, metrics.jsonl for the record.
+
+A line of metrics.jsonl is a logging step, an evaluation (it has `evalLoss`) or an event (it has `event`).
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from finetune_trainer.curves import Curves
 from finetune_trainer.errors import output_error
 from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, write_atomically, write_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
+    from finetune_trainer.evaluation import Evaluation
     from finetune_trainer.run import Run
 
+Made = TypeVar("Made")
+
 METRICS_FILE = "metrics.jsonl"
-"""One JSON object for each logging step."""
+"""One JSON object a line."""
 
 WRITE_INTERVAL = 0.5
 """Seconds between two writes of progress.json while nothing but the step number changes."""
@@ -38,6 +46,8 @@ class StepDone:
     """Of this step."""
     tokens: int
     """Non-padding tokens of this step, of all ranks."""
+    memory: int
+    """Most memory that rank 0 has held so far, in bytes: of its GPU, else of its process."""
 
 
 @dataclass
@@ -46,15 +56,26 @@ class Tracker:
 
     run: Run
     writes: bool
+    clock: Callable[[], float] = time.monotonic
+    """Seconds since some moment."""
     progress: Progress = field(init=False)
     _written: float = 0.0
     _since: float = 0.0
     """When the measurement of speed began, on the monotonic clock."""
     _tokens: int = 0
     _steps: int = 0
+    _began: float = 0.0
+    _evaluated: int = 0
+    """Step of the last evaluation on record."""
+    _curves: Curves | None = None
 
     def __post_init__(self) -> None:
         self.progress = Progress(attempt=self.run.attempt, last_report_time=now())
+
+    @property
+    def seconds(self) -> float:
+        """How long this attempt has trained and evaluated."""
+        return self.clock() - self._began
 
     def start(self, world: World, total_steps: int, checkpoint: Checkpoint | None = None, restarts: int = 0) -> None:
         """Training begins, or goes on from a checkpoint: what was recorded after it is forgotten."""
@@ -63,8 +84,12 @@ class Tracker:
         self._update(state="training", world=world, total_steps=total_steps, restarts=restarts)
         self._update(step=step, percent=percent, checkpoint=checkpoint)
         self._forget_after(step)
+        if self.writes and self.run.config.general.report_to == "tensorboard":
+            self._curves = self._guard(lambda: Curves.begin(self.run.logs, step))
+        if checkpoint is not None or restarts:
+            self._append({"event": "resumed", "step": step, "attempt": self.run.attempt, "restarts": restarts})
         self._write()
-        self._since = time.monotonic()
+        self._since = self._began = self.clock()
 
     def step(self, done: StepDone, *, logs: bool) -> None:
         """An optimizer step is done.
@@ -85,16 +110,44 @@ class Tracker:
         )
         if logs:
             keys = {"step", "total_steps", "epoch", "loss", "learning_rate", "tokens_per_second", "eta_seconds"}
-            self._append(self.progress.model_dump(mode="json", by_alias=True, include=keys))
-        if logs or time.monotonic() - self._written >= WRITE_INTERVAL:
+            record = self.progress.model_dump(mode="json", by_alias=True, include=keys)
+            self._append(record | {"memoryBytes": done.memory})
+        if logs or self.clock() - self._written >= WRITE_INTERVAL:
             self._write()
 
     def save(self, save: Callable[[], Checkpoint]) -> None:
-        """A checkpoint is made; the time that it takes does not count as training."""
-        before = time.monotonic()
-        self._update(checkpoint=save())
+        """A checkpoint is made."""
+        with self.aside():
+            self._update(checkpoint=save())
+            self._write()
+
+    def evaluated(self, step: int, epoch: float, evaluation: Evaluation) -> None:
+        """The model was evaluated after a step; after the one from which a run goes on it may have been before."""
+        self._update(eval_loss=evaluation.loss)
+        if step != self._evaluated:
+            measured = {"evalLoss": evaluation.loss, "perplexity": evaluation.perplexity}
+            self._append({"step": step, "epoch": round(epoch, 4), **measured})
+            self._evaluated = step
         self._write()
-        self._since += time.monotonic() - before
+
+    def alive(self) -> None:
+        """Something long goes on that is no training."""
+        if self.clock() - self._written >= WRITE_INTERVAL:
+            self._update()
+            self._write()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The time until the end of the block does not count as training."""
+        before = self.clock()
+        yield
+        self._since += self.clock() - before
+
+    def close(self) -> None:
+        """No step comes any more, whatever the reason."""
+        if self._curves is not None:
+            self._guard(self._curves.close)
+            self._curves = None
 
     def stop(self) -> None:
         """The run ends before its time, as it was asked to."""
@@ -103,11 +156,7 @@ class Tracker:
 
     def export(self, result: Result) -> None:
         """Training and evaluation are done; the result is being written."""
-        self._update(state="exporting", eta_seconds=0, eval_loss=result.eval_loss, result=result)
-        if result.eval_loss is not None:
-            keys = {"step", "evalLoss", "perplexity"}
-            record = {"step": self.progress.step, **result.model_dump(by_alias=True)}
-            self._append({key: value for key, value in record.items() if key in keys})
+        self._update(state="exporting", eta_seconds=0, result=result)
         self._write()
 
     def finish(self, output: Output) -> None:
@@ -118,7 +167,7 @@ class Tracker:
 
     def _measure(self, tokens: int) -> tuple[float, float]:
         """Tokens per second, and seconds per step. The first step is slower: it counts only while it is alone."""
-        now = time.monotonic()
+        now = self.clock()
         elapsed = max(now - self._since, 1e-9)
         self._steps += 1
         if self._steps == 1:
@@ -131,13 +180,16 @@ class Tracker:
         if not self.writes:
             return
         path = self.run.logs / METRICS_FILE
-        try:
+
+        def forget() -> list[bytes]:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
             kept = [line for line in lines if _is_before(line, step)]
             if kept != lines:
                 write_atomically(path, b"".join(kept))
-        except OSError as error:
-            raise output_error(self.run.output_dir, error) from error
+            return kept
+
+        kept = [json.loads(line) for line in self._guard(forget)]
+        self._evaluated = max((record["step"] for record in kept if "evalLoss" in record), default=0)
 
     def _update(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update={**changes, "last_report_time": now()})
@@ -145,27 +197,48 @@ class Tracker:
     def _write(self) -> None:
         if not self.writes:
             return
-        self._written = time.monotonic()
-        try:
-            write_progress(self.run.logs / PROGRESS_FILE, self.progress)
-        except OSError as error:
-            raise output_error(self.run.output_dir, error) from error
+        self._written = self.clock()
+        self._guard(lambda: write_progress(self.run.logs / PROGRESS_FILE, self.progress))
 
     def _append(self, record: dict[str, Any]) -> None:
         if not self.writes:
             return
-        try:
+
+        def append() -> None:
             with (self.run.logs / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+            if self._curves is not None:
+                self._curves.add(record)
+
+        self._guard(append)
+
+    def _guard(self, write: Callable[[], Made]) -> Made:
+        """Write something below the output folder.
+
+        Raises:
+            OutputVolumeFull: no space left.
+            OutputNotWritable: the folder refuses to be written.
+        """
+        try:
+            return write()
         except OSError as error:
             raise output_error(self.run.output_dir, error) from error
 
 
+def read_metrics(logs: Path) -> list[dict[str, Any]]:
+    """All records of a run, in the order of the steps; none when nothing was recorded.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = logs / METRICS_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _is_before(line: bytes, step: int) -> bool:
-    """Whether this is the record of one of the first steps; evaluation comes again, and a torn line means nothing."""
+    """Whether this is on record of one of the first steps; a torn line means nothing."""
     with suppress(ValueError):
-        record = json.loads(line)
-        return line.endswith(b"\n") and "loss" in record and record["step"] <= step
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
     return False
 
 

@@ -1,0 +1,145 @@
+"""What a finished run tells people: report.html and the model card."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ruamel.yaml import YAML
+from tests.support.trainer import sample_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.trainer import Command
+
+VOID = {"meta", "br", "link", "path", "use", "rect", "img"}
+EVIL = '<script>alert("1")</script>'
+
+
+class Page(HTMLParser):
+    """Text by heading, the tags in use, and whatever would be loaded from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.loaded: list[str] = []
+        self._open: list[str] = []
+        self._heading = ""
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "h2":
+            self._heading = ""
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset") and not (value or "").startswith("#"):
+                self.loaded.append(f"{name}={value}")
+            if "url(" in (value or "") and not re.search(r"url\(#", value or ""):
+                self.loaded.append(f"{name}={value}")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] == "h2":
+            self._heading += data
+        elif self._heading:
+            self.sections[self._heading] = self.sections.get(self._heading, "") + data
+
+
+@pytest.fixture
+def told(command: Command) -> Command:
+    """A run with all that there is to tell."""
+    command.write_rows(*[row | {"response": EVIL} for row in sample_rows()])
+    command.change("General", sample_prompts=2)
+    command.change("Dataset", validation_split_percentage=10, padding=False)
+    return command.change("Training", learning_rate=0.02)
+
+
+def test_report_stands_alone_and_tells_everything(told: Command) -> None:
+    told.train_until(1, "<b>r")
+    outcome = told.run("--run_name", "<b>r", "--attempt", "2")
+    assert outcome.code == 0, outcome.err
+    text = (outcome.output / "report.html").read_text()
+    page = Page(text)
+    assert page.loaded == []
+    assert "script" not in page.tags
+    assert "b" not in page.tags
+    assert "@import" not in text
+    assert page.tags.count("svg") == 4
+    assert "evaluation" in page.sections["Curves"]
+    assert EVIL in page.sections["Answers before and after"]
+    assert page.sections["Answers before and after"].count("After training") == 2
+    assert "Attempt 2 went on after step 2." in page.sections["History"]
+    assert "Dataset.padding: no effect in this release" in page.sections["Warnings"]
+    assert f"{outcome.progress['result']['evalLoss']:.4f}" in page.sections["Result"]
+    assert "21 rows of data.jsonl" in page.sections["Data"]
+    changed, unchanged = page.sections["Configuration"].split("Keys that have their defaults")
+    assert "Training.learning_rate0.02" in changed
+    assert "General.lora_config.r4" in changed
+    assert "Training.weight_decay" not in changed
+    assert "Training.weight_decay0.0" in unchanged
+    for line in ("Trainer", "torch2", "transformers5", "peft", "ray", "Python3", "Hosts", "Devicescpu", "Compute typefloat32"):
+        assert line in page.sections["Environment"]
+    manifest = json.loads((outcome.output / "manifest.json").read_text())
+    assert "report.html" in [entry["path"] for entry in manifest["files"]]
+
+
+def test_curves_of_a_long_run_stay_small() -> None:
+    from finetune_trainer import plots
+
+    keys = ("loss", "learningRate", "tokensPerSecond", "memoryBytes")
+    records: list[dict[str, Any]] = [{"step": step} | dict.fromkeys(keys, 1 / step) for step in range(1, 100_001)]
+    drawn = plots.draw(records)
+    assert sum(map(len, drawn.values())) < 200_000
+    assert all("currentColor" in svg and "var(--line)" in svg for svg in drawn.values())
+    (points,) = {len(plots._points(records, key)[0]) for key in keys}
+    assert points <= 602
+    assert plots._points(records, "loss")[0][0] == 1
+    assert plots._points(records, "loss")[0][-1] == 100_000
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
+@pytest.mark.parametrize("lora", [True, False])
+def test_model_card_says_what_it_is_and_how_to_load_it(
+    told: Command, model_folder: Callable[[str], Path], lora: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not lora:
+        told.change("General", lora_config=None)
+    outcome = told.run()
+    text = (outcome.output / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert YAML(typ="safe").load(front) == {
+        "base_model": str(model_folder("llama")),
+        "library_name": "peft" if lora else "transformers",
+        "pipeline_tag": "text-generation",
+    }
+    assert "| Rows to train on | 21 rows of data.jsonl, " in body
+    assert "| Rows for evaluation | 3 rows: 10 % of data.jsonl, split off by seed 42 |" in body
+    for title, key in (("First loss", "firstLoss"), ("Last training loss", "trainLoss"), ("Evaluation loss", "evalLoss")):
+        assert f"| {title} | {outcome.progress['result'][key]:.4f} |" in body
+    assert "| Tokens per second | " in body
+    assert body.count(EVIL) == 2
+    assert "licen" not in text.lower()
+    blocks = dict(re.findall(r"^```(python|yaml)\n(.*?)^```", body, re.DOTALL | re.MULTILINE))
+    assert YAML(typ="safe").load(blocks["yaml"])["Training"]["learning_rate"] == 0.02
+    monkeypatch.chdir(outcome.output)
+    names: dict[str, Any] = {}
+    exec(blocks["python"], names)
+    assert hasattr(names["model"], "peft_config") == lora
+    assert names["tokenizer"].eos_token == "<|endoftext|>"

@@ -1,0 +1,70 @@
+"""The curves of a run for TensorBoard: the same records as in metrics.jsonl."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDER = "tensorboard"
+"""Below ``<output_dir>/logs``."""
+
+TAGS = {
+    "loss": "train/loss",
+    "learningRate": "train/learning_rate",
+    "tokensPerSecond": "train/tokens_per_second",
+    "memoryBytes": "train/memory_bytes",
+    "evalLoss": "eval/loss",
+    "perplexity": "eval/perplexity",
+}
+"""Key of a record → name of the curve."""
+
+
+@dataclass
+class Curves:
+    """Writes an event file, each point at once. Only rank 0 has one."""
+
+    # Not the SummaryWriter: its queue is lost with the process, and no error of the volume gets out of its thread.
+    _file: Any
+
+    @classmethod
+    def begin(cls, logs: Path, step: int) -> Self:
+        """Begin at the first step, or go on after the given one: what TensorBoard knows of later steps, it forgets.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder = logs / FOLDER
+        if not step and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        # Two starts within a second must not have the same name; TensorBoard reads the files in the order of theirs.
+        file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        if step:
+            file.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        return cls(file)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """A point for each number of a record.
+
+        Raises:
+            OSError: the volume is full.
+        """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        found = [(tag, record[key]) for key, tag in TAGS.items() if record.get(key) is not None]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in found]
+        self._file.write_event(Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """No more comes."""
+        self._file.close()
