@@ -1,6 +1,6 @@
 # The project's commands. Each sets up what it needs: a fresh machine wants Python 3.11+, make and a C compiler.
 .DEFAULT_GOAL := help
-.PHONY: help venv format check lint unit test demo crds docs lock benchmark images cluster-up cluster-down clean
+.PHONY: help venv format check lint unit test demo crds docs lock intel benchmark images cluster-up cluster-down clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -82,6 +82,14 @@ lock: venv ## Lock all requirements anew, with hashes
 	$(LOCK) --extra operator pyproject.toml -o requirements/operator.txt
 	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
 	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --extra operator --extra trainer --extra dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) -c requirements/trainer.txt --extra trainer --extra intel --extra dev pyproject.toml -o requirements/intel.txt
+
+# torch 2.8 for the CPU alone is not on the main package index: what comes is the build for CUDA, 3 GB, which runs on a CPU.
+INTEL := build/intel-venv
+intel: venv ## Run the trainer's tests with torch 2.8 and Intel's extension; downloads 3 GB
+	test -x $(INTEL)/bin/python || $(PYTHON) -m venv --without-pip $(INTEL)
+	$(BIN)/uv pip sync --quiet --python $(INTEL)/bin/python --require-hashes requirements/intel.txt
+	PYTHONPATH=trainer_image:operator $(INTEL)/bin/python -m pytest -q -m 'not slow' $(addprefix tests/trainer/test_,intel.py training.py families.py checkpoints.py)
 
 clean: ## Remove what was built here, but not the caches of the user
 	rm -rf $(VENV) build dist finetune-output .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

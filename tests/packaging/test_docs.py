@@ -56,6 +56,7 @@ def test_every_field_has_a_row_under_the_heading_of_its_object(part: str) -> Non
         "docs/benchmarks/README.md",
         "docs/failures.md",
         "docs/gitops.md",
+        "docs/intel.md",
         "docs/queues.md",
         "docs/suspend-and-retry.md",
         "trainer_image/README.md",

@@ -48,10 +48,10 @@ def main(folder: Path, rank: int, size: int) -> None:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     devices.select_device(device)
-    backend = devices.GROUP_BACKENDS[device.type]
+    backend = devices.group_backend(device.type)
     dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     for entry in json.loads((folder / "runs.json").read_text()):
-        train(entry, distributed.Worker(device, rank, size, size))
+        train(entry, distributed.Worker(device, rank, size, local_size=size, local_rank=rank, backend=backend))
     dist.destroy_process_group()
 
 

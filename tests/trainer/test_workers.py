@@ -81,6 +81,9 @@ def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None
     assert logs.keys() == {"driver", "rank-0", "rank-1"}
     assert " step 5/5 " in logs["driver"]
     assert " CPU: " in logs["rank-0"]
+    if len(os.sched_getaffinity(0)) >= 2:
+        bound = [re.search(r"(?:first worker:|bound to CPUs) ([\d,-]+)", logs[name]) for name in ("rank-0", "rank-1")]
+        assert len({found[1] for found in bound if found}) == 2
 
 
 def test_sharded_job_in_a_cluster(command: Command, cluster: Cluster) -> None:

@@ -6,9 +6,11 @@ It is registered with transformers, whose models take it like their own implemen
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -72,8 +74,8 @@ def attend(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         lower = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
-    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout:
-        return _at_once(query, key, value, segments, scaling, sliding_window), None
+    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout and (kernel := _kernel()):
+        return _at_once(kernel, query, key, value, segments, scaling, sliding_window), None
     options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value))
     rows = [_attend_row(*row, sliding_window, options) for row in zip(queries, keys, values, strict=True)]
@@ -90,18 +92,37 @@ def _attend_row(
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=band, is_causal=band is None, **options)
 
 
+@functools.cache
+def _kernel() -> Any | None:
+    """Flash attention of torch over rows of different lengths; None: this torch is too old for it, or for its windows."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
 def _at_once(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float | None, window: int | None
+    kernel: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    scaling: float | None,
+    window: int | None,
 ) -> torch.Tensor:
     """All rows in one kernel of flash attention."""
-    from torch.nn.attention.varlen import varlen_attn
-
     longest, seen = max(segments.lengths), -1 if window is None else window - 1
+    options: dict[str, Any] = {}
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        if "enable_gqa" in inspect.signature(kernel).parameters:
+            options["enable_gqa"] = True
+        else:  # torch before 2.12
+            key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     where = (segments.starts, segments.starts, longest, longest)
-    options: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
-    attended = varlen_attn(query, key, value, *where, scale=scaling, window_size=(seen, 0), **options)
-    return cast("torch.Tensor", attended)[None]
+    attended: torch.Tensor = kernel(query, key, value, *where, scale=scaling, window_size=(seen, 0), **options)
+    return attended[None]
 
 
 AttentionInterface.register(NAME, attend)

@@ -1,4 +1,4 @@
-"""What the CPU can do: the instruction set for oneDNN, the compute type, and the number of threads.
+"""What the CPU can do: the instruction set for oneDNN, the compute type, the number of threads, and where they run.
 
 oneDNN trusts the CPU's AMX feature flag. Virtual machines may show the flag and hide the table of tile palettes
 (CPUID leaf 0x1D): then a bfloat16 matmul dies with SIGILL. So the CPU is asked first, and where bfloat16 is wanted a
@@ -17,6 +17,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 SAFE_ISA = "AVX512_CORE_BF16"
@@ -32,6 +36,37 @@ _CPUID = bytes.fromhex("534989d089f889f10fa241890041895804418948084189500c5bc3")
 _PROBE = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); raise SystemExit(float((a @ a)[0, 0]) != 64)"
 _PROBE_SECONDS = 120
 """Time for the probe to import torch on a slow volume."""
+
+
+AFFINITY_VARIABLE = "FINETUNE_AFFINITY"
+"""Set to 0, workers that share a host are not bound to CPUs of their own."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a worker computes, for the log and the report."""
+
+    dtype: str
+    """float32, bfloat16 or float16."""
+    isa: str = ""
+    """What oneDNN's instruction set is held to; empty: it is not."""
+    threads: int = 0
+    """Compute threads; 0: a GPU computes."""
+    cpus: tuple[int, ...] = ()
+    """CPUs that this worker is bound to; empty: it is not bound."""
+    notes: tuple[str, ...] = ()
+    """What is other than the configuration asks for, and why."""
+
+    def environment(self) -> dict[str, str]:
+        """Lines for a table, by their names; what does not apply is left out."""
+        lines = {
+            "Compute type": self.dtype,
+            "Instruction set": self.isa and f"{self.isa} at most",
+            "Threads of a worker": str(self.threads or ""),
+            "CPUs of the first worker": ranges(self.cpus),
+            "Notes": "; ".join(self.notes),
+        }
+        return {name: line for name, line in lines.items() if line}
 
 
 @dataclass(frozen=True)
@@ -115,6 +150,58 @@ def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = Path("/
         root: mount point of the control groups.
     """
     return max(1, min(math.ceil(wanted), int(available_cpus(root) / workers_on_host)))
+
+
+def bind(threads: int, local_rank: int, local_size: int) -> tuple[int, ...]:
+    """Bind this process to its own share of the CPUs, so that workers do not push each other's threads around.
+
+    Call it before torch makes its threads: those that run already stay where they are.
+
+    Args:
+        threads: compute threads of a worker.
+        local_rank: which of the workers on this host this is.
+        local_size: how many there are.
+
+    Returns:
+        The CPUs; empty: the worker is alone, or the shares are smaller than its threads, or FINETUNE_AFFINITY is 0.
+    """
+    if local_size == 1 or os.environ.get(AFFINITY_VARIABLE) == "0":
+        return ()
+    own = share(by_core(os.sched_getaffinity(0)), local_rank, local_size)
+    if len(own) < threads:
+        return ()
+    os.sched_setaffinity(0, own)
+    return own
+
+
+def share(cpus: list[int], local_rank: int, local_size: int) -> tuple[int, ...]:
+    """The CPUs of one of several workers: neighbours, as many as every other worker's; what remains is nobody's."""
+    size = len(cpus) // local_size
+    return tuple(sorted(cpus[local_rank * size : (local_rank + 1) * size]))
+
+
+def by_core(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """Order CPUs so that those of a socket are neighbours, and in it those of a core, which often have far numbers."""
+
+    def place(cpu: int) -> tuple[int, int, int]:
+        try:
+            topology = root / f"cpu{cpu}" / "topology"
+            return int((topology / "physical_package_id").read_text()), int((topology / "core_id").read_text()), cpu
+        except (OSError, ValueError):
+            return 0, cpu, cpu
+
+    return sorted(cpus, key=place)
+
+
+def ranges(cpus: Iterable[int]) -> str:
+    """0-3,8 for 0, 1, 2, 3 and 8."""
+    found: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if found and cpu == found[-1][1] + 1:
+            found[-1][1] = cpu
+        else:
+            found.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
 def available_cpus(root: Path = Path("/sys/fs/cgroup")) -> float:

@@ -41,6 +41,10 @@ class Worker:
     size: int = 1
     local_size: int = 1
     """Workers on this host."""
+    local_rank: int = 0
+    """Which of them this is."""
+    backend: str = ""
+    """Back end of the process group, as torch.distributed takes it; empty: there is no group."""
     restarts: int = 0
     """How many groups of this run came to grief before this one."""
 
@@ -74,9 +78,17 @@ def join(training: Training) -> Worker:
     devices.select_device(device)
     context = train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
-    backend = devices.GROUP_BACKENDS[device.type]
+    backend = devices.group_backend(device.type)
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
-    return Worker(device, rank, size, context.get_local_world_size(), int(os.environ.get(RESTARTS, "0")))
+    return Worker(
+        device,
+        rank,
+        size,
+        local_size=context.get_local_world_size(),
+        local_rank=context.get_local_rank(),
+        backend=backend,
+        restarts=int(os.environ.get(RESTARTS, "0")),
+    )
 
 
 def leave() -> None:
@@ -92,7 +104,7 @@ def describe(worker: Worker, strategy: Any, dtype: str) -> World:
     if dist.is_initialized():
         everyone = [None] * worker.size
         dist.all_gather_object(everyone, mine)
-    backend = devices.GROUP_BACKENDS[worker.device.type].rpartition(":")[2] if dist.is_initialized() else ""
+    backend = worker.backend.rpartition(":")[2]
     hosts, names = zip(*everyone, strict=True)
     return World(size=worker.size, hosts=hosts, devices=names, backend=backend, strategy=strategy, dtype=dtype)
 
@@ -141,6 +153,13 @@ def sum_over_ranks(*values: float) -> list[float]:
     return summed
 
 
+def as_first(tensor: torch.Tensor) -> torch.Tensor:
+    """Give all ranks what rank 0 has. A collective."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
     """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
 
@@ -164,13 +183,14 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
     """FSDP2: each decoder layer is gathered when it is needed, and the rest as one group."""
     # Imported here, since it takes seconds.
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(worker.device.type, (worker.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in families.decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(module, "generate")
     return module
 
 

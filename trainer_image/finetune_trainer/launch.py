@@ -158,7 +158,7 @@ def _final_errors(run: Run) -> Any:
     class FinalErrors(UserCallback):  # type: ignore[misc]
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's
             for error in worker_exceptions.values():
-                known = explain(error, run.output_dir)
+                known = explain(error, run)
                 if known is not None and not known.may_pass:
                     # Ray Train retries failures of workers, and no others.
                     raise known
@@ -218,7 +218,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
             _train_in_group(run, train.report)
     except Exception as error:
         # The group is not left: else the other ranks would fail by that, and Ray Train might hear of them first.
-        known = explain(error, run.output_dir)
+        known = explain(error, run)
         if known is error:
             raise
         # Ray drops the traceback, and an error of some library may not survive the way to the driver.
@@ -242,11 +242,11 @@ def is_leaving() -> bool:
 
 def worker_error(error: Any, run: Run) -> TrainerError:
     """Find the worker's own error in what Ray Train makes of it."""
-    final = explain(getattr(error, "controller_failure", error), run.output_dir)
+    final = explain(getattr(error, "controller_failure", error), run)
     if final is not None:
         return final
     failures = getattr(error, "worker_failures", None) or {}
-    explained = {rank: explain(failure, run.output_dir) for rank, failure in sorted(failures.items())}
+    explained = {rank: explain(failure, run) for rank, failure in sorted(failures.items())}
     known = [cause for cause in explained.values() if cause is not None]
     unknown = [cause for cause in known if type(cause) is TrainingFailed]
     # A rank that was killed says nothing itself, and its neighbours only that they lost it.
