@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,19 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
 }  # fmt: skip
 NO_DROPOUT = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "attention_dropout", "dropout")
+
+
+def with_dropout(base: Path, folder: Path) -> Path:
+    """A copy of a model with dropout wherever its family has any; transformers gives MPT none to be set."""
+    from transformers import AutoConfig
+
+    shutil.copytree(base, folder)
+    config = AutoConfig.from_pretrained(base)
+    for name in NO_DROPOUT:
+        if hasattr(config, name):
+            setattr(config, name, 0.5)
+    config.save_pretrained(folder)
+    return folder
 
 
 def make_tokenizer(end: str = "<|endoftext|>") -> Any:
@@ -108,11 +122,15 @@ class Command:
         path.write_bytes(b"".join(line + b"\n" for line in text))
         return path
 
+    def write_config(self, name: str = "conf.yaml") -> Path:
+        path = self.folder / name
+        YAML().dump(self.config, path)
+        return path
+
     def run(self, *options: str) -> Outcome:
         from finetune_trainer.__main__ import main
 
-        path = self.folder / "conf.yaml"
-        YAML().dump(self.config, path)
+        path = self.write_config()
         self.capsys.readouterr()
         code = main(["--config_file", str(path), "--dataset_dir", str(self.folder), *options])
         captured = self.capsys.readouterr()
@@ -149,8 +167,7 @@ class Command:
 
     def line(self, *options: str) -> list[Any]:
         """The command line, for a process of its own."""
-        path = self.folder / "conf.yaml"
-        YAML().dump(self.config, path)
+        path = self.write_config()
         return [sys.executable, "-m", "finetune_trainer", "--config_file", path, "--dataset_dir", self.folder, *options]
 
     def run_apart(self, *options: str, **environment: str) -> Outcome:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support import matrix
 from tests.support.trainer import NO_DROPOUT, SIZES, VOCABULARY, Command, make_tokenizer, sample_rows
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def command(
         "General": {
             "base_model": str(model_folder("llama")),
             "output_dir": str(tmp_path / "out"),
+            "sample_prompts": 0,
             "lora_config": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
         },
         "Dataset": {"train_file": "data.jsonl", "validation_split_percentage": 0},
@@ -72,3 +74,12 @@ def command(
     handler = signal.getsignal(signal.SIGTERM)
     yield made
     signal.signal(signal.SIGTERM, handler)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show what each family of models was seen to do."""
+    lines = matrix.table(terminalreporter.stats)
+    if lines:
+        terminalreporter.section("families of models")
+    for line in lines:
+        terminalreporter.line(line)

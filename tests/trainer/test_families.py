@@ -1,21 +1,24 @@
-"""Every family does everything: it learns, and what is written gives what was trained; with an adapter, merged and in full."""
+"""Every family does everything, in full and with an adapter. The run ends with a table of it: a row for each family and
+method, a column for each property."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
+import copy
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-from tests.support.trainer import SIZES, VOCABULARY, sample_rows
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
+from safetensors.torch import load_file
+from tests.support import ranks
+from tests.support.trainer import SIZES, Outcome, sample_rows, with_dropout
+from transformers import AutoModelForCausalLM
 
 from finetune_trainer import families
+from finetune_trainer.attention import Segments
 from finetune_trainer.batches import collate, join
 from finetune_trainer.config import Dataset
 from finetune_trainer.engine import joins_rows
@@ -24,176 +27,248 @@ from finetune_trainer.prompts import encode_rows
 from finetune_trainer.rows import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.trainer import Command, Outcome
+    from tests.support.trainer import Command
 
+    from finetune_trainer.batches import Batch
     from finetune_trainer.prompts import Examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 
-IDS = torch.arange(1, 33).reshape(2, 16)
+ROWS = 24
+STEPS = 3
+DROPPED = 3e-6
+"""What dropout changes in the first loss, at least: the order of the rows alone changes less, and attention is even yet."""
+BATCH = 8
+"""Rows of a step of the runs on one rank and on two."""
 
 
-@pytest.fixture(scope="module")
-def examples(tokenizer: Any) -> Examples:
-    rows = [Row(**row, line=1) for row in sample_rows(5)]
-    return encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")
+@dataclass
+class Case:
+    """A family with a method, and the runs of it that several tests look at."""
+
+    family: str
+    method: str
+    command: Command
+    bases: Callable[[str], Path]
+    """Folders of models, by family."""
+    tokenizer: Any
+    folder: Path
+    """Of runs that several tests look at."""
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return f"{self.family}-{self.method}"
+
+    @property
+    def base(self) -> Path:
+        """The model that is trained."""
+        return self.bases(self.family)
+
+    def configure(self, dropout: float = 0.0) -> Command:
+        """The command for this family and method."""
+        lora = {"r": 4, "lora_alpha": 8, "lora_dropout": dropout} if self.method == "lora" else None
+        return self.command.change("General", base_model=str(self.base), lora_config=lora)
+
+    def learned(self) -> Outcome:
+        """Three steps on all rows, and the loss over the same rows after them; made once."""
+        outcome = Outcome(0, "", "", self.folder / f"{self.name}-learned")
+        if not outcome.output.exists():
+            command, lora = self.configure(), self.method == "lora"
+            command.change("General", merge_adapter=lora, enable_gradient_checkpointing=lora)
+            command.change("Dataset", validation_file="data.jsonl")
+            command.change("Training", max_train_steps=STEPS, batch_size=ROWS)
+            done = command.run("--output_dir", str(outcome.output))
+            assert done.code == 0, done.err
+            command.change("General", merge_adapter=None, enable_gradient_checkpointing=None)
+            command.change("Dataset", validation_file=None)
+        return outcome
+
+    def written(self) -> Any:
+        """The model that `learned` has written."""
+        output = self.learned().output
+        return load(output) if self.method == "full" else PeftModel.from_pretrained(load(self.base), output).eval()
 
 
 def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def adapted(command: Command, outcome: Outcome) -> Any:
-    return PeftModel.from_pretrained(load(command.config["General"]["base_model"]), outcome.output).eval()
-
-
-@torch.no_grad()
-def logits(model: Any) -> torch.Tensor:
-    result: torch.Tensor = model(IDS).logits
-    return result
+def encode(tokenizer: Any, count: int) -> Examples:
+    """The first sample rows in tokens."""
+    rows = [Row(**row, line=1) for row in sample_rows(count)]
+    return encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")
 
 
 @torch.no_grad()
 def mean_loss(model: Any, tokenizer: Any) -> float:
     """Loss per supervised token over all sample rows, each row by itself."""
-    rows = [Row(**row, line=1) for row in sample_rows()]
-    examples = encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")
-    module = SupervisedLoss(model)
-    summed = sum(float(module(collate(examples, np.array([row]), 0, "right", None))) for row in range(len(rows)))
+    examples, module = encode(tokenizer, ROWS), SupervisedLoss(model)
+    summed = sum(float(module(collate(examples, np.array([row]), 0, "right", None))) for row in range(ROWS))
     return summed / int(examples.supervised.sum())
 
 
-def run(command: Command, **general: Any) -> Outcome:
-    """Three steps on all rows, and the loss over the same rows after them."""
-    command.change("General", **general).change("Dataset", validation_file="data.jsonl")
-    outcome = command.change("Training", max_train_steps=3, batch_size=24).run()
-    assert outcome.code == 0, outcome.err
-    assert outcome.losses[0] > outcome.losses[1] > outcome.losses[2] > outcome.progress["result"]["evalLoss"]
+@torch.no_grad()
+def logits(model: Any, batch: Batch) -> torch.Tensor:
+    """[B, T, V] of a batch, joined or padded, as the loss takes it."""
+    causal, extra = families.unwrapped(model), {}
+    if batch.joined:
+        extra = {"position_ids": batch.position_ids, "segments": Segments.of(batch.joined, batch.input_ids.device)}
+    hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+    result: torch.Tensor = causal.get_output_embeddings()(hidden)
+    return result
+
+
+def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
+    (path,) = outcome.output.glob("*.safetensors")
+    return load_file(path)
+
+
+def check_same(one: Outcome, other: Outcome, tolerance: float) -> None:
+    """Losses, evaluation and weights of two runs are the same."""
+    assert other.losses == pytest.approx(one.losses, abs=tolerance)
+    assert len(one.losses) == STEPS
+    assert other.progress["evalLoss"] == pytest.approx(one.progress["evalLoss"], abs=tolerance)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 10 * tolerance
+
+
+def learns(case: Case) -> None:
+    """The loss falls with each of three steps."""
+    outcome = case.learned()
+    losses = [*outcome.losses, outcome.progress["result"]["evalLoss"]]
+    assert len(losses) == STEPS + 1
+    assert all(after < before for before, after in pairwise(losses))
+
+
+def reloads(case: Case) -> None:
+    """What was written gives the loss of what was trained, and the base model gives another one."""
+    loss = mean_loss(case.written(), case.tokenizer)
+    assert loss == pytest.approx(case.learned().progress["result"]["evalLoss"], abs=1e-5)
+    assert abs(mean_loss(load(case.base), case.tokenizer) - loss) > 1e-3
+
+
+def merges(case: Case) -> None:
+    """The merged model gives the logits of base model and adapter, and the base model alone gives others."""
+    batch = collate(encode(case.tokenizer, 2), np.arange(2), 0, "right", None)
+    adapted = logits(case.written(), batch)
+    torch.testing.assert_close(logits(load(case.learned().output / "merged"), batch), adapted, atol=1e-5, rtol=0)
+    assert not torch.allclose(logits(load(case.base), batch), adapted, atol=1e-3)
+
+
+def packs(case: Case) -> None:
+    """The rows of a batch, joined or padded, give the logits that each gives by itself."""
+    model, examples = case.written(), encode(case.tokenizer, 5)
+    rows, lengths = np.arange(5), examples.lengths.tolist()
+    apart = [logits(model, collate(examples, np.array([row]), 0, "right", None))[0, : lengths[row]] for row in rows]
+    joins = joins_rows(SupervisedLoss(model), model, torch.device("cpu"))
+    model.eval()
+    assert joins == families.FAMILIES[case.family].joins_rows
+    if joins:
+        together: Any = logits(model, join(examples, rows))[0].split(lengths)
+    else:
+        padded = logits(model, collate(examples, rows, 0, "right", None))
+        together = [line[:length] for line, length in zip(padded, lengths, strict=True)]
+    for one, other in zip(apart, together, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def resumes(case: Case) -> None:
+    """With dropout everywhere, a run that was stopped ends as one that was not, to the last digit.
+
+    Each step has all rows, in three micro-batches: the first loss is that of `learned` but for what was dropped.
+    """
+    learned, command = case.learned(), case.configure(dropout=0.1)
+    command.change("General", base_model=str(with_dropout(case.base, command.folder / "dropping")))
+    command.change("Dataset", validation_file="data.jsonl")
+    command.change("Training", batch_size=ROWS // 3, gradient_accumulation_steps=3, max_train_steps=STEPS)
+    whole = command.run("--output_dir", str(command.folder / "whole"))
+    whole.output = command.folder / "whole"
+    assert (abs(whole.losses[0] - learned.losses[0]) > DROPPED) == (case.family != "mpt")
+    command.train_until(1, "r")
+    resumed = command.run("--run_name", "r")
+    assert "going on from checkpoint" in resumed.err
+    assert resumed.out.startswith(f"step {STEPS}/{STEPS}")
+    check_same(whole, resumed, 0.0)
+
+
+def on_one_rank(case: Case) -> Outcome:
+    """The run whose batches two ranks share."""
+    outcome = Outcome(0, "", "", case.folder / f"{case.name}-one")
+    done = spread(case, outcome.output, BATCH, "DDP").run()
+    assert done.code == 0, done.err
     return outcome
 
 
-@pytest.mark.parametrize("family", SIZES)
-def test_full_model_that_was_written_is_the_one_that_was_trained(
-    command: Command, model_folder: Callable[[str], Path], tokenizer: Any, family: str
+def on_two_ranks(case: Case, kind: str) -> Outcome:
+    """DDP, FSDP, or FSDP in two halves. All families are run at once by the same two processes."""
+    processes = case.folder / "two"
+    if not processes.exists():
+        runs = []
+        for family, method in product(SIZES, METHODS):
+            other = replace(case, family=family, method=method)
+            both = (spread(other, case.folder / f"{other.name}-{mode}", BATCH // 2, mode) for mode in ("DDP", "FSDP"))
+            runs += [entry(command) for command in both]
+            # Where a checkpoint of the first half is, the second half follows.
+            halves = spread(other, case.folder / f"{other.name}-halves", BATCH // 2, "FSDP")
+            runs += [entry(halves, name="r", stop=1), entry(halves, name="r")]
+        ranks.start(processes, runs, 2)
+    return Outcome(0, "", "", case.folder / f"{case.name}-{kind}")
+
+
+def spread(case: Case, output: Path, rows: int, mode: str) -> Command:
+    """The command for runs that are compared over ranks, with this many rows for each of them."""
+    command = case.configure().change("General", output_dir=str(output))
+    command.change("Dataset", validation_split_percentage=20)
+    sizes = {"batch_size": rows, "accelerate_mode": mode, "max_train_steps": STEPS, "learning_rate": 0.001}
+    return command.change("Training", **sizes)
+
+
+def entry(command: Command, *, stop: int | None = None, name: str | None = None) -> dict[str, Any]:
+    """A run for `ranks`."""
+    return {"config": copy.deepcopy(command.config), "data": str(command.folder), "stop": stop, "name": name}
+
+
+def ddp(case: Case) -> None:
+    """Two ranks of DDP learn as one with twice the batch."""
+    check_same(on_one_rank(case), on_two_ranks(case, "DDP"), 1e-4)
+
+
+def fsdp(case: Case) -> None:
+    """FSDP learns as DDP."""
+    check_same(on_two_ranks(case, "DDP"), on_two_ranks(case, "FSDP"), 1e-4)
+
+
+def fsdp_resumes(case: Case) -> None:
+    """A run of FSDP that was stopped ends as one that was not."""
+    check_same(on_two_ranks(case, "FSDP"), on_two_ranks(case, "halves"), 1e-9)
+
+
+FAST: dict[str, Callable[[Case], None]] = {"learns": learns, "reloads": reloads, "merged": merges, "packed": packs}
+SLOW: dict[str, Callable[[Case], None]] = {"resumed": resumes, "ddp": ddp, "fsdp": fsdp, "fsdp-resumed": fsdp_resumes}
+METHODS = ("full", "lora")
+
+
+def cells() -> Iterator[Any]:
+    """The cells of the table, such as llama-lora-resumed. Without an adapter there is nothing to merge."""
+    for family, method, name in product(SIZES, METHODS, FAST | SLOW):
+        if (method, name) != ("full", "merged"):
+            marks = [pytest.mark.slow] if name in SLOW else []
+            yield pytest.param(family, method, name, id=f"{family}-{method}-{name}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are that several tests look at."""
+    return tmp_path_factory.mktemp("families")
+
+
+@pytest.mark.parametrize(("family", "method", "name"), list(cells()))
+def test_family(
+    command: Command, model_folder: Callable[[str], Path], tokenizer: Any, folder: Path, family: str, method: str, name: str
 ) -> None:
-    outcome = run(command, base_model=str(model_folder(family)), lora_config=None)
-    loss = mean_loss(load(outcome.output), tokenizer)
-    assert loss == pytest.approx(outcome.progress["result"]["evalLoss"], abs=1e-5)
-    assert abs(mean_loss(load(model_folder(family)), tokenizer) - loss) > 0.01
-
-
-@pytest.mark.parametrize("family", SIZES)
-def test_adapter_and_merged_model_are_what_was_trained(
-    command: Command, model_folder: Callable[[str], Path], tokenizer: Any, family: str
-) -> None:
-    base = str(model_folder(family))
-    outcome = run(command, base_model=base, merge_adapter=True, enable_gradient_checkpointing=True)
-    model = adapted(command, outcome)
-    assert mean_loss(model, tokenizer) == pytest.approx(outcome.progress["result"]["evalLoss"], abs=1e-5)
-    torch.testing.assert_close(logits(load(outcome.output / "merged")), logits(model), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(logits(load(model_folder(family))), logits(model), atol=1e-3)
-    assert sorted(model.peft_config["default"].target_modules) == sorted(families.FAMILIES[family].lora_targets or ())
-    manifest = json.loads((outcome.output / "manifest.json").read_text())
-    assert {"adapter_model.safetensors", "merged/model.safetensors", "merged/tokenizer.json"} <= {
-        entry["path"] for entry in manifest["files"]
-    }
-    again = command.run("--run_name", "one"), command.run("--run_name", "one")
-    assert again[1].out == f"finished in an earlier attempt: {outcome.output}\n"
-
-
-# PEFT, of a linear layer among GPT-2's convolutions, and of the tie that is tested here
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
-def test_adapted_output_layer_is_merged_without_the_embeddings_it_was_tied_to(
-    command: Command, model_folder: Callable[[str], Path]
-) -> None:
-    lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["c_attn", "lm_head"]}
-    outcome = run(command, base_model=str(model_folder("gpt2")), merge_adapter=True, lora_config=lora)
-    merged, before = load(outcome.output / "merged"), load(model_folder("gpt2"))
-    assert before.lm_head.weight is before.transformer.wte.weight
-    torch.testing.assert_close(logits(merged), logits(adapted(command, outcome)), atol=1e-5, rtol=1e-5)
-    assert torch.equal(merged.transformer.wte.weight, before.transformer.wte.weight)
-    assert not torch.equal(merged.lm_head.weight, before.lm_head.weight)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", [name for name, row in families.FAMILIES.items() if row.joins_rows])
-def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> None:
-    """Also with a window of attention shorter than the rows, where the family has one."""
-    sizes = SIZES.get(family, SIZES["llama"]) | {"pad_token_id": 0, "sliding_window": 100}
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **sizes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    module, rows = SupervisedLoss(model), np.arange(len(examples))
-    apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
-    assert joins_rows(module, model, torch.device("cpu"))
-    module.eval()
-    together = float(module(join(examples, rows)))
-    assert together == pytest.approx(sum(apart), rel=1e-6)
-    assert float(module(join(examples, rows[::-1]))) == pytest.approx(together, rel=1e-6)
-    mixed = dataclasses.replace(join(examples, rows), joined=(int(examples.lengths.sum()),))
-    assert abs(float(module(mixed)) - together) > 1e-3
-
-
-class Deaf(LlamaModel):
-    """A model that takes no notice of where a row begins."""
-
-    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
-        return super().forward(input_ids, use_cache=others["use_cache"])
-
-
-def test_model_that_mixes_joined_rows_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
-    config = CONFIG_MAPPING["llama"](vocab_size=VOCABULARY, **SIZES["llama"])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    model.model = Deaf(config)
-    with caplog.at_level(logging.WARNING, "finetune_trainer"):
-        logging.getLogger("finetune_trainer").propagate = True
-        assert not joins_rows(SupervisedLoss(model), model, torch.device("cpu"))
-    assert "does not keep joined rows apart: rows are padded" in caplog.text
-    assert model.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.parametrize("family", SIZES)
-def test_run_that_was_stopped_goes_on(command: Command, model_folder: Callable[[str], Path], family: str) -> None:
-    command.change("General", base_model=str(model_folder(family)), lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
-    whole = command.run("--output_dir", str(command.folder / "whole"))
-    whole.output = command.folder / "whole"
-    assert command.train_until(1, "r").progress["step"] == 2
-    resumed = command.run("--run_name", "r")
-    assert "going on from checkpoint" in resumed.err
-    assert resumed.losses == whole.losses
-    assert len(resumed.losses) == 4
-
-
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_row_of_the_table_fits_the_model(family: str) -> None:
-    row = families.FAMILIES[family]
-    assert list(row.lora_targets or ()) == PEFT_TARGETS[family]
-    if family not in SIZES:
-        return
-    config = CONFIG_MAPPING[family](vocab_size=64, **SIZES[family])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=row.attention)
-    layers = families.decoder_layers(model)
-    assert len(layers) == 2
-    assert {type(layer).__name__.endswith(("Layer", "Block")) for layer in layers} == {True}
-    assert families.has_plain_head(model)
-    assert families.takes_positions(model) == (family not in ("bloom", "mpt"))
-
-
-def test_family_without_a_row_is_trained_and_named(command: Command, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    sizes = {**SIZES["llama"], "head_dim": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-    config = CONFIG_MAPPING["gemma2"](vocab_size=400, **sizes)
-    folder = command.folder / "other"
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    assert len(families.decoder_layers(model)) == 2
-    assert not families.has_plain_head(model)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    with caplog.at_level(logging.WARNING):
-        outcome = run(command, base_model=str(folder), lora_config=None)
-    assert "not tested with models of type gemma2" in caplog.text + outcome.err
-    loss = mean_loss(load(outcome.output), tokenizer)
-    assert loss == pytest.approx(outcome.progress["result"]["evalLoss"], abs=1e-5)
+    (FAST | SLOW)[name](Case(family, method, command, model_folder, tokenizer, folder))

@@ -80,8 +80,9 @@ def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
 def records(outcome: Outcome) -> list[dict[str, Any]]:
     """What is on record of each step, without what the clock says."""
     lines = (outcome.output / "logs" / "metrics.jsonl").read_text().splitlines()
-    clock = ("tokensPerSecond", "etaSeconds")
-    return [{key: value for key, value in json.loads(line).items() if key not in clock} for line in lines]
+    clock = ("tokensPerSecond", "etaSeconds", "memoryBytes")
+    found = [json.loads(line) for line in lines]
+    return [{key: value for key, value in record.items() if key not in clock} for record in found if "event" not in record]
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -89,6 +90,11 @@ def same(one: Outcome, other: Outcome) -> bool:
     ours, theirs = weights(one), weights(other)
     equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     return equal and records(one) == records(other) and one.progress["result"] == other.progress["result"]
+
+
+def apart(one: Outcome, other: Outcome) -> float:
+    """The largest difference between the losses of two runs."""
+    return max(abs(ours - theirs) for ours, theirs in zip(one.losses, other.losses, strict=True))
 
 
 def go_on(command: Command) -> Outcome:
@@ -163,7 +169,9 @@ LOST: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 @pytest.mark.parametrize("lost", LOST)
 def test_whatever_is_not_restored_shows(learning: Command, whole: Outcome, stopped: Path, lost: str) -> None:
     edit_checkpoint(stopped, LOST[lost])
-    assert same(whole, go_on(learning)) == (lost == "nothing")
+    resumed = go_on(learning)
+    assert same(whole, resumed) == (lost == "nothing")
+    assert (apart(whole, resumed) > 1e-4) == (lost != "nothing")
 
 
 def test_randomness_that_is_not_restored_would_show(learning: Command, whole: Outcome) -> None:
@@ -171,6 +179,27 @@ def test_randomness_that_is_not_restored_would_show(learning: Command, whole: Ou
     learning.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.0})
     without = run_whole(learning)
     assert all(ours != theirs for ours, theirs in zip(whole.losses[1:], without.losses[1:], strict=True))
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_dropout_of_another_seed_shows(learning: Command, dropout: float) -> None:
+    """The order of the rows is fixed and the weights are in the checkpoint: the seed decides about dropout alone.
+
+    A run with another seed does not take the checkpoint for its own, unless it says that it is.
+    """
+    learning.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": dropout})
+    learning.change("Dataset", shuffle=False, validation_split_percentage=0).change("Training", epochs=1, logging_steps=1)
+    whole = run_whole(learning)
+    checkpoint = only_checkpoint(learning.train_until(1, "r").output)
+    learning.change("Training", seed=43)
+    learning.change("General", output_dir=str(learning.folder / "other"))
+    other = only_checkpoint(learning.train_until(1, "r").output)
+    identity = json.loads((other / "complete.json").read_text())["identity"]
+    edit_checkpoint(checkpoint, lambda _, marker: marker.update(identity=identity))
+    learning.change("General", output_dir=str(checkpoint.parents[1]))
+    resumed = go_on(learning)
+    assert resumed.losses[:2] == whole.losses[:2]
+    assert (apart(whole, resumed) > 1e-4) == (dropout > 0)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adafactor", "NAdam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta", "RAdam"])

@@ -85,9 +85,11 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(command: Command, 
     whole = pair("DDP")
     options = ("--run_name", "r", "--checkpoint_every_steps", "10", "--max_worker_failures", "2")
     started = Apart(command, *options)
-    started.wait_for(25)
+    # Looked for early: the run must not end between its step 25 and the kill.
+    started.wait_for(1)
     workers = workers_of(started.process.pid)
     assert len(workers) == 2
+    started.wait_for(25)
     os.kill(workers[1], signal.SIGKILL)
     started.watch(lambda: started.progress().get("restarts", 0) > 0)
     first_after = started.progress()["step"]
@@ -130,12 +132,13 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
 
 def test_an_error_that_would_come_again_is_not_tried_again(command: Command) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
-    before = time.monotonic()
     outcome = command.run_apart("--max_worker_failures", "5")
     assert outcome.code == 4, outcome.err
     assert "error: org/none: cannot load the tokenizer" in outcome.err
     assert "restarts" not in outcome.progress or outcome.progress["restarts"] == 0
-    assert time.monotonic() - before < 60
+    logs = (command.output / "logs" / "attempt-1").glob("rank-*.log")
+    # Each rank has failed at most once; whose error came first ends the other.
+    assert sum(log.read_text().count("errors.ModelNotFound: org/none") for log in logs) in (1, 2)
 
 
 @pytest.fixture

@@ -133,7 +133,17 @@ def test_the_pause_doubles_up_to_its_limit_and_attempts_end() -> None:
 
 @pytest.mark.parametrize(
     "reason",
-    ["InvalidSpec", "DatasetInvalid", "DatasetNotFound", "ModelNotFound", "DeviceNotFound", "LossNotFinite", "OutOfMemory"],
+    [
+        "InvalidSpec",
+        "DatasetInvalid",
+        "DatasetNotFound",
+        "ModelNotFound",
+        "ModelAccessDenied",
+        "ModelInvalid",
+        "DeviceNotFound",
+        "LossNotFinite",
+        "OutOfMemory",
+    ],
 )
 def test_what_a_retry_cannot_mend_is_not_tried_again(reason: str) -> None:
     life = running()

@@ -10,12 +10,11 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from finetune_trainer import checkpoint, console, launch, logbook, manifest, stop
+from finetune_trainer import checkpoint, console, launch, logbook, manifest, sources, stop
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, explain, in_words, output_error
 from finetune_trainer.mirror import Mirror
 from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
 from finetune_trainer.redaction import redact
-from finetune_trainer.rows import read_rows
 from finetune_trainer.run import LOGS, Run, Saving
 from finetune_trainer.tracker import METRICS_FILE, now
 from finetune_trainer.yaml_file import load_config
@@ -179,6 +178,7 @@ def _already_finished(run: Run) -> bool:
     output = manifest.find_result(run.output_dir, run.run_name) if run.run_name else None
     if output is None:
         return False
+    sources.remove(run)
     if not run.saving.after_export:
         checkpoint.prune(run.checkpoints, run.checkpoint_owner, keep=0)
     _write_finished(run, output)
@@ -216,10 +216,7 @@ def _say_starting(run: Run) -> None:
 
 def _check_inputs(run: Run) -> None:
     """Refuse broken rows, and a checkpoint that is none, before anything heavy starts."""
-    dataset = run.config.dataset
-    read_rows(run.train_file, dataset.train_file)
-    if run.validation_file is not None:
-        read_rows(run.validation_file, dataset.validation_file or "")
+    sources.check(run)
     if run.given_checkpoint is not None:
         try:
             checkpoint.read_marker(run.given_checkpoint)
@@ -228,7 +225,7 @@ def _check_inputs(run: Run) -> None:
 
 
 def _fail(run: Run, error: Exception) -> int:
-    known = explain(error, run.output_dir)
+    known = explain(error, run)
     if known is None:
         traceback.print_exception(error)
         known = in_words(error)

@@ -5,6 +5,8 @@
     ├── DatasetNotFound      3  DatasetNotFound   no such data file
     ├── DatasetInvalid       3  DatasetInvalid    rows that cannot be used, with file and line
     ├── ModelNotFound        4  ModelNotFound     no model or tokenizer under this name or in this folder
+    ├── ModelAccessDenied    8  ModelAccessDenied the hub does not give the model to this user: it is gated or private
+    ├── ModelInvalid         9  ModelInvalid      a file of the model is broken, or does not fit its config.json
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
     ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
     ├── OutputNotWritable    7  TrainingFailed    the output folder refuses to be written
@@ -25,13 +27,16 @@ import time
 import traceback
 from typing import TYPE_CHECKING, ClassVar
 
+from finetune_trainer.advice import lacking_memory, to_save_memory
 from finetune_trainer.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from finetune_trainer.config import TrainerConfig
     from finetune_trainer.progress import FailureReason
+    from finetune_trainer.run import Run
 
 USAGE_EXIT_CODE = 1
 """Exit code of a command line that names no configuration or an unknown option."""
@@ -79,6 +84,20 @@ class ModelNotFound(TrainerError):  # noqa: N818 - named after the reason in the
 
     reason = "ModelNotFound"
     exit_code = 4
+
+
+class ModelAccessDenied(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """The hub has the model, and does not give it to this user."""
+
+    reason = "ModelAccessDenied"
+    exit_code = 8
+
+
+class ModelInvalid(TrainerError):  # noqa: N818 - named after the reason in the job's status
+    """A file of the base model or its tokenizer is broken, or the weights are not those of its config.json."""
+
+    reason = "ModelInvalid"
+    exit_code = 9
 
 
 class DeviceNotFound(TrainerError):  # noqa: N818 - named after the reason in the job's status
@@ -140,7 +159,6 @@ class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in t
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 MESSAGE_BYTES = 4096
@@ -169,33 +187,31 @@ def output_error(folder: Path, error: OSError) -> OutputNotWritable:
     return OutputNotWritable(f"{folder}: the output folder is not writable: {error.strerror or error}")
 
 
-def explain(error: BaseException, output_dir: Path) -> TrainerError | None:
+def explain(error: BaseException, run: Run) -> TrainerError | None:
     """Translate an error of Python, torch or Ray that has a plain cause; None: it has none that is known here."""
     if isinstance(error, TrainerError):
         return error
     if isinstance(error, OSError) and error.errno in _FULL:
-        return output_error(output_dir, error)
+        return output_error(run.output_dir, error)
     text = str(error)
     if type(error).__name__ == "WorkerHealthCheckFailedError":
-        return _explain_loss(text)
-    memory = isinstance(error, MemoryError) or type(error).__name__ in {"OutOfMemoryError", "OutOfMemory"}
-    if memory or (isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)):
-        advice = "use a smaller Training.batch_size, or General.enable_gradient_checkpointing: true"
-        return OutOfMemory(f"out of memory ({text.strip().splitlines()[0] if text.strip() else 'host'}); {advice}")
+        return _explain_loss(text, run.config)
+    memory = lacking_memory(error)
+    if memory is not None:
+        said = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+        return OutOfMemory(f"the memory of the {memory} is exhausted ({said}); {to_save_memory(run.config, memory)}")
     # safetensors writes files from Rust and loses errno on the way.
     if "No space left on device" in text or "os error 28" in text:
-        return OutputVolumeFull(f"{output_dir}: no space left on the output volume")
+        return OutputVolumeFull(f"{run.output_dir}: no space left on the output volume")
     return None
 
 
-def _explain_loss(text: str) -> WorkerLost | WorkerOOMKilled:
+def _explain_loss(text: str, config: TrainerConfig) -> WorkerLost | WorkerOOMKilled:
     """Put Ray Train's report of a lost worker, its description and then what Ray's core says, into a sentence or two."""
     description, _, cause = text.partition("\n)\n")
     host = re.search(r"hostname='([^']+)'", description)
     worker = f"the worker on {host[1]}" if host else "a worker"
     memory = re.search(r"Memory on the node \([^)]*\) was (.+?limit)", cause)
     if memory:
-        return WorkerOOMKilled(
-            f"{worker} was ended for lack of memory ({memory[1]}); give workers more, or lower Training.batch_size"
-        )
+        return WorkerOOMKilled(f"{worker} was ended for lack of memory ({memory[1]}); {to_save_memory(config, 'host')}")
     return WorkerLost(f"{worker} was lost: {' '.join(cause.split())[:1000]}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,8 @@ import transformers
 from torch import nn
 from transformers.utils import logging as hub_logging
 
-from finetune_trainer import families
-from finetune_trainer.errors import ConfigError, ModelNotFound
+from finetune_trainer import families, loading
+from finetune_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
     from finetune_trainer.run import Run
@@ -26,14 +25,16 @@ def load_tokenizer(run: Run) -> Any:
 
     Raises:
         ModelNotFound: there is none under this name or in this folder.
+        ModelAccessDenied: the hub does not give it to this user.
+        ModelInvalid: a file of it is broken.
     """
     from transformers import AutoTokenizer
 
     hub_logging.set_verbosity_error()
     try:
         return AutoTokenizer.from_pretrained(run.tokenizer_source, **_hub_options(run, run.tokenizer_source))
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_found(run, "tokenizer", run.tokenizer_source, error) from error
+    except loading.ERRORS as error:
+        raise loading.refuse(run, "tokenizer", run.tokenizer_source, error) from error
 
 
 def load_model(run: Run, dtype: torch.dtype) -> Any:
@@ -45,6 +46,8 @@ def load_model(run: Run, dtype: torch.dtype) -> Any:
 
     Raises:
         ModelNotFound: there is none under this name or in this folder.
+        ModelAccessDenied: the hub does not give it to this user.
+        ModelInvalid: a file of it is broken.
         ConfigError: LoRA's target modules are not in the model.
     """
     general = run.config.general
@@ -71,6 +74,8 @@ def load_base(run: Run, dtype: torch.dtype) -> Any:
 
     Raises:
         ModelNotFound: there is none under this name or in this folder.
+        ModelAccessDenied: the hub does not give it to this user.
+        ModelInvalid: a file of it is broken.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -79,30 +84,19 @@ def load_base(run: Run, dtype: torch.dtype) -> Any:
     try:
         config = AutoConfig.from_pretrained(run.model_source, **options)
         attention = families.family_of(config.model_type).attention
-        return AutoModelForCausalLM.from_pretrained(
-            run.model_source, config=config, dtype=dtype, attn_implementation=attention, **options
+        model, found = AutoModelForCausalLM.from_pretrained(
+            run.model_source, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True, **options
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_found(run, "model", run.model_source, error) from error
+    except loading.ERRORS as error:
+        raise loading.refuse(run, "model", run.model_source, error) from error
+    loading.check_complete(run, found["missing_keys"])
+    return model
 
 
 def _hub_options(run: Run, source: str) -> dict[str, Any]:
     """The revision is the base model's: a tokenizer of its own has another history."""
     options: dict[str, Any] = {"trust_remote_code": run.config.general.config.trust_remote_code}
     return options | ({"revision": run.model_revision} if run.model_revision and source == run.model_source else {})
-
-
-def _not_found(run: Run, what: str, source: str, error: Exception) -> ModelNotFound:
-    name = run.config.general.base_model
-    if what == "tokenizer" and run.config.general.tokenizer_name:
-        name = run.config.general.tokenizer_name
-    where = f"folder {source}" if Path(source).is_absolute() else "the Hugging Face hub or its local cache"
-    return ModelNotFound(f"{name}: cannot load the {what} from {where}: {_first_sentence(error)}")
-
-
-def _first_sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def add_adapters(model: Any, run: Run) -> Any:
@@ -136,7 +130,8 @@ def add_adapters(model: Any, run: Run) -> Any:
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         there = ", ".join(_adaptable(model))
-        raise ConfigError([f"General.lora_config.target_modules: {_first_sentence(error)}; the model has {there}"]) from None
+        why = loading.first_sentence(error)
+        raise ConfigError([f"General.lora_config.target_modules: {why}; the model has {there}"]) from None
     return adapted
 
 

@@ -25,6 +25,8 @@ FailureReason = Literal[
     "DatasetNotFound",
     "DatasetInvalid",
     "ModelNotFound",
+    "ModelAccessDenied",
+    "ModelInvalid",
     "DeviceNotFound",
     "LossNotFinite",
     "OutputVolumeFull",

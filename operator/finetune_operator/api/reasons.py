@@ -52,6 +52,8 @@ class Reason(StrEnum):
     DATASET_NOT_FOUND = "DatasetNotFound"
     DATASET_INVALID = "DatasetInvalid"
     MODEL_NOT_FOUND = "ModelNotFound"
+    MODEL_ACCESS_DENIED = "ModelAccessDenied"
+    MODEL_INVALID = "ModelInvalid"
     DEVICE_NOT_FOUND = "DeviceNotFound"
     LOSS_NOT_FINITE = "LossNotFinite"
     OUTPUT_VOLUME_FULL = "OutputVolumeFull"
@@ -252,7 +254,7 @@ ENDED: dict[Reason, Explanation] = {
     Reason.WORKER_OOM_KILLED: Explanation(
         "A container ran out of its memory limit; the message names the pod.",
         _ENDED,
-        "Raise `workers.memory`, or lower `batch_size` or `max_length`.",
+        "Raise `workers.memory`, or lower `batch_size` (with more `gradient_accumulation_steps`) or `max_length`.",
     ),
     Reason.DATASET_NOT_FOUND: Explanation(
         "`train_file` or `validation_file` does not exist; the message says where it was looked for.",
@@ -267,7 +269,19 @@ ENDED: dict[Reason, Explanation] = {
     Reason.MODEL_NOT_FOUND: Explanation(
         "The base model or its tokenizer cannot be loaded; the message says from where.",
         _ENDED,
-        "See `spec.model` and `base_model`; a gated model needs `model.tokenSecretRef`.",
+        "See `spec.model` and `base_model`. A private model is not found without a token: `model.tokenSecretRef`.",
+    ),
+    Reason.MODEL_ACCESS_DENIED: Explanation(
+        "The hub has the model and does not give it to this user: it is gated, or the token is not valid or may not read it.",
+        _ENDED,
+        "Accept the licence on the model's page, which the message names, and give a token of that account in "
+        "`model.tokenSecretRef`.",
+    ),
+    Reason.MODEL_INVALID: Explanation(
+        "A file of the model is cut off or broken, or the weights are not those that `config.json` tells of; the message names "
+        "the file.",
+        _ENDED,
+        "Copy or download the model again, or correct `config.json`.",
     ),
     Reason.DEVICE_NOT_FOUND: Explanation(
         "Device GPU was asked for and the worker has none that torch can use; the message names the pod, what Ray gave "
@@ -289,9 +303,10 @@ ENDED: dict[Reason, Explanation] = {
         "This is a fault of the trainer image: was it replaced by one of your own?",
     ),
     Reason.OUT_OF_MEMORY: Explanation(
-        "Memory of the host or the device ran out within the trainer.",
+        "Memory of the host or of the device, as the message says, ran out within the trainer.",
         _ENDED,
-        "Lower `batch_size` or `max_length`, set `enable_gradient_checkpointing: true`, or give more memory.",
+        "The message says what the configuration leaves to try: a lower `batch_size` with more `gradient_accumulation_steps`, "
+        "`enable_gradient_checkpointing: true`, `lora_config`, `accelerate_mode: FSDP`, a lower `max_length`, more memory.",
     ),
     Reason.TRAINING_FAILED: Explanation(
         "The trainer failed otherwise; the message has the end of its words.", _ENDED, "Read the message and the run's logs."
