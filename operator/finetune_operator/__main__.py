@@ -53,8 +53,18 @@ async def resync(kube: KubeClient, memo: handlers.Memo, namespaces: tuple[str, .
             await refill(kube, cache, namespaces)
         except Exception:
             logger.exception("resync failed; again in %.0f s", RESYNC_SECONDS)
-        for key in cache.keys(PLURAL):
-            queue.add(key)
+        add_all(cache, queue)
+
+
+def add_all(cache: Cache, queue: WorkQueue[Key]) -> None:
+    """Have every job looked at, those that have not ended first: of the others there may be thousands."""
+
+    def has_ended(key: Key) -> bool:
+        job = cache.get(PLURAL, key) or {}
+        return "completionTime" in (job.get("status") or {})
+
+    for key in sorted(cache.keys(PLURAL), key=has_ended):
+        queue.add(key)
 
 
 async def serve(settings: Settings) -> None:
@@ -72,8 +82,7 @@ async def serve(settings: Settings) -> None:
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile)
         metrics.QUEUE_LENGTH.set_function(lambda: len(queue))
         await refill(kube, cache, settings.namespaces)
-        for key in cache.keys(PLURAL):
-            queue.add(key)
+        add_all(cache, queue)
         memo = handlers.Memo(cache=cache, queue=queue, listed=asyncio.Event())
         tasks = [asyncio.create_task(watch(settings, memo), name="watch")]
         tasks += [asyncio.create_task(queue.run_worker(), name=f"worker-{n}") for n in range(settings.workers)]

@@ -21,7 +21,7 @@ from tests.support.fake_ray import FakeRay, Head
 from tests.support.http_server import a_moment, running
 
 from finetune_operator import handlers
-from finetune_operator.__main__ import refill
+from finetune_operator.__main__ import add_all, refill
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
@@ -64,8 +64,7 @@ class Operator:
 
     def nudge(self) -> None:
         """What the resync does: have every job looked at."""
-        for key in self.cache.keys("finetunejobs"):
-            self.queue.add(key)
+        add_all(self.cache, self.queue)
 
     def alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
