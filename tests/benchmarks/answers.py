@@ -4,8 +4,8 @@
     python -m tests.benchmarks.answers OUTPUT.json
 
 80 of the sample rows are learned and 20 are held out. All models are measured alike: the loss of each held-out
-response, and the greedy answers to the held-out prompts and to prompts that are in no file. It takes its time: minutes
-for each of the four models on two idle CPUs.
+response, and the greedy answers to the held-out prompts and to prompts that are in no file. Each of the four models
+takes some minutes.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ def make_optimizer(run: Run, weights: list[torch.nn.Parameter]) -> torch.optim.O
     """
     training = run.config.training
     if training.torch_optimizer == "Adafactor" and any(hasattr(weight, "full_tensor") for weight in weights):
-        raise ConfigError(["Training.optimizer: torch's Adafactor does not work on the shards of FSDP; use AdamW or SGD, "
-                           "or accelerate_mode DDP"])  # fmt: skip
+        advice = "use AdamW or SGD, or accelerate_mode DDP"
+        raise ConfigError([f"Training.optimizer: torch's Adafactor does not work on the shards of FSDP; {advice}"])
     kind: type[torch.optim.Optimizer] = getattr(torch.optim, training.torch_optimizer)
     options: dict[str, Any] = {"lr": training.learning_rate}
     if training.torch_optimizer != "Rprop":  # it has no weight decay
