@@ -16,8 +16,14 @@ import aiohttp
 from aiohttp import web
 from tests.support.kubectl import Kubectl
 
-LONG_GONE = "1"
-"""A resourceVersion that no API server keeps the history of."""
+EXPIRED = {
+    "type": "ERROR",
+    "object": {
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "too old resource version: 1 (2)", "reason": "Expired", "code": 410,
+    },
+}  # fmt: skip
+"""What an API server answers to a watch whose resourceVersion it keeps no history of."""
 
 
 class ApiProxy:
@@ -26,7 +32,7 @@ class ApiProxy:
     def __init__(self, server: str, session: aiohttp.ClientSession) -> None:
         self.url = ""
         self.expired: list[str] = []
-        """Paths of watches that the API server answered with 410."""
+        """Paths of watches that were answered with 410."""
         self._server, self._session = server, session
         self._cut = False
         self._forget: set[str] = set()
@@ -74,7 +80,7 @@ class ApiProxy:
                 request.transport.abort()
 
     def mend(self) -> None:
-        """Let connections through again; watches ask for a place that the API server has forgotten."""
+        """Let connections through again; the place of the watches is forgotten."""
         self._cut = False
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -86,7 +92,8 @@ class ApiProxy:
         watched = request.path if "watch" in query else None
         if watched in self._forget:
             self._forget.discard(watched)
-            query["resourceVersion"] = LONG_GONE
+            self.expired.append(watched)
+            return web.json_response(EXPIRED)
         headers = {name: request.headers[name] for name in ("Accept", "Content-Type") if name in request.headers}
         url = self._server + request.path
         body = await request.read() or None  # an empty one would be sent with a type that a GET must not have
@@ -94,20 +101,18 @@ class ApiProxy:
             request.method, url, params=query, headers=headers, data=body, timeout=aiohttp.ClientTimeout(None)
         ) as answer:
             if watched is None:
-                return await self._answer(request, answer, watched)
+                return await self._answer(request, answer)
             self._watches.append((request, watched))
             try:
-                return await self._answer(request, answer, watched)
+                return await self._answer(request, answer)
             finally:
                 self._watches = [entry for entry in self._watches if entry[0] is not request]
 
-    async def _answer(self, request: web.BaseRequest, answer: aiohttp.ClientResponse, watched: str | None) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
         await response.prepare(request)
         with suppress(ConnectionError, asyncio.CancelledError):
             async for chunk in answer.content.iter_any():
-                if watched is not None and (answer.status == 410 or b'"code":410' in chunk):
-                    self.expired.append(watched)
                 await response.write(chunk)
             await response.write_eof()
         return response
