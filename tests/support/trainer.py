@@ -197,7 +197,7 @@ class Apart:
     def wait_for(self, step: int) -> None:
         """Wait until a step is on record."""
         metrics = self.logs / "metrics.jsonl"
-        self.watch(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= step)
+        self.watch(lambda: metrics.exists() and metrics.read_text().count('"loss":') >= step)
 
     def wait_until(self, state: str) -> None:
         """Wait until progress.json tells of this state."""
