@@ -106,7 +106,6 @@ async def main(finished: int, running: int) -> dict[str, Any]:
                 found = await measure(api, running, Path(folder))
             return {"finished": finished, "running": running, "secondsUntilAttended": found}
         finally:
-            await api.delete_collection_namespaced_custom_object(*API)
             await core.delete_namespace(NAMESPACE)
 
 

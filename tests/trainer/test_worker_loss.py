@@ -133,13 +133,12 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
 
 def test_an_error_that_would_come_again_is_not_tried_again(command: Command) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
+    before = time.monotonic()
     outcome = command.run_apart("--max_worker_failures", "5")
     assert outcome.code == 4, outcome.err
     assert "error: org/none: cannot load the tokenizer" in outcome.err
     assert "restarts" not in outcome.progress or outcome.progress["restarts"] == 0
-    logs = (command.output / "logs" / "attempt-1").glob("rank-*.log")
-    # Each rank has failed at most once; whose error came first ends the other.
-    assert sum(log.read_text().count("errors.ModelNotFound: org/none") for log in logs) in (1, 2)
+    assert time.monotonic() - before < 120  # six starts of Ray's workers take longer
 
 
 @pytest.fixture
