@@ -25,8 +25,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.trainer import prompt_ids
+
 from finetune_trainer.config import Dataset
-from finetune_trainer.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE, encode_rows, prompt_ids
+from finetune_trainer.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE, encode_rows
 from finetune_trainer.rows import Row
 
 if TYPE_CHECKING:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from finetune_trainer.config import Dataset
+    from finetune_trainer.rows import Row
+
 VOCABULARY = 400
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -75,6 +78,15 @@ def sample_rows(count: int = 24) -> list[dict[str, str]]:
         }
         for number in range(count)
     ]
+
+
+def prompt_ids(row: Row, tokenizer: Any, config: Dataset) -> list[int]:
+    """Token ids of a row's prompt, as the trainer makes them of a row that has a response."""
+    from finetune_trainer.prompts import encode_rows
+    from finetune_trainer.samples import split
+
+    answered = row if row.text else dataclasses.replace(row, response=row.response or "?")
+    return split(encode_rows([answered], tokenizer, config, "f"), 0)[0]
 
 
 @dataclasses.dataclass

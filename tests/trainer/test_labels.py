@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.trainer import make_tokenizer
+from tests.support.trainer import make_tokenizer, prompt_ids
 
 from finetune_trainer.config import Dataset
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.prompts import INTRO, encode_rows, prompt_ids
+from finetune_trainer.prompts import INTRO, encode_rows
 from finetune_trainer.rows import Row
 
 CHATML = (

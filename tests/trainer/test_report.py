@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,15 @@ import pytest
 from ruamel.yaml import YAML
 from tests.support.trainer import sample_rows
 
+from finetune_trainer.stop import STOPPED_EXIT_CODE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.trainer import Command
+
+    from finetune_trainer.tracker import StepDone
 
 VOID = {"meta", "br", "link", "path", "use", "rect", "img"}
 EVIL = '<script>alert("1")</script>'
@@ -98,6 +104,56 @@ def test_report_stands_alone_and_tells_everything(told: Command) -> None:
         assert line in page.sections["Environment"]
     manifest = json.loads((outcome.output / "manifest.json").read_text())
     assert "report.html" in [entry["path"] for entry in manifest["files"]]
+
+
+def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_trainer import loop
+
+    def step(watch: loop.Watch, done: StepDone, *, logs: bool) -> None:
+        watch.tracker.step(done, logs=logs)
+        if done.step == 3:
+            raise RuntimeError(EVIL)
+
+    monkeypatch.setattr(loop.Watch, "step", step)
+    outcome = told.run("--run_name", "<b>r")
+    assert outcome.progress["failure"]["reason"] == "TrainingFailed"
+    page = Page((outcome.output / "report.html").read_text())
+    assert page.loaded == []
+    assert "script" not in page.tags
+    assert page.sections["Why it ended before its time"].strip().startswith(f"TrainingFailed: RuntimeError: {EVIL}")
+    assert page.tags.count("svg") == 4
+    assert page.sections["Answers before and after"].count("Before training") == 2
+    assert "After training" not in page.sections["Answers before and after"]
+    assert "Steps3 of 4" in page.sections["Result"]
+    assert not (outcome.output / "manifest.json").exists()
+
+
+def test_report_of_a_stopped_run_makes_way_for_that_of_the_finished_one(told: Command) -> None:
+    def ask() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not metrics.exists():
+            time.sleep(0.005)
+        (metrics.parent / "stop").touch()
+
+    told.change("Training", max_train_steps=500)
+    metrics = told.output / "logs" / "metrics.jsonl"
+    asker = threading.Thread(target=ask)
+    asker.start()
+    assert told.run("--run_name", "r").code == STOPPED_EXIT_CODE
+    asker.join()
+    report = told.output / "report.html"
+    assert "it was stopped" in Page(report.read_text()).sections["Why it ended before its time"]
+    told.change("Training", max_train_steps=4)
+    assert told.run("--run_name", "r", "--attempt", "2").code == 0
+    assert "Why it ended before its time" not in Page(report.read_text()).sections
+
+
+def test_no_report_of_a_run_that_has_not_trained(told: Command) -> None:
+    told.run()
+    assert (told.output / "report.html").exists()
+    told.change("Dataset", train_file="absent.jsonl")
+    assert told.run().code != 0
+    assert not (told.output / "report.html").exists()
 
 
 def test_curves_of_a_long_run_stay_small() -> None:

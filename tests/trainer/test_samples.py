@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from tests.support import ranks
-from tests.support.trainer import SIZES, Outcome, sample_rows
+from tests.support.trainer import SIZES, Outcome, prompt_ids, sample_rows
 from transformers import AutoModelForCausalLM
 
 from finetune_trainer import families, samples
 from finetune_trainer.config import Dataset
 from finetune_trainer.loss import SupervisedLoss
-from finetune_trainer.prompts import prompt_ids
 from finetune_trainer.rows import Row
 
 if TYPE_CHECKING:

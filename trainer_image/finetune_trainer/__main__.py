@@ -10,7 +10,7 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from finetune_trainer import checkpoint, console, launch, logbook, manifest, sources, stop
+from finetune_trainer import checkpoint, console, launch, logbook, manifest, report, sources, stop
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, explain, in_words, output_error
 from finetune_trainer.mirror import Mirror
 from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
@@ -150,10 +150,20 @@ def execute(run: Run) -> int:
             return _fail(run, error)
     progress = _last_progress(run.logs / PROGRESS_FILE)
     if progress is not None and progress.state == "stopped":
+        _write_report(run, progress)
         _say_stopped(run, progress.checkpoint)
         return stop.STOPPED_EXIT_CODE
     console.say(f"finished: {run.output_dir}")
     return 0
+
+
+def _write_report(run: Run, progress: Progress) -> None:
+    """The report of a run that ended before its time is a help, no more: what went wrong is told already."""
+    try:
+        with suppress(OSError):  # of a volume that is full, say
+            report.write_interrupted(run, progress)
+    except Exception as error:  # noqa: BLE001 - it must not take the place of the failure that it is about
+        console.complain(f"warning: no {report.REPORT_FILE} was written: {error}")
 
 
 def _write_stopped(run: Run) -> None:
@@ -201,6 +211,7 @@ def _prepare(run: Run) -> None:
         stop.clear(run.logs)
         if run.run_name is None:
             (run.logs / METRICS_FILE).unlink(missing_ok=True)
+            (run.output_dir / report.REPORT_FILE).unlink(missing_ok=True)
         manifest.remove_result(run.output_dir)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
@@ -233,6 +244,9 @@ def _fail(run: Run, error: Exception) -> int:
     else:
         console.complain(f"error: {known}")
     _record(run.logs, run.attempt, known)
+    progress = _last_progress(run.logs / PROGRESS_FILE)
+    if progress is not None and progress.state == "failed":
+        _write_report(run, progress)
     return known.exit_code
 
 

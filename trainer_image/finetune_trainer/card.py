@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from finetune_trainer.samples import Answer, Sample
+    from finetune_trainer.answers import Answer, Sample
     from finetune_trainer.story import Story
 
 FENCE = "`" * 8

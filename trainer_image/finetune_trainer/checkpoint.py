@@ -19,6 +19,7 @@ import re
 import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,6 +90,14 @@ class Marker(BaseModel):
 
 class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
     """A folder that is no complete checkpoint, with the reason."""
+
+
+def trainer_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("finetune-operator")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def folder_name(step: int) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_trainer import checkpoint, distributed, manifest, model, sources
+from finetune_trainer.answers import SAMPLES_FILE
 from finetune_trainer.card import model_card
 from finetune_trainer.errors import output_error
 from finetune_trainer.report import REPORT_FILE, report
 from finetune_trainer.run import LOGS
-from finetune_trainer.samples import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

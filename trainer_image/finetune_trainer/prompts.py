@@ -141,14 +141,6 @@ def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> E
     return Encoded(_pack(kept, config, name), tuple(refused), tuple(cut[0]), tuple(cut[1]))
 
 
-def prompt_ids(row: Row, tokenizer: Any, config: Dataset) -> list[int]:
-    """Token ids of one row's prompt, to generate a response from; of a text, its first half."""
-    parts = next(iter(_parts([row], tokenizer, config)))
-    if row.text:
-        return [*parts.head, *parts.response[: max(1, len(parts.response) // 2)]]
-    return _cut_prompt(parts, config.model_copy(update={"truncation": True}))[0]
-
-
 def _parts(rows: Sequence[Row], tokenizer: Any, config: Dataset) -> Iterable[Parts]:
     """The parts of each row, in the rows' order."""
     if tokenizer.eos_token_id is None:

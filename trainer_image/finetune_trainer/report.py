@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import plots, story
-from finetune_trainer.samples import ANSWER_TOKENS
+from finetune_trainer.answers import ANSWER_TOKENS
+from finetune_trainer.progress import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from finetune_trainer.samples import Answer, Sample
+    from finetune_trainer.answers import Answer, Sample
+    from finetune_trainer.progress import Progress
+    from finetune_trainer.run import Run
     from finetune_trainer.story import Story
 
 REPORT_FILE = "report.html"
@@ -28,6 +31,7 @@ def report(told: Story) -> str:
     name = escape(told.run.config.general.base_model)
     differing, others = story.settings(told.run.config)
     sections = [
+        _section("Why it ended before its time", f"<pre>{escape(told.ended)}</pre>\n" if told.ended else ""),
         _section("Curves", _curves(told.records)),
         _section("Answers before and after", "".join(map(_sample, told.samples))),
         _section("History", _list(_went_on(record) for record in told.resumed)),
@@ -35,7 +39,7 @@ def report(told: Story) -> str:
         _section("Result", _table(told.measured)),
         _section("Data", _table(told.data)),
         _section("Configuration", _table(differing) + _details("Keys that have their defaults", _table(others))),
-        _section("Environment", _table(told.environment)),
+        _section("Environment", _table(told.environment) if told.environment else ""),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -46,9 +50,21 @@ def report(told: Story) -> str:
     )
 
 
+def write_interrupted(run: Run, progress: Progress) -> None:
+    """Write the report of a run that was stopped or has failed, unless it has not trained.
+
+    Raises:
+        OSError: the logs cannot be read, or the report not written.
+    """
+    told = story.tell_interrupted(run, progress)
+    if told is not None:
+        write_atomically(run.output_dir / REPORT_FILE, report(told).encode())
+
+
 def _lead(told: Story) -> str:
     named = f"Run {told.run.run_name}: " if told.run.run_name else ""
-    return f"{named}{told.method}; {told.data['Rows to train on']}; workers: {told.environment['Workers']}"
+    workers = f"; workers: {told.environment['Workers']}" if told.environment else ""
+    return f"{named}{told.method}; {told.data['Rows to train on']}{workers}"
 
 
 def _figures(measured: Mapping[str, str]) -> str:
@@ -69,7 +85,9 @@ def _curves(records: list[dict[str, Any]]) -> str:
 
 
 def _sample(sample: Sample) -> str:
-    answers = _answer("Before training", sample.before, "before") + _answer("After training", sample.after, "after")
+    answers = _answer("Before training", sample.before, "before") + (
+        _answer("After training", sample.after, "after") if sample.after else ""
+    )
     expected = f"<div><h4>Expected</h4><pre>{escape(sample.expected)}</pre></div>\n"
     prompt = f"<h3>Prompt, {escape(sample.row)}</h3>\n<pre>{escape(sample.prompt)}</pre>\n"
     return f'<article>\n{prompt}<div class="answers">\n{expected}{answers}</div>\n</article>\n'

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from finetune_trainer import checkpoint, distributed, manifest, state
-from finetune_trainer.checkpoint import Identity, Marker, Unusable
+from finetune_trainer.checkpoint import Identity, Marker, Unusable, trainer_version
 from finetune_trainer.errors import explain, output_error
 from finetune_trainer.progress import Checkpoint
 from finetune_trainer.run import CHECKPOINTS
@@ -177,14 +176,6 @@ def configuration_digest(engine: Engine) -> str:
     }
     rows = (data.train.digest.encode(), data.train_rows.tobytes())
     return checkpoint.digest(json.dumps(settings, sort_keys=True).encode(), *rows)
-
-
-def trainer_version() -> str:
-    """The version of the installed package."""
-    try:
-        return version("finetune-operator")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _describe(path: Path, marker: Marker) -> Checkpoint:

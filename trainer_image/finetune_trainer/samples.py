@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from finetune_trainer import attention, devices, distributed, families, model
+from finetune_trainer.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read
 from finetune_trainer.errors import output_error
 from finetune_trainer.progress import write_atomically
 from finetune_trainer.run import LOGS
@@ -24,42 +24,6 @@ if TYPE_CHECKING:
     from finetune_trainer.resume import Start
 
 log = logging.getLogger(__name__)
-
-SAMPLES_FILE = "samples.json"
-"""Name of the file below ``<output_dir>/logs``."""
-
-ANSWER_TOKENS = 64
-"""Tokens of the longest answer."""
-
-
-class Answer(BaseModel):
-    """What the model has made of a prompt."""
-
-    model_config = ConfigDict(frozen=True)
-
-    text: str
-    stopped: bool
-    """Whether the model ended the answer by itself; otherwise it was cut."""
-
-
-class Sample(BaseModel):
-    """A prompt with its answers."""
-
-    model_config = ConfigDict(frozen=True)
-
-    row: str
-    """Where the row stands, as `data.jsonl:17`."""
-    prompt: str
-    """As the model gets it, without special tokens."""
-    expected: str
-    """The rest of the row."""
-    before: Answer | None = None
-    """Of the model before the first step; None: it was not kept."""
-    after: Answer | None = None
-    """Of the model after the last step."""
-
-
-_FILE = TypeAdapter(tuple[Sample, ...])
 
 
 @dataclass(frozen=True)
@@ -113,13 +77,6 @@ def _keep(engine: Engine, asked: Asked, when: str, answers: list[Answer | None])
     except OSError as error:
         raise output_error(engine.run.output_dir, error) from error
     return Asked(asked.prompts, asked.stops, samples)
-
-
-def read(logs: Path) -> tuple[Sample, ...]:
-    """What was asked in a run; nothing when the file is missing or harmed."""
-    with suppress(OSError, ValueError):
-        return _FILE.validate_json((logs / SAMPLES_FILE).read_bytes())
-    return ()
 
 
 def choose(engine: Engine, tokenizer: Any) -> Asked:

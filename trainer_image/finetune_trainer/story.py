@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.answers import read
+from finetune_trainer.checkpoint import trainer_version
 from finetune_trainer.config import TrainerConfig
 from finetune_trainer.console import duration
 from finetune_trainer.progress import Result
-from finetune_trainer.resume import trainer_version
 from finetune_trainer.tracker import read_metrics
 from finetune_trainer.yaml_file import config_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from finetune_trainer.answers import Sample
     from finetune_trainer.engine import Data, Engine
-    from finetune_trainer.progress import World
+    from finetune_trainer.progress import Progress, World
     from finetune_trainer.run import Run
-    from finetune_trainer.samples import Sample
     from finetune_trainer.tracker import Tracker
 
 NOT_MEASURED = "not measured"
@@ -39,9 +40,11 @@ class Story:
     run: Run
     result: Result
     steps: int
-    """Optimizer steps."""
-    seconds: float
-    """How long the last attempt has trained and evaluated."""
+    """Optimizer steps done."""
+    total_steps: int
+    """Optimizer steps of the whole run; fewer are done when it ended before its time."""
+    seconds: float | None
+    """How long the last attempt has trained and evaluated; None: nobody knows, as it was interrupted."""
     records: list[dict[str, Any]]
     """metrics.jsonl."""
     samples: tuple[Sample, ...]
@@ -51,6 +54,8 @@ class Story:
     """What `describe_environment` gives, and whatever else is worth a line."""
     warnings: tuple[str, ...] = ()
     """What the user was told while the run went on."""
+    ended: str = ""
+    """Why it ended before its time; empty: it did not."""
 
     @property
     def method(self) -> str:
@@ -63,14 +68,15 @@ class Story:
         """What came out of it: a title → a number in words."""
         speeds = [record["tokensPerSecond"] for record in self.records if "loss" in record]
         memory = [record["memoryBytes"] for record in self.records if "loss" in record]
+        took = NOT_MEASURED if self.seconds is None else duration(round(self.seconds))
         return {
             "First loss": _number(self.result.first_loss),
             "Last training loss": _number(self.result.train_loss),
             "Evaluation loss": _number(self.result.eval_loss),
             "Perplexity": NOT_MEASURED if self.result.perplexity is None else f"{self.result.perplexity:.2f}",
             "Tokens per second": f"{speeds[-1]:.0f}" if speeds else NOT_MEASURED,
-            f"Duration since step {self.resumed[-1]['step']}" if self.resumed else "Duration": duration(round(self.seconds)),
-            "Steps": str(self.steps),
+            f"Duration since step {self.resumed[-1]['step']}" if self.resumed else "Duration": took,
+            "Steps": f"{self.steps} of {self.total_steps}" if self.ended else str(self.steps),
             "Memory of rank 0": f"{max(memory) / 2**30:.2f} GiB" if memory else NOT_MEASURED,
         }
 
@@ -113,12 +119,44 @@ def tell(engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environm
         run=run,
         result=tracker.progress.result or Result(),
         steps=engine.total_steps,
+        total_steps=engine.total_steps,
         seconds=tracker.seconds,
         records=read_metrics(run.logs) if engine.worker.is_first else [],
         samples=samples,
         data=describe_data(run, engine.data),
         environment=environment,
         warnings=(*config_notes(run.config), *heard),
+    )
+
+
+def tell_interrupted(run: Run, progress: Progress) -> Story | None:
+    """Put together what an interrupted run has left in its folder of logs; None: it has not trained.
+
+    Args:
+        run: which one.
+        progress: what progress.json tells of its end.
+
+    Raises:
+        OSError: the logs cannot be read.
+    """
+    records = read_metrics(run.logs)
+    steps = [record for record in records if "loss" in record]
+    if not steps:
+        return None
+    losses = [record["evalLoss"] for record in records if "evalLoss" in record] or [None]
+    failure = progress.failure
+    return Story(
+        run=run,
+        result=Result(first_loss=steps[0]["loss"], train_loss=steps[-1]["loss"], eval_loss=losses[-1]),
+        steps=max(steps[-1]["step"], progress.step),
+        total_steps=steps[-1]["totalSteps"],
+        seconds=None,
+        records=records,
+        samples=read(run.logs),
+        data={"Rows to train on": run.config.dataset.train_file},
+        environment={} if progress.world is None else describe_environment(progress.world),
+        warnings=tuple(config_notes(run.config)),
+        ended="it was stopped" if failure is None else f"{failure.reason}: {failure.message}",
     )
 
 
