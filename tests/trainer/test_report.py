@@ -117,7 +117,9 @@ def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Co
     monkeypatch.setattr(loop.Watch, "step", step)
     outcome = told.run("--run_name", "<b>r")
     assert outcome.progress["failure"]["reason"] == "TrainingFailed"
-    page = Page((outcome.output / "report.html").read_text())
+    text = (outcome.output / "report.html").read_text()
+    assert "; ended after step 3 of 4</p>" in text
+    page = Page(text)
     assert page.loaded == []
     assert "script" not in page.tags
     assert page.sections["Why it ended before its time"].strip().startswith(f"TrainingFailed: RuntimeError: {EVIL}")

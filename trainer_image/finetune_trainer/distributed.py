@@ -5,6 +5,7 @@ Without Ray there is one worker and no process group: every collective is the id
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
 from contextlib import contextmanager, nullcontext
@@ -174,9 +175,10 @@ def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dt
     ids = None if worker.device.type == "cpu" else [worker.device]
     # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
     # 0's, which costs once and forgives a difference.
-    return nn.parallel.DistributedDataParallel(
-        module, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False, find_unused_parameters=False
-    )
+    ddp = nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
 
 
 def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:

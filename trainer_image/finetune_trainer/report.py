@@ -64,7 +64,8 @@ def write_interrupted(run: Run, progress: Progress) -> None:
 def _lead(told: Story) -> str:
     named = f"Run {told.run.run_name}: " if told.run.run_name else ""
     workers = f"; workers: {told.environment['Workers']}" if told.environment else ""
-    return f"{named}{told.method}; {told.data['Rows to train on']}{workers}"
+    ended = f"; ended after step {told.steps} of {told.total_steps}" if told.ended else ""
+    return f"{named}{told.method}; {told.data['Rows to train on']}{workers}{ended}"
 
 
 def _figures(measured: Mapping[str, str]) -> str:
