@@ -49,9 +49,10 @@ def main(folder: Path, rank: int, size: int) -> None:
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     devices.select_device(device)
     backend = devices.group_backend(device.type)
-    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    patient = distributed.form_group(backend, rank, size, f"file://{folder}/meeting")
     for entry in json.loads((folder / "runs.json").read_text()):
-        train(entry, distributed.Worker(device, rank, size, local_size=size, local_rank=rank, backend=backend))
+        worker = distributed.Worker(device, rank, size, size, rank, backend, patient=patient)
+        train(entry, worker)
     dist.destroy_process_group()
 
 

@@ -62,3 +62,15 @@ def test_rows_at_once_are_rows_one_by_one(
     together = _at_once(kernel, query, key, value, segments, scaling, window)
     assert together.shape == (1, sum(LENGTHS), 4, 8)
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "size", "taken"), [((7, 5), 64, False), ((8, 0), 64, True), ((9, 0), 256, True), ((9, 0), 288, False)]
+)
+def test_gpu_that_the_kernel_is_not_made_for_does_without(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], size: int, taken: bool
+) -> None:
+    from finetune_trainer import attention
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert (attention._kernel.__wrapped__(torch.device("cuda"), size) is not None) == taken

@@ -24,6 +24,14 @@ def config(**training: Any) -> TrainerConfig:
     return TrainerConfig.model_validate({"General": {"base_model": "m"}, "Dataset": dataset, "Training": training})
 
 
+def test_order_of_rows_of_one_length_is_not_the_cpus_choice() -> None:
+    """numpy sorts by other instructions on another CPU, and then rows of one length come in another order."""
+    lengths = np.tile([7, 5], 500)
+    order, _ = batches._epoch(lengths, 2000, np.random.default_rng(0), by_length=True)
+    drawn = np.random.default_rng(0).permutation(len(lengths))
+    assert order.tolist() == [*drawn[lengths[drawn] == 7], *drawn[lengths[drawn] == 5]]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @pytest.mark.parametrize("by_length", [True, False])
 def test_each_epoch_has_every_row_once(workers: int, by_length: bool) -> None:

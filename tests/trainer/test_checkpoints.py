@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -197,6 +198,32 @@ def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
     checkpoint.prune(tmp_path, "r", keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "step-00000002", "step-00000005"]
     assert [marker.step for _, marker in checkpoint.candidates(tmp_path, IDENTITY)] == [5]
+
+
+def test_new_checkpoint_stays_beside_later_steps_that_the_run_could_not_go_on_from(killed: Command) -> None:
+    def fall(record: dict[str, Any]) -> None:
+        if record["step"] == 2:
+            raise RuntimeError("the roof fell in")
+
+    assert names(killed) == ["step-00000002", "step-00000004"]
+    killed.change("Training", learning_rate=0.001)
+    with pytest.raises(RuntimeError, match="roof"):
+        killed.train(fall, "r", every_steps=1)
+    assert "step-00000001" in names(killed)
+    outcome = run(killed)
+    assert steps(outcome) == [2, 3, 4, 5, 6]
+
+
+def test_clock_that_was_set_back_costs_no_checkpoint(tmp_path: Path) -> None:
+    for step, year in ((5, 2026), (6, 2026), (1, 2020)):
+        draft = checkpoint.begin(tmp_path, step)
+        (draft / "state.json").write_text("{}")
+        files = (checkpoint.describe(draft / "state.json"),)
+        made = datetime(year, 1, 1, tzinfo=UTC)
+        marker = checkpoint.Marker(identity=IDENTITY, step=step, total_steps=9, trainer_version="1", files=files, created_at=made)
+        newest = checkpoint.complete(draft, marker)
+    checkpoint.prune(tmp_path, "r", keep=2, newest=newest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000006"]
 
 
 @pytest.fixture

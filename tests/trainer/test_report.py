@@ -13,7 +13,9 @@ import pytest
 from ruamel.yaml import YAML
 from tests.support.trainer import sample_rows
 
+from finetune_trainer.manifest import find_result
 from finetune_trainer.stop import STOPPED_EXIT_CODE
+from finetune_trainer.tracker import Tracker, read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,11 +153,31 @@ def test_report_of_a_stopped_run_makes_way_for_that_of_the_finished_one(told: Co
 
 
 def test_no_report_of_a_run_that_has_not_trained(told: Command) -> None:
-    told.run()
-    assert (told.output / "report.html").exists()
-    told.change("Dataset", train_file="absent.jsonl")
-    assert told.run().code != 0
+    told.train_until(1, "r")
+    (told.output / "report.html").touch()
+    assert told.change("Dataset", train_file="absent.jsonl").run("--run_name", "s").code == 3
     assert not (told.output / "report.html").exists()
+
+
+def test_failure_after_the_result_was_complete_leaves_the_result_alone(told: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tracker, "finish", lambda *_: 1 / 0)
+    outcome = told.run("--run_name", "r")
+    assert outcome.progress["state"] == "failed"
+    assert find_result(outcome.output, "r") is not None
+
+
+def test_torn_line_of_the_metrics_costs_that_line_only(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_report_names_the_split_that_a_folder_has_for_evaluation(command: Command) -> None:
+    (command.folder / "rows").mkdir()
+    command.write_rows(*sample_rows(), name="rows/train.jsonl")
+    command.write_rows(*sample_rows(3), name="rows/validation.jsonl")
+    outcome = command.change("Dataset", train_file="rows").run()
+    assert outcome.code == 0, outcome.err
+    assert "| Rows for evaluation | 3 rows of rows[validation] |" in (outcome.output / "README.md").read_text()
 
 
 def test_curves_of_a_long_run_stay_small() -> None:

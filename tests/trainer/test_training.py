@@ -12,6 +12,8 @@ import pytest
 import torch
 from tests.support.trainer import SIZES, Outcome, sample_rows
 
+from finetune_trainer.manifest import find_result
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -86,6 +88,24 @@ def test_full_model(command: Command) -> None:
     model = AutoModelForCausalLM.from_pretrained(outcome.output)
     before = AutoModelForCausalLM.from_pretrained(command.config["General"]["base_model"])
     assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
+
+
+@pytest.mark.parametrize("part", ["", "merged"])
+def test_result_is_no_base_model_for_what_takes_its_place(command: Command, part: str) -> None:
+    command.change("General", merge_adapter=True)
+    first = command.run("--run_name", "one")
+    assert first.code == 0, first.err
+    outcome = command.run("--model_dir", str(first.output / part), "--run_name", "two")
+    assert outcome.code == 2
+    assert f"General.base_model: {first.output / part} is an older result in the output folder" in outcome.err
+    assert find_result(first.output, "one") is not None
+
+
+def test_mistake_in_the_rows_costs_no_older_result(command: Command) -> None:
+    assert command.run("--run_name", "one").code == 0
+    outcome = command.change("Dataset", train_file="absent.jsonl").run("--run_name", "two")
+    assert outcome.code == 3
+    assert find_result(outcome.output, "one") is not None
 
 
 def test_complete_result_of_the_same_run_is_kept(command: Command) -> None:

@@ -15,7 +15,7 @@ from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, 
 from finetune_trainer.mirror import Mirror
 from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
 from finetune_trainer.redaction import redact
-from finetune_trainer.run import LOGS, Run, Saving
+from finetune_trainer.run import LOGS, MERGED, Run, Saving
 from finetune_trainer.tracker import METRICS_FILE, now
 from finetune_trainer.yaml_file import load_config
 
@@ -140,6 +140,7 @@ def execute(run: Run) -> int:
             with stop.on_signal(run.logs):
                 _say_starting(run)
                 _check_inputs(run)
+                _make_way(run)
                 threads.enter_context(console.Console(run))
                 launch.launch(run)
         except stop.StoppedEarly:
@@ -159,6 +160,8 @@ def execute(run: Run) -> int:
 
 def _write_report(run: Run, progress: Progress) -> None:
     """The report of a run that ended before its time is a help, no more: what went wrong is told already."""
+    if manifest.is_finished(run.output_dir):
+        return  # the report is part of a result
     try:
         with suppress(OSError):  # of a volume that is full, say
             report.write_interrupted(run, progress)
@@ -205,14 +208,14 @@ def _write_finished(run: Run, output: Output) -> None:
 
 
 def _prepare(run: Run) -> None:
-    """Make the output folder, and clear it of an older result. Checkpoints stay."""
+    """Make the output folder, and clear it of what an interrupted run has left that this one does not go on from."""
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         stop.clear(run.logs)
-        if run.run_name is None:
+        if not checkpoint.is_owned(run.checkpoints, run.checkpoint_owner):
             (run.logs / METRICS_FILE).unlink(missing_ok=True)
-            (run.output_dir / report.REPORT_FILE).unlink(missing_ok=True)
-        manifest.remove_result(run.output_dir)
+            if not manifest.is_finished(run.output_dir):
+                (run.output_dir / report.REPORT_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
 
@@ -226,13 +229,25 @@ def _say_starting(run: Run) -> None:
 
 
 def _check_inputs(run: Run) -> None:
-    """Refuse broken rows, and a checkpoint that is none, before anything heavy starts."""
+    """Refuse broken rows, and a checkpoint that is none, before anything heavy starts, and before an older result goes."""
+    for key, source in (("base_model", run.model_source), ("tokenizer_name", run.tokenizer_source)):
+        if Path(source).resolve() in {(run.output_dir / part).resolve() for part in ("", MERGED)}:
+            why = f"{source} is an older result in the output folder, whose place the new one would take"
+            raise ConfigError([f"General.{key}: {why}; choose another General.output_dir"])
     sources.check(run)
     if run.given_checkpoint is not None:
         try:
             checkpoint.read_marker(run.given_checkpoint)
         except checkpoint.Unusable as reason:
             raise checkpoint.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None
+
+
+def _make_way(run: Run) -> None:
+    """Remove an older result. Checkpoints stay."""
+    try:
+        manifest.remove_result(run.output_dir)
+    except OSError as error:
+        raise output_error(run.output_dir, error) from error
 
 
 def _fail(run: Run, error: Exception) -> int:

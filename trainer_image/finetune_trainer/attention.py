@@ -23,6 +23,12 @@ NAME = "finetune_segments"
 FLASH_TYPES = (torch.float16, torch.bfloat16)
 """Types that the kernel for all rows at once takes."""
 
+FLASH_CAPABILITY = (8, 0)
+"""CUDA's compute capability that the kernel needs, Ampere's: https://github.com/Dao-AILab/flash-attention."""
+
+FLASH_HEAD_SIZE = 256
+"""Elements of the largest head that the kernel takes."""
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -74,7 +80,7 @@ def attend(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         lower = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
-    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout and (kernel := _kernel()):
+    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout and (kernel := _kernel(query.device, query.shape[3])):
         return _at_once(kernel, query, key, value, segments, scaling, sliding_window), None
     options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value))
@@ -93,8 +99,10 @@ def _attend_row(
 
 
 @functools.cache
-def _kernel() -> Any | None:
-    """Flash attention of torch over rows of different lengths; None: this torch is too old for it, or for its windows."""
+def _kernel(device: torch.device, head_size: int) -> Any | None:
+    """Flash attention of torch over rows of different lengths; None: this torch, or this GPU, is too old for it."""
+    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY or head_size > FLASH_HEAD_SIZE:
+        return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

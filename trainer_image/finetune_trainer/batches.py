@@ -118,7 +118,7 @@ def _epoch(
         return order, batches
     for start in range(0, len(order), size * WINDOW):
         window = order[start : start + size * WINDOW]
-        order[start : start + size * WINDOW] = window[np.argsort(-lengths[window])]
+        order[start : start + size * WINDOW] = window[np.argsort(-lengths[window], kind="stable")]
     return order, rng.permutation(len(batches))
 
 

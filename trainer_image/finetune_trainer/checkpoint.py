@@ -223,21 +223,39 @@ def skip(path: Path, reason: Unusable) -> None:
     log.warning("checkpoint %s is skipped: %s", path, reason)
 
 
-def prune(folder: Path, owner: str, keep: int) -> None:
-    """Remove the owner's checkpoints but the newest, and what is left of unfinished ones. Other runs' are kept."""
+def is_owned(folder: Path, owner: str) -> bool:
+    """Whether the owner has a complete checkpoint there."""
+    for path in _checkpoints(folder):
+        with suppress(Unusable):
+            if read_marker(path).identity.run == owner:
+                return True
+    return False
+
+
+def prune(folder: Path, owner: str, keep: int, newest: Path | None = None) -> None:
+    """Remove the owner's checkpoints but those written last, and what is left of unfinished ones. Other runs' are kept.
+
+    Args:
+        folder: where they are.
+        owner: name of the run.
+        keep: how many stay.
+        newest: the one that was written last, whatever the clocks say. Its step may be lower than that of older ones,
+            which the run could not go on from.
+    """
     for path in folder.glob(".step-*.tmp"):
         if _DRAFT.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+    owned = []
     for path in _checkpoints(folder):
         try:
-            if read_marker(path).identity.run != owner:
-                continue
-            keep -= 1
-            old = keep < 0
+            marker = read_marker(path)
         except Unusable:
-            old = True
-        if old:
             shutil.rmtree(path, ignore_errors=True)
+            continue
+        if marker.identity.run == owner:
+            owned.append((path == newest, marker.created_at, marker.step, path))
+    for *_, path in sorted(owned, reverse=True)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()
 

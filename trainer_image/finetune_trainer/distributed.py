@@ -32,6 +32,9 @@ Made = TypeVar("Made")
 GROUP_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
 
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for what rank 0 alone does, as tokenising the rows or writing the model. Ray ends them if it is lost."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -48,6 +51,8 @@ class Worker:
     """Back end of the process group, as torch.distributed takes it; empty: there is no group."""
     restarts: int = 0
     """How many groups of this run came to grief before this one."""
+    patient: dist.ProcessGroup | None = None
+    """The same ranks, for what one of them does while the others wait, however long; None: as all else."""
 
     @property
     def is_first(self) -> bool:
@@ -80,7 +85,7 @@ def join(training: Training) -> Worker:
     context = train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     backend = devices.group_backend(device.type)
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+    patient = form_group(backend, rank, size)
     return Worker(
         device,
         rank,
@@ -89,7 +94,22 @@ def join(training: Training) -> Worker:
         local_rank=context.get_local_rank(),
         backend=backend,
         restarts=int(os.environ.get(RESTARTS, "0")),
+        patient=patient,
     )
+
+
+def form_group(backend: str, rank: int, size: int, meeting: str | None = None) -> dist.ProcessGroup:
+    """Form the process group; give the `patient` one of a Worker.
+
+    Args:
+        backend: as torch.distributed takes it.
+        rank: of this process.
+        size: of the group.
+        meeting: a URL where the ranks meet; None: environment variables tell it.
+    """
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+    patient: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return patient
 
 
 def leave() -> None:
@@ -120,7 +140,7 @@ def from_first(worker: Worker, make: Callable[[], Made]) -> Made:
             box[0] = make()
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for a value
             box[1] = error
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=worker.patient)
     if box[1] is not None:
         raise box[1]
     value: Made = box[0]

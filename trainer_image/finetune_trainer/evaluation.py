@@ -48,7 +48,7 @@ def evaluate(engine: Engine, alive: Callable[[], None]) -> Evaluation | None:
         return None
     size = engine.run.config.training.batch_size * worker.size
     lengths = data.held.lengths
-    rows = data.held_rows[np.argsort(-lengths[data.held_rows])]
+    rows = data.held_rows[np.argsort(-lengths[data.held_rows], kind="stable")]
     summed, tokens = 0.0, int(data.held.supervised[rows].sum())
     with distributed.without_learning(engine.loss):
         for start in range(0, len(rows), size):

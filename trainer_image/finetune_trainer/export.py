@@ -14,7 +14,7 @@ from finetune_trainer.answers import SAMPLES_FILE
 from finetune_trainer.card import model_card
 from finetune_trainer.errors import output_error
 from finetune_trainer.report import REPORT_FILE, report
-from finetune_trainer.run import LOGS
+from finetune_trainer.run import LOGS, MERGED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 SCRATCH = ".export"
 """Folder below the output folder in which the result is prepared: on the same volume, so that a rename moves it."""
-
-MERGED = "merged"
-"""Folder below the output folder with the full model, beside an adapter."""
 
 
 @dataclass(frozen=True)

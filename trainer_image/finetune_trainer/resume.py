@@ -94,7 +94,7 @@ class Keeper:
             files=files,
         )
         path = checkpoint.complete(draft, marker)
-        checkpoint.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep)
+        checkpoint.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep, path)
         return _describe(path, marker)
 
     def restore(self) -> Start:

@@ -19,6 +19,9 @@ CHECKPOINTS = "checkpoints"
 TOKENS = ".tokens"
 """Folder below the output folder with the tokenised rows. It goes when the result is there."""
 
+MERGED = "merged"
+"""Folder below the output folder with the model that the adapter was merged into."""
+
 STEPS_BETWEEN = 100
 """Optimizer steps between two checkpoints with save_strategy: steps."""
 

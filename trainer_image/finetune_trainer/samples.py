@@ -89,7 +89,7 @@ def choose(engine: Engine, tokenizer: Any) -> Asked:
         texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, rest))
         samples.append(Sample(row=examples.place(row), prompt=next(texts), expected=next(texts)))
         prompts.append(prompt)
-        stops.add(rest[-1])
+        stops.update(rest[-1:])
     return Asked(tuple(prompts), tuple(sorted(stops)), tuple(samples))
 
 

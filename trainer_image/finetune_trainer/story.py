@@ -165,8 +165,8 @@ def describe_data(run: Run, data: Data) -> dict[str, str]:
     dataset, training = run.config.dataset, run.config.training
     tokens = int(data.train.lengths[data.train_rows].sum())
     described = {"Rows to train on": f"{len(data.train_rows)} rows of {dataset.train_file}, {tokens} tokens"}
-    if dataset.validation_file is not None:
-        described["Rows for evaluation"] = f"{len(data.held_rows)} rows of {dataset.validation_file}"
+    if data.held is not data.train:
+        described["Rows for evaluation"] = f"{len(data.held_rows)} rows of {data.held.name}"
     elif len(data.held_rows):
         share = f"{dataset.validation_split_percentage} % of {dataset.train_file}, split off by seed {training.seed}"
         described["Rows for evaluation"] = f"{len(data.held_rows)} rows: {share}"

@@ -183,7 +183,7 @@ class Tracker:
 
         def forget() -> list[bytes]:
             lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            kept = [line for line in lines if _is_before(line, step)]
+            kept = [line for line in lines if _record(line).get("step", step + 1) <= step]
             if kept != lines:
                 write_atomically(path, b"".join(kept))
             return kept
@@ -232,14 +232,16 @@ def read_metrics(logs: Path) -> list[dict[str, Any]]:
         OSError: the file cannot be read.
     """
     path = logs / METRICS_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [record for record in map(_record, lines) if record]
 
 
-def _is_before(line: bytes, step: int) -> bool:
-    """Whether this is on record of one of the first steps; a torn line means nothing."""
+def _record(line: bytes) -> dict[str, Any]:
+    """What a line of metrics.jsonl tells; a torn one tells nothing."""
     with suppress(ValueError):
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
-    return False
+        record: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+        return record
+    return {}
 
 
 def now() -> datetime:
