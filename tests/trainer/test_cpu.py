@@ -9,14 +9,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from finetune_trainer import cpu
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.support.trainer import Command
 
 BIND = """
 import json, os, sys
@@ -84,16 +81,13 @@ def test_quota_limits_the_threads(tmp_path: Path) -> None:
     assert cpu.choose_threads(10_000, root=tmp_path) == len(os.sched_getaffinity(0))
 
 
-def test_workers_of_different_cpus_compute_in_the_same_type(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
-    from finetune_trainer import distributed, loop
-
-    monkeypatch.setattr(cpu, "choose_precision", lambda _: cpu.Precision("bfloat16"))
-    monkeypatch.setattr(distributed, "on_each", lambda _, make: [make(), "float32"])
-    seen: list[torch.dtype] = []
-    monkeypatch.setattr(loop, "build_engine", lambda _run, _worker, _data, dtype: seen.append(dtype) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        command.train(print)
-    assert seen == [torch.float32]
+def test_workers_of_different_cpus_compute_in_the_same_type() -> None:
+    able, unable = cpu.Precision("bfloat16"), cpu.Precision("float32", "a matmul fails")
+    assert cpu.agree([able, able]) == [able, able]
+    first, second = cpu.agree([able, unable])
+    assert first == second
+    assert first.dtype == "float32"
+    assert "not every worker's CPU" in first.note
 
 
 def test_environment_names_what_applies_only() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import time
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +11,18 @@ import pytest
 from ruamel.yaml import YAML
 from tests.support.trainer import sample_rows
 
+from finetune_trainer.__main__ import _write_report
+from finetune_trainer.config import TrainerConfig
 from finetune_trainer.manifest import find_result
-from finetune_trainer.stop import STOPPED_EXIT_CODE
-from finetune_trainer.tracker import Tracker, read_metrics
+from finetune_trainer.progress import Failure, read_progress
+from finetune_trainer.run import Run
+from finetune_trainer.tracker import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.trainer import Command
-
-    from finetune_trainer.tracker import StepDone
 
 VOID = {"meta", "br", "link", "path", "use", "rect", "img"}
 EVIL = '<script>alert("1")</script>'
@@ -108,48 +107,35 @@ def test_report_stands_alone_and_tells_everything(told: Command) -> None:
     assert "report.html" in [entry["path"] for entry in manifest["files"]]
 
 
-def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import loop
+def end(command: Command, **changes: Any) -> str:
+    """Have the command write the report of an interrupted run; what it wrote."""
+    config = TrainerConfig.model_validate(command.config)
+    run = Run(config=config, output_dir=command.output, dataset_dir=command.folder, run_name="<b>r")
+    progress = read_progress(run.logs / "progress.json")
+    assert progress is not None
+    _write_report(run, progress.model_copy(update=changes))
+    return (command.output / "report.html").read_text()
 
-    def step(watch: loop.Watch, done: StepDone, *, logs: bool) -> None:
-        watch.tracker.step(done, logs=logs)
-        if done.step == 3:
-            raise RuntimeError(EVIL)
 
-    monkeypatch.setattr(loop.Watch, "step", step)
-    outcome = told.run("--run_name", "<b>r")
-    assert outcome.progress["failure"]["reason"] == "TrainingFailed"
-    text = (outcome.output / "report.html").read_text()
+def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Command) -> None:
+    told.train_until(2, "<b>r")
+    text = end(told, state="failed", failure=Failure(reason="TrainingFailed", message=f"RuntimeError: {EVIL}"))
     assert "; ended after step 3 of 4</p>" in text
     page = Page(text)
     assert page.loaded == []
     assert "script" not in page.tags
-    assert page.sections["Why it ended before its time"].strip().startswith(f"TrainingFailed: RuntimeError: {EVIL}")
+    assert page.sections["Why it ended before its time"].strip() == f"TrainingFailed: RuntimeError: {EVIL}"
     assert page.tags.count("svg") == 4
     assert page.sections["Answers before and after"].count("Before training") == 2
     assert "After training" not in page.sections["Answers before and after"]
     assert "Steps3 of 4" in page.sections["Result"]
-    assert not (outcome.output / "manifest.json").exists()
 
 
 def test_report_of_a_stopped_run_makes_way_for_that_of_the_finished_one(told: Command) -> None:
-    def ask() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not metrics.exists():
-            time.sleep(0.005)
-        (metrics.parent / "stop").touch()
-
-    told.change("Training", max_train_steps=500)
-    metrics = told.output / "logs" / "metrics.jsonl"
-    asker = threading.Thread(target=ask)
-    asker.start()
-    assert told.run("--run_name", "r").code == STOPPED_EXIT_CODE
-    asker.join()
-    report = told.output / "report.html"
-    assert "it was stopped" in Page(report.read_text()).sections["Why it ended before its time"]
-    told.change("Training", max_train_steps=4)
-    assert told.run("--run_name", "r", "--attempt", "2").code == 0
-    assert "Why it ended before its time" not in Page(report.read_text()).sections
+    told.train_until(1, "<b>r")
+    assert "it was stopped" in Page(end(told)).sections["Why it ended before its time"]
+    assert told.run("--run_name", "<b>r", "--attempt", "2").code == 0
+    assert "Why it ended before its time" not in Page((told.output / "report.html").read_text()).sections
 
 
 def test_no_report_of_a_run_that_has_not_trained(told: Command) -> None:
@@ -159,11 +145,10 @@ def test_no_report_of_a_run_that_has_not_trained(told: Command) -> None:
     assert not (told.output / "report.html").exists()
 
 
-def test_failure_after_the_result_was_complete_leaves_the_result_alone(told: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tracker, "finish", lambda *_: 1 / 0)
-    outcome = told.run("--run_name", "r")
-    assert outcome.progress["state"] == "failed"
-    assert find_result(outcome.output, "r") is not None
+def test_failure_after_the_result_was_complete_leaves_the_result_alone(told: Command) -> None:
+    assert told.run("--run_name", "<b>r").code == 0
+    end(told, state="failed", failure=Failure(reason="TrainingFailed", message="no"))
+    assert find_result(told.output, "<b>r") is not None
 
 
 def test_torn_line_of_the_metrics_costs_that_line_only(tmp_path: Path) -> None:

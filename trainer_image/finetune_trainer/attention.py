@@ -80,7 +80,12 @@ def attend(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         lower = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
-    if query.is_cuda and query.dtype in FLASH_TYPES and not dropout and (kernel := _kernel(query.device, query.shape[3])):
+    if (
+        query.is_cuda
+        and query.dtype in FLASH_TYPES
+        and not dropout
+        and (kernel := _kernel(_capability(query.device), query.shape[3]))
+    ):
         return _at_once(kernel, query, key, value, segments, scaling, sliding_window), None
     options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value))
@@ -99,9 +104,14 @@ def _attend_row(
 
 
 @functools.cache
-def _kernel(device: torch.device, head_size: int) -> Any | None:
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _kernel(capability: tuple[int, int], head_size: int) -> Any | None:
     """Flash attention of torch over rows of different lengths; None: this torch, or this GPU, is too old for it."""
-    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY or head_size > FLASH_HEAD_SIZE:
+    if capability < FLASH_CAPABILITY or head_size > FLASH_HEAD_SIZE:
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn

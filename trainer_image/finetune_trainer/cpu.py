@@ -100,6 +100,14 @@ def choose_precision(wanted: str) -> Precision:
     return Precision("float32", "mixed_precision bf16: a bfloat16 matmul fails on this CPU: computing in float32")
 
 
+def agree(precisions: list[Precision]) -> list[Precision]:
+    """What the workers compute in, by rank: the same, whatever their CPUs can do."""
+    if len({precision.dtype for precision in precisions}) == 1:
+        return precisions
+    why = "mixed_precision bf16: not every worker's CPU can do it: computing in float32"
+    return [Precision("float32", why)] * len(precisions)
+
+
 @functools.cache
 def amx_state() -> str:
     """`usable`, `absent`, or `broken`: the CPU shows the feature flag and no tile palette."""

@@ -130,8 +130,7 @@ def choose_dtype(run: Run, worker: Worker) -> cpu.Compute:
     threads = cpu.choose_threads(training.resources_per_worker.CPU, worker.local_size)
     bound = cpu.bind(threads, worker.local_rank, worker.local_size)
     torch.set_num_threads(threads)
-    if len(set(distributed.on_each(worker, lambda: precision.dtype))) > 1:
-        precision = cpu.Precision("float32", "mixed_precision bf16: not every worker's CPU can do it: computing in float32")
+    precision = cpu.agree(distributed.on_each(worker, lambda: precision))[worker.rank]
     notes = (precision.note,) if precision.note else ()
     compute = cpu.Compute(precision.dtype, os.environ.get(cpu.ISA_VARIABLE, ""), threads, bound, notes)
     if worker.is_first:
