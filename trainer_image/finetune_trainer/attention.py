@@ -80,12 +80,8 @@ def attend(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         lower = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
-    if (
-        query.is_cuda
-        and query.dtype in FLASH_TYPES
-        and not dropout
-        and (kernel := _kernel(_capability(query.device), query.shape[3]))
-    ):
+    flash = query.is_cuda and query.dtype in FLASH_TYPES and not dropout
+    if flash and (kernel := _kernel(_capability(query.device), query.shape[3])):
         return _at_once(kernel, query, key, value, segments, scaling, sliding_window), None
     options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value))
