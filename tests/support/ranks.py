@@ -51,8 +51,8 @@ def main(folder: Path, rank: int, size: int) -> None:
     backend = devices.group_backend(device.type)
     patient = distributed.form_group(backend, rank, size, f"file://{folder}/meeting")
     for entry in json.loads((folder / "runs.json").read_text()):
-        worker = distributed.Worker(device, rank, size, size, rank, backend, patient=patient)
-        train(entry, worker)
+        places = {"rank": rank, "size": size, "local_size": size, "local_rank": rank}
+        train(entry, distributed.Worker(device, **places, backend=backend, patient=patient))
     dist.destroy_process_group()
 
 

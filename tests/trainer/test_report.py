@@ -131,6 +131,18 @@ def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Co
     assert "Steps3 of 4" in page.sections["Result"]
 
 
+def test_command_that_fails_leaves_a_report_of_what_the_run_had_reached(told: Command) -> None:
+    told.change("Training", max_train_steps=20)
+    told.train_until(12, "r")
+    outcome = told.run("--run_name", "r", "--attempt", "2", "--model_dir", str(told.folder / "none"))
+    assert outcome.code == 4
+    page = Page((outcome.output / "report.html").read_text())
+    assert page.sections["Why it ended before its time"].strip().startswith("ModelNotFound: ")
+    assert "Steps13 of 20" in page.sections["Result"]
+    assert "Perplexitynot measured" not in page.sections["Result"]
+    assert "Environment" not in page.sections
+
+
 def test_report_of_a_stopped_run_makes_way_for_that_of_the_finished_one(told: Command) -> None:
     told.train_until(1, "<b>r")
     assert "it was stopped" in Page(end(told)).sections["Why it ended before its time"]

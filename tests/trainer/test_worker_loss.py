@@ -123,6 +123,7 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
     assert progress["state"] == "stopped"
     folder = Path(progress["checkpoint"]["path"])
     assert progress["checkpoint"]["step"] == progress["step"] < STEPS
+    assert "it was stopped" in (command.output / "report.html").read_text()
     assert len(list(folder.glob("rank-*.safetensors"))) == (2 if strategy == "FSDP" else 1)
     resumed = command.run_apart("--run_name", "r")
     assert resumed.code == 0, resumed.err

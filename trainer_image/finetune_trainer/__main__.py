@@ -258,24 +258,23 @@ def _fail(run: Run, error: Exception) -> int:
         console.complain(f"error: {str(known).splitlines()[0]}")
     else:
         console.complain(f"error: {known}")
-    _record(run.logs, run.attempt, known)
-    progress = _last_progress(run.logs / PROGRESS_FILE)
-    if progress is not None and progress.state == "failed":
-        _write_report(run, progress)
+    _write_report(run, _record(run.logs, run.attempt, known))
     return known.exit_code
 
 
-def _record(logs: Path, attempt: int, error: TrainerError) -> None:
-    """Write the failure into progress.json, beside what the run had reached."""
+def _record(logs: Path, attempt: int, error: TrainerError) -> Progress:
+    """Write the failure into progress.json, beside what the run had reached; give what there is to tell."""
     path = logs / PROGRESS_FILE
+    last = _last_progress(path)
+    if last is None or last.attempt != attempt:
+        last = Progress(attempt=attempt, last_report_time=now())
+    failure = Failure(reason=error.reason, message=redact(str(error)))
+    changes = {"state": "failed", "failure": failure, "eta_seconds": None, "last_report_time": now()}
+    failed = last.model_copy(update=changes)
     with suppress(OSError):
         logs.mkdir(parents=True, exist_ok=True)
-        last = _last_progress(path)
-        if last is None or last.attempt != attempt:
-            last = Progress(attempt=attempt, last_report_time=now())
-        failure = Failure(reason=error.reason, message=redact(str(error)))
-        changes = {"state": "failed", "failure": failure, "eta_seconds": None, "last_report_time": now()}
-        write_progress(path, last.model_copy(update=changes))
+        write_progress(path, failed)
+    return failed
 
 
 def _last_progress(path: Path) -> Progress | None:

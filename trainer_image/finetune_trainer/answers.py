@@ -47,7 +47,7 @@ class Sample(BaseModel):
 _FILE = TypeAdapter(tuple[Sample, ...])
 
 
-def read(logs: Path) -> tuple[Sample, ...]:
+def read_samples(logs: Path) -> tuple[Sample, ...]:
     """What was asked in a run; nothing when the file is missing or harmed."""
     with suppress(OSError, ValueError):
         return _FILE.validate_json((logs / SAMPLES_FILE).read_bytes())

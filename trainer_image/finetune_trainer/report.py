@@ -39,7 +39,7 @@ def report(told: Story) -> str:
         _section("Result", _table(told.measured)),
         _section("Data", _table(told.data)),
         _section("Configuration", _table(differing) + _details("Keys that have their defaults", _table(others))),
-        _section("Environment", _table(told.environment) if told.environment else ""),
+        _section("Environment", _table(told.environment)),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -113,7 +113,8 @@ def _list(items: Any) -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     rows = (f"<tr><th>{escape(key)}</th><td>{escape(_word(value))}</td></tr>\n" for key, value in values.items())
-    return f'<div class="table"><table>\n{"".join(rows)}</table></div>\n'
+    lines = "".join(rows)
+    return f'<div class="table"><table>\n{lines}</table></div>\n' if lines else ""
 
 
 def _word(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_trainer import attention, devices, distributed, families, model
-from finetune_trainer.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read
+from finetune_trainer.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
 from finetune_trainer.errors import output_error
 from finetune_trainer.progress import write_atomically
 from finetune_trainer.run import LOGS
@@ -47,7 +47,7 @@ def begin(engine: Engine, tokenizer: Any, start: Start) -> Asked:
     if start.checkpoint is None:
         before = answer(engine, tokenizer, asked)
     else:
-        kept = {sample.prompt: sample.before for sample in read(Path(start.checkpoint.path).parent.parent / LOGS)}
+        kept = {sample.prompt: sample.before for sample in read_samples(Path(start.checkpoint.path).parent.parent / LOGS)}
         before = [kept.get(sample.prompt) for sample in asked.samples]
     return _keep(engine, asked, "before", before)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.answers import read
+from finetune_trainer.answers import read_samples
 from finetune_trainer.checkpoint import trainer_version
 from finetune_trainer.config import TrainerConfig
 from finetune_trainer.console import duration
@@ -143,16 +143,17 @@ def tell_interrupted(run: Run, progress: Progress) -> Story | None:
     steps = [record for record in records if "loss" in record]
     if not steps:
         return None
-    losses = [record["evalLoss"] for record in records if "evalLoss" in record] or [None]
+    held: dict[str, Any] = next((record for record in reversed(records) if "evalLoss" in record), {})
     failure = progress.failure
+    losses = {"first_loss": steps[0]["loss"], "train_loss": steps[-1]["loss"], "eval_loss": held.get("evalLoss")}
     return Story(
         run=run,
-        result=Result(first_loss=steps[0]["loss"], train_loss=steps[-1]["loss"], eval_loss=losses[-1]),
+        result=Result(**losses, perplexity=held.get("perplexity")),
         steps=max(steps[-1]["step"], progress.step),
         total_steps=steps[-1]["totalSteps"],
         seconds=None,
         records=records,
-        samples=read(run.logs),
+        samples=read_samples(run.logs),
         data={"Rows to train on": run.config.dataset.train_file},
         environment={} if progress.world is None else describe_environment(progress.world),
         warnings=tuple(config_notes(run.config)),
