@@ -29,7 +29,7 @@ from finetune_operator.desired.storage import required_claims
 from finetune_operator.desired.submission import build_config_map
 from finetune_operator.observed import Cluster, Missing, Observed, RayJob
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.progress import PROGRESS_FILE, read_progress
+from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 
 NAMESPACE = "local"
 

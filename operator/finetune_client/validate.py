@@ -30,8 +30,8 @@ from finetune_operator.api.schema import (
 )
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import API_VERSION, GROUP, KIND
+from finetune_trainer.config.yaml_file import config_notes
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.yaml_file import config_notes
 
 _OWN = ("apiVersion", "kind", "metadata", "status")
 """What is not checked by the CRD's schema: Kubernetes' own, and a status, which the API server drops on creation."""

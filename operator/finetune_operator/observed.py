@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finetune_operator.api.v1alpha1 import Reason, ResumeStatus
 from finetune_operator.pod_trouble import find_trouble
-from finetune_trainer.progress import Progress
+from finetune_trainer.tracking.progress import Progress
 
 Raw = Mapping[str, Any]
 

@@ -36,7 +36,7 @@ from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, 
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.status import status_patch, throttle_progress
-from finetune_trainer.progress import Progress
+from finetune_trainer.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from finetune_operator.api.v1alpha1 import (
     dump,
 )
 from finetune_operator.constants import MESSAGE_LIMIT, PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
-from finetune_trainer.progress import Checkpoint, Progress, Result
+from finetune_trainer.tracking.progress import Checkpoint, Progress, Result
 
 
 def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:

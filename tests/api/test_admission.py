@@ -11,7 +11,7 @@ from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until
 
 from finetune_operator.api.schema import crd_schema
-from finetune_trainer.yaml_file import read_mapping
+from finetune_trainer.config.yaml_file import read_mapping
 
 GPU = {"CPU": 1, "GPU": 1}
 

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.trainer import prompt_ids
 
-from finetune_trainer.config import Dataset
-from finetune_trainer.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE, encode_rows
-from finetune_trainer.rows import Row
+from finetune_trainer.config.schema import Dataset
+from finetune_trainer.data.jsonl import Row
+from finetune_trainer.data.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE, encode_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -24,7 +24,7 @@ from finetune_operator.api.v1alpha1 import (
 from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.observed import Cluster, Observed, Pod, RayJob
 from finetune_operator.settings import Settings
-from finetune_trainer.progress import Progress
+from finetune_trainer.tracking.progress import Progress
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -43,7 +43,7 @@ def main(folder: Path, rank: int, size: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from finetune_trainer import devices, distributed
+    from finetune_trainer.runtime import devices, distributed
 
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
@@ -61,9 +61,9 @@ def train(entry: dict[str, Any], worker: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    from finetune_trainer import loop
-    from finetune_trainer.config import TrainerConfig
-    from finetune_trainer.run import Run
+    from finetune_trainer.config.run import Run
+    from finetune_trainer.config.schema import TrainerConfig
+    from finetune_trainer.training import loop
 
     config = TrainerConfig.model_validate(entry["config"])
     run = Run(config=config, output_dir=Path(config.general.output_dir), dataset_dir=Path(entry["data"]), run_name=entry["name"])

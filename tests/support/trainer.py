@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from finetune_trainer.config import Dataset
-    from finetune_trainer.rows import Row
+    from finetune_trainer.config.schema import Dataset
+    from finetune_trainer.data.jsonl import Row
 
 VOCABULARY = 400
 SIZES: dict[str, dict[str, Any]] = {
@@ -82,8 +82,8 @@ def sample_rows(count: int = 24) -> list[dict[str, str]]:
 
 def prompt_ids(row: Row, tokenizer: Any, config: Dataset) -> list[int]:
     """Token ids of a row's prompt, as the trainer makes them of a row that has a response."""
-    from finetune_trainer.prompts import encode_rows
-    from finetune_trainer.samples import split
+    from finetune_trainer.data.prompts import encode_rows
+    from finetune_trainer.training.samples import split
 
     answered = row if row.text else dataclasses.replace(row, response=row.response or "?")
     return split(encode_rows([answered], tokenizer, config, "f"), 0)[0]
@@ -154,9 +154,10 @@ class Command:
         Raises:
             TrainerError: as the command explains it; and whatever `report` raises.
         """
-        from finetune_trainer import distributed, loop
-        from finetune_trainer.config import TrainerConfig
-        from finetune_trainer.run import Run, Saving
+        from finetune_trainer.config.run import Run, Saving
+        from finetune_trainer.config.schema import TrainerConfig
+        from finetune_trainer.runtime import distributed
+        from finetune_trainer.training import loop
 
         config = TrainerConfig.model_validate(self.config)
         saving = Saving.choose(config.general.save_strategy, every_steps, keep=2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from finetune_trainer.attention import Segments, _at_once, _kernel, attend
+from finetune_trainer.modeling.attention import Segments, _at_once, _kernel, attend
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.trainer import SIZES, VOCABULARY, Apart, Outcome
 
-from finetune_trainer import checkpoint, errors, manifest
-from finetune_trainer.run import Saving
+from finetune_trainer import errors
+from finetune_trainer.checkpoint import store
+from finetune_trainer.config.run import Saving
+from finetune_trainer.output import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 LONG = 150
 """Steps of a run that takes long enough to be interrupted."""
 
-IDENTITY = checkpoint.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
+IDENTITY = store.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
 @pytest.fixture(scope="module")
@@ -184,19 +186,17 @@ def test_save_strategy_steps_means_every_hundred() -> None:
 
 def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
     for step in range(1, 6):
-        draft = checkpoint.begin(tmp_path, step)
+        draft = store.begin(tmp_path, step)
         (draft / "state.json").write_text("{}")
         identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
-        files = (checkpoint.describe(draft / "state.json"),)
-        checkpoint.complete(
-            draft, checkpoint.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files)
-        )
+        files = (store.describe(draft / "state.json"),)
+        store.complete(draft, store.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()
-    checkpoint.begin(tmp_path, 6)
-    checkpoint.prune(tmp_path, "r", keep=1)
+    store.begin(tmp_path, 6)
+    store.prune(tmp_path, "r", keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "step-00000002", "step-00000005"]
-    assert [marker.step for _, marker in checkpoint.candidates(tmp_path, IDENTITY)] == [5]
+    assert [marker.step for _, marker in store.candidates(tmp_path, IDENTITY)] == [5]
 
 
 def test_new_checkpoint_stays_beside_later_steps_that_the_run_could_not_go_on_from(killed: Command) -> None:
@@ -251,9 +251,9 @@ def test_volume_that_fills_up_with_checkpoints(command: Command, small_volume: P
     outcome = command.run("--run_name", "r", "--checkpoint_every_steps", "1", "--checkpoint_keep", "200")
     assert outcome.code == 7, outcome.out
     assert outcome.err.endswith("no space left on the output volume\n")
-    newest = checkpoint.folder_name(len(names(command)))
+    newest = store.folder_name(len(names(command)))
     assert names(command)[-1] == newest
-    checkpoint.read_marker(command.output / "checkpoints" / newest)
+    store.read_marker(command.output / "checkpoints" / newest)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_a_key_without_effect_is_named_when_it_asks_for_something(command: Comma
 
 
 def test_yaml_is_version_1_2(tmp_path: Path) -> None:
-    from finetune_trainer.yaml_file import load_config
+    from finetune_trainer.config.yaml_file import load_config
 
     path = tmp_path / "conf.yaml"
     path.write_text("General: {base_model: m, save_strategy: no}\nDataset: {train_file: f}\nTraining: {learning_rate: 1e-5}\n")
@@ -143,7 +143,7 @@ def test_output_folder_that_cannot_be_made(command: Command) -> None:
 
 def test_checks_need_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, finetune_trainer.__main__, finetune_trainer.yaml_file\n"
+        "import sys, finetune_trainer.__main__, finetune_trainer.config.yaml_file\n"
         "heavy = {'torch', 'ray', 'transformers', 'numpy'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

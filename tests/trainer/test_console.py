@@ -8,10 +8,10 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_trainer.config import TrainerConfig
-from finetune_trainer.console import Console, line_of
-from finetune_trainer.progress import Progress, write_progress
-from finetune_trainer.run import Run
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.tracking.console import Console, line_of
+from finetune_trainer.tracking.progress import Progress, write_progress
 
 
 def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_trainer import cpu
+from finetune_trainer.runtime import cpu
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 from tests.support.trainer import make_tokenizer, sample_rows
 
-from finetune_trainer import data, rows
-from finetune_trainer.config import Dataset, TrainerConfig
-from finetune_trainer.data import Work
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import Dataset, TrainerConfig
+from finetune_trainer.data import jsonl, tokenize
+from finetune_trainer.data.jsonl import Row
+from finetune_trainer.data.prompts import encode_rows
+from finetune_trainer.data.sources import Source
+from finetune_trainer.data.tokenize import Work
 from finetune_trainer.errors import DatasetInvalid, OutOfMemory
-from finetune_trainer.prompts import encode_rows
-from finetune_trainer.rows import Row
-from finetune_trainer.run import Run
-from finetune_trainer.sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.support.trainer import Command
 
-    from finetune_trainer.data import Tokens
-    from finetune_trainer.prompts import Examples
+    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.tokenize import Tokens
 
 ARRAYS = ("tokens", "starts", "first", "last", "lines")
 
@@ -47,11 +47,11 @@ def write_rows(folder: Path, *lines: Any) -> None:
 
 
 def tokenise(run: Run, tokenizer: Any, **work: Any) -> Tokens:
-    return data.tokenise(run, tokenizer, Work(**work))[0]
+    return tokenize.tokenise(run, tokenizer, Work(**work))[0]
 
 
 def tokens_of(run: Run, tokenizer: Any, **work: Any) -> Examples:
-    return data.open_tokens(run, tokenise(run, tokenizer, **work))
+    return tokenize.open_tokens(run, tokenise(run, tokenizer, **work))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_tokens_on_disk_are_those_in_memory(tmp_path: Path, tokenizer: Any, want
 
 def test_pieces_make_no_difference(tmp_path: Path, tokenizer: Any, wanted: Examples) -> None:
     whole = tokens_of(make_run(tmp_path), tokenizer).digest
-    assert len(list(rows.pieces(tmp_path / "data.jsonl", "", 300))) > 5
+    assert len(list(jsonl.pieces(tmp_path / "data.jsonl", "", 300))) > 5
     made = tokens_of(dataclasses.replace(make_run(tmp_path), output_dir=tmp_path / "other"), tokenizer, piece_bytes=300)
     assert_same(made, wanted)
     assert made.digest == whole
@@ -185,18 +185,18 @@ def test_processes_make_no_difference(tmp_path: Path, tokenizer: Any, wanted: Ex
 @pytest.mark.slow
 def test_process_that_is_killed() -> None:
     with pytest.raises(OutOfMemory, match=r"lower Dataset.preprocessing_num_workers \(now 1\)"):
-        list(data.in_processes(os._exit, iter([9]), 1))  # type: ignore[arg-type]
+        list(tokenize.in_processes(os._exit, iter([9]), 1))  # type: ignore[arg-type]
 
 
 def test_processes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert data.count_processes(make_run(tmp_path), available=6.5) == 6
-    assert data.count_processes(make_run(tmp_path), available=0.5) == 1
-    assert data.count_processes(make_run(tmp_path, preprocessing_num_workers=9), available=6.5) == 9
+    assert tokenize.count_processes(make_run(tmp_path), available=6.5) == 6
+    assert tokenize.count_processes(make_run(tmp_path), available=0.5) == 1
+    assert tokenize.count_processes(make_run(tmp_path, preprocessing_num_workers=9), available=6.5) == 9
     monkeypatch.setenv("RAY_JOB_ID", "1")
-    assert data.count_processes(make_run(tmp_path), available=6.5) == 1
-    assert data.count_processes(make_run(tmp_path), available=6.5, workers_here=2) == 2
+    assert tokenize.count_processes(make_run(tmp_path), available=6.5) == 1
+    assert tokenize.count_processes(make_run(tmp_path), available=6.5, workers_here=2) == 2
 
 
 class Terminal(io.StringIO):
@@ -231,7 +231,7 @@ def test_rows_are_checked_piece_by_piece(tmp_path: Path) -> None:
     good = {"instruction": "a", "response": "b"}
     write_rows(tmp_path, good, "", "{}", good, "[]", {"text": " "}, good)
     with pytest.raises(DatasetInvalid) as caught:
-        rows.check_rows(tmp_path / "data.jsonl", "data.jsonl", piece_bytes=40)
+        jsonl.check_rows(tmp_path / "data.jsonl", "data.jsonl", piece_bytes=40)
     assert str(caught.value).splitlines() == [
         "data.jsonl:3: instruction is missing",
         "data.jsonl:5: the row must be an object with instruction and response, or with text",
@@ -242,5 +242,5 @@ def test_rows_are_checked_piece_by_piece(tmp_path: Path) -> None:
 def test_piece_is_read_as_it_was_cut(tmp_path: Path) -> None:
     write_rows(tmp_path, {"text": "one"}, {"text": "two"})
     source = Source(tmp_path / "data.jsonl", "data.jsonl")
-    (piece,) = rows.pieces(source.path, source.name)
-    assert [row.text for row in rows.read_piece(source.path, source.name, piece)[0]] == ["one", "two"]
+    (piece,) = jsonl.pieces(source.path, source.name)
+    assert [row.text for row in jsonl.read_piece(source.path, source.name, piece)[0]] == ["one", "two"]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.devices import find_device
 from finetune_trainer.errors import DeviceNotFound
+from finetune_trainer.runtime.devices import find_device
 
 
 def library(xpus: int = 0, cudas: int = 0) -> Any:

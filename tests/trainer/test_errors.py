@@ -20,9 +20,9 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from tests.support.http_server import running
 
 from finetune_trainer.advice import to_save_memory
-from finetune_trainer.config import TrainerConfig
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.errors import TrainerError, explain
-from finetune_trainer.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

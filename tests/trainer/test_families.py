@@ -17,14 +17,14 @@ from tests.support import ranks
 from tests.support.trainer import SIZES, Outcome, sample_rows, with_dropout
 from transformers import AutoModelForCausalLM
 
-from finetune_trainer import families
-from finetune_trainer.attention import Segments
-from finetune_trainer.batches import collate, join
-from finetune_trainer.config import Dataset
-from finetune_trainer.engine import joins_rows
-from finetune_trainer.loss import SupervisedLoss
-from finetune_trainer.prompts import encode_rows
-from finetune_trainer.rows import Row
+from finetune_trainer.config.schema import Dataset
+from finetune_trainer.data.batching import collate, join
+from finetune_trainer.data.jsonl import Row
+from finetune_trainer.data.prompts import encode_rows
+from finetune_trainer.modeling import families
+from finetune_trainer.modeling.attention import Segments
+from finetune_trainer.modeling.loss import SupervisedLoss
+from finetune_trainer.training.setup import joins_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-    from finetune_trainer.batches import Batch
-    from finetune_trainer.prompts import Examples
+    from finetune_trainer.data.batching import Batch
+    from finetune_trainer.data.prompts import Examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from finetune_trainer import devices, intel
 from finetune_trainer.errors import DeviceNotFound
+from finetune_trainer.runtime import devices, intel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

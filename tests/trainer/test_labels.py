@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from tests.support.trainer import make_tokenizer, prompt_ids
 
-from finetune_trainer.config import Dataset
+from finetune_trainer.config.schema import Dataset
+from finetune_trainer.data.jsonl import Row
+from finetune_trainer.data.prompts import INTRO, encode_rows
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.prompts import INTRO, encode_rows
-from finetune_trainer.rows import Row
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

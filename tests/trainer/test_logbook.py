@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.support.trainer import Apart
 
-from finetune_trainer import logbook
 from finetune_trainer.errors import MESSAGE_BYTES, in_words
 from finetune_trainer.redaction import redact
+from finetune_trainer.tracking import logbook
 
 if TYPE_CHECKING:
     from pathlib import Path

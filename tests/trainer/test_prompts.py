@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from tests.support.trainer import make_tokenizer
 
-from finetune_trainer.config import Dataset
+from finetune_trainer.config.schema import Dataset
+from finetune_trainer.data.jsonl import Row
+from finetune_trainer.data.prompts import INTRO, Examples, encode_rows
 from finetune_trainer.errors import ConfigError, DatasetInvalid
-from finetune_trainer.prompts import INTRO, Examples, encode_rows
-from finetune_trainer.rows import Row
 
 ROW = Row("Name a colour.", "", "Blue, of course.", 1)
 WITH_CONTEXT = Row("What does the cat do?", "The cat sleeps.", "It sleeps.", 2)

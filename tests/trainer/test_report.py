@@ -12,11 +12,11 @@ from ruamel.yaml import YAML
 from tests.support.trainer import sample_rows
 
 from finetune_trainer.__main__ import _write_report
-from finetune_trainer.config import TrainerConfig
-from finetune_trainer.manifest import find_result
-from finetune_trainer.progress import Failure, read_progress
-from finetune_trainer.run import Run
-from finetune_trainer.tracker import read_metrics
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.output.manifest import find_result
+from finetune_trainer.tracking.progress import Failure, read_progress
+from finetune_trainer.tracking.tracker import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,7 @@ def test_report_names_the_split_that_a_folder_has_for_evaluation(command: Comman
 
 
 def test_curves_of_a_long_run_stay_small() -> None:
-    from finetune_trainer import plots
+    from finetune_trainer.output import plots
 
     keys = ("loss", "learningRate", "tokensPerSecond", "memoryBytes")
     records: list[dict[str, Any]] = [{"step": step} | dict.fromkeys(keys, 1 / step) for step in range(1, 100_001)]

@@ -13,10 +13,11 @@ from tests.support import ranks
 from tests.support.trainer import SIZES, Outcome, prompt_ids, sample_rows
 from transformers import AutoModelForCausalLM
 
-from finetune_trainer import families, samples
-from finetune_trainer.config import Dataset
-from finetune_trainer.loss import SupervisedLoss
-from finetune_trainer.rows import Row
+from finetune_trainer.config.schema import Dataset
+from finetune_trainer.data.jsonl import Row
+from finetune_trainer.modeling import families
+from finetune_trainer.modeling.loss import SupervisedLoss
+from finetune_trainer.training import samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,10 +9,10 @@ import pytest
 from tests.support import fake_hub
 from tests.support.trainer import sample_rows
 
-from finetune_trainer import sources
-from finetune_trainer.config import TrainerConfig
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.data import sources
 from finetune_trainer.errors import DatasetInvalid, DatasetNotFound
-from finetune_trainer.run import Run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tests.support.trainer import SIZES, Outcome, sample_rows
 
-from finetune_trainer.manifest import find_result
+from finetune_trainer.output.manifest import find_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,11 +203,11 @@ def test_loss_on_supervised_rows_is_the_models_own_loss(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finetune_trainer import loss
-    from finetune_trainer.batches import collate
-    from finetune_trainer.config import Dataset
-    from finetune_trainer.prompts import encode_rows
-    from finetune_trainer.rows import Row
+    from finetune_trainer.config.schema import Dataset
+    from finetune_trainer.data.batching import collate
+    from finetune_trainer.data.jsonl import Row
+    from finetune_trainer.data.prompts import encode_rows
+    from finetune_trainer.modeling import loss
 
     rows = [Row(**{**row, "line": 1}) for row in sample_rows(3)]
     examples = encode_rows(rows, tokenizer, Dataset(train_file="f"), "f")

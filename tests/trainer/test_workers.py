@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_trainer import errors
-from finetune_trainer.progress import RAY_LOG_FILE
+from finetune_trainer.tracking.progress import RAY_LOG_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

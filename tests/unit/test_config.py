@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_trainer.config import INACTIVE_KEYS, OBSOLETE_KEYS, OPTIMIZERS, RENAMED_OPTIMIZERS, TrainerConfig
-from finetune_trainer.yaml_file import config_notes
+from finetune_trainer.config.schema import INACTIVE_KEYS, OBSOLETE_KEYS, OPTIMIZERS, RENAMED_OPTIMIZERS, TrainerConfig
+from finetune_trainer.config.yaml_file import config_notes
 
 MINIMAL = {"General": {"base_model": "gpt2"}, "Dataset": {"train_file": "rows.jsonl"}}
 

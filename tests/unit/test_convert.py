@@ -19,9 +19,9 @@ from finetune_client import cli, convert
 from finetune_client.manifest import read_documents
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_trainer.config import OBSOLETE_KEYS
+from finetune_trainer.config.schema import OBSOLETE_KEYS
+from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.yaml_file import load_config
 
 PLAIN_SAMPLES = [*(ROOT / "config_samples" / "finetune").rglob("*.yaml"), *(DATA / "llm_on_ray").glob("*.yaml")]
 MINIMAL = "General: {base_model: gpt2}\nDataset: {train_file: rows.jsonl}\n"

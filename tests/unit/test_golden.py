@@ -14,7 +14,7 @@ from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import build_token_secret
 from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_config_map, build_submission
-from finetune_trainer.config import TrainerConfig
+from finetune_trainer.config.schema import TrainerConfig
 
 JOBS = sorted(path.stem for path in (DATA / "jobs").glob("*.yaml"))
 GPU_JOBS = {

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tests.support.builders import DATA
 
-from finetune_trainer.config import INACTIVE_KEYS, OBSOLETE_KEYS, TrainerConfig
+from finetune_trainer.config.schema import INACTIVE_KEYS, OBSOLETE_KEYS, TrainerConfig
+from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.yaml_file import load_config
 
 FOLDER = DATA / "llm_on_ray"
 ALL_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]

@@ -15,8 +15,8 @@ from tests.support.chart import ROOT
 from finetune_client import convert
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_trainer.config import TrainerConfig
-from finetune_trainer.yaml_file import load_config
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.config.yaml_file import load_config
 
 PLAIN = sorted((ROOT / "config_samples" / "finetune").rglob("*.yaml"))
 HAND_MADE = {"demo"}

@@ -10,19 +10,24 @@ from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from finetune_trainer import checkpoint, console, launch, logbook, manifest, report, sources, stop
+from finetune_trainer import launch
+from finetune_trainer.checkpoint import store
+from finetune_trainer.config.run import LOGS, MERGED, Run, Saving
+from finetune_trainer.config.yaml_file import load_config
+from finetune_trainer.data import sources
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, explain, in_words, output_error
-from finetune_trainer.mirror import Mirror
-from finetune_trainer.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
+from finetune_trainer.output import manifest, report
 from finetune_trainer.redaction import redact
-from finetune_trainer.run import LOGS, MERGED, Run, Saving
-from finetune_trainer.tracker import METRICS_FILE, now
-from finetune_trainer.yaml_file import load_config
+from finetune_trainer.runtime import stop
+from finetune_trainer.tracking import console, logbook
+from finetune_trainer.tracking.mirror import Mirror
+from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
+from finetune_trainer.tracking.tracker import METRICS_FILE, now
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from finetune_trainer.config import TrainerConfig
+    from finetune_trainer.config.schema import TrainerConfig
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -193,7 +198,7 @@ def _already_finished(run: Run) -> bool:
         return False
     sources.remove(run)
     if not run.saving.after_export:
-        checkpoint.prune(run.checkpoints, run.checkpoint_owner, keep=0)
+        store.prune(run.checkpoints, run.checkpoint_owner, keep=0)
     _write_finished(run, output)
     console.say(f"finished in an earlier attempt: {run.output_dir}")
     return True
@@ -212,7 +217,7 @@ def _prepare(run: Run) -> None:
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         stop.clear(run.logs)
-        if not checkpoint.is_owned(run.checkpoints, run.checkpoint_owner):
+        if not store.is_owned(run.checkpoints, run.checkpoint_owner):
             (run.logs / METRICS_FILE).unlink(missing_ok=True)
             if not manifest.is_finished(run.output_dir):
                 (run.output_dir / report.REPORT_FILE).unlink(missing_ok=True)
@@ -237,9 +242,9 @@ def _check_inputs(run: Run) -> None:
     sources.check(run)
     if run.given_checkpoint is not None:
         try:
-            checkpoint.read_marker(run.given_checkpoint)
-        except checkpoint.Unusable as reason:
-            raise checkpoint.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None
+            store.read_marker(run.given_checkpoint)
+        except store.Unusable as reason:
+            raise store.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None
 
 
 def _make_way(run: Run) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finetune_trainer.config import TrainerConfig
+    from finetune_trainer.config.schema import TrainerConfig
 
     Memory = Literal["host", "device"]
 

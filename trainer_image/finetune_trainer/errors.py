@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from finetune_trainer.config import TrainerConfig
-    from finetune_trainer.progress import FailureReason
-    from finetune_trainer.run import Run
+    from finetune_trainer.config.run import Run
+    from finetune_trainer.config.schema import TrainerConfig
+    from finetune_trainer.tracking.progress import FailureReason
 
 USAGE_EXIT_CODE = 1
 """Exit code of a command line that names no configuration or an unknown option."""

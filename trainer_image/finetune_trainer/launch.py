@@ -19,14 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import logbook, stop
+from finetune_trainer.config.run import RESTARTS
 from finetune_trainer.errors import TrainerError, TrainingFailed, WorkerLost, explain, in_words
-from finetune_trainer.run import RESTARTS
+from finetune_trainer.runtime import stop
+from finetune_trainer.tracking import logbook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finetune_trainer.run import Run
+    from finetune_trainer.config.run import Run
 
 RAY_STORAGE = "ray"
 """Folder below the output folder where Ray Train keeps its own records."""
@@ -77,7 +78,8 @@ def launch(run: Run) -> None:
 
 
 def _train_here(run: Run) -> None:
-    from finetune_trainer import distributed, loop
+    from finetune_trainer.runtime import distributed
+    from finetune_trainer.training import loop
 
     with logbook.keep(run.logs, run.attempt, "rank-0"):
         loop.train(run, distributed.alone(run.config.training))
@@ -226,7 +228,8 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
 
 def _train_in_group(run: Run, report: Any) -> None:
-    from finetune_trainer import distributed, loop
+    from finetune_trainer.runtime import distributed
+    from finetune_trainer.training import loop
 
     loop.train(run, distributed.join(run.config.training), report, is_leaving)
     distributed.leave()

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from finetune_operator.api.base import LocalReference, Model, Name, Quantity, Rules, SubPath
 from finetune_operator.api.pods import HeadOptions, WorkerOptions
 from finetune_operator.constants import MAX_JOB_NAME
-from finetune_trainer.config import TrainerConfig
+from finetune_trainer.config.schema import TrainerConfig
 
 
 class ClaimSource(Model):

@@ -17,7 +17,7 @@ from finetune_operator.constants import DASHBOARD_PORT
 from finetune_operator.desired import naming
 from finetune_operator.errors import RayError, RayUnavailableError
 from finetune_operator.observed import UNKNOWN, RayJob
-from finetune_trainer.progress import RAY_LOG_FILE, Progress
+from finetune_trainer.tracking.progress import RAY_LOG_FILE, Progress
 
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=5)
 SUBMIT_TIMEOUT = aiohttp.ClientTimeout(total=30)

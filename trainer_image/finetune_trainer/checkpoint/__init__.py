@@ -1,0 +1,1 @@
+"""Checkpoints: their store on disk, their tensors, saving and resuming."""

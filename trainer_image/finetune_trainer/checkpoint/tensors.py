@@ -1,0 +1,153 @@
+"""What a checkpoint has to hold so that the run goes on as if it had never ended, and how it gets back into an engine.
+
+Weights that learn and the tensors of the optimizer, as each rank holds them: a rank of FSDP has its shards only. Where
+the data stand is the number of steps done, and randomness is seeded anew in each step: neither needs to be stored.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_trainer.checkpoint import store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from finetune_trainer.output.manifest import Entry
+    from finetune_trainer.training.setup import Engine
+
+
+@dataclass
+class Sums:
+    """What the loop carries from step to step for its log."""
+
+    loss: float = 0.0
+    """Summed over the supervised tokens since the last logging step."""
+    tokens: int = 0
+    """Supervised tokens since then."""
+    mean: float | None = None
+    """Mean loss per token since then, as of the last step."""
+    first: float | None = None
+    """Mean loss per token of the first step."""
+
+    def add(self, loss: float, tokens: int) -> float:
+        """A step is done; give the mean loss since the last logging step."""
+        self.loss, self.tokens = self.loss + loss, self.tokens + tokens
+        self.mean = self.loss / max(self.tokens, 1)
+        self.first = self.mean if self.first is None else self.first
+        return self.mean
+
+    def clear(self) -> None:
+        """A logging step is done."""
+        self.loss, self.tokens = 0.0, 0
+
+
+def save_tensors(engine: Engine, path: Path) -> Entry:
+    """Write this rank's tensors; give size and digest of the file.
+
+    Raises:
+        OSError, safetensors.SafetensorError: the volume is full or not writable.
+    """
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in _tensors(engine).items()}, path)
+    return store.describe(path)
+
+
+def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
+    """Write everything that is not a tensor; give size and digest of the file.
+
+    Raises:
+        OSError: the volume is full or not writable.
+    """
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups]
+    rest = {
+        "optimizer": type(engine.optimizer).__name__,
+        "groups": groups,
+        "schedule": engine.schedule.state_dict(),
+        "scaler": engine.scaler.state_dict(),
+        "sums": asdict(sums),
+    }
+    path.write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
+    return store.describe(path)
+
+
+def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.Tensor]:
+    """Read this rank's tensors, and see that they fit.
+
+    Args:
+        engine: freshly built; its optimizer gets its tensors, without their values.
+        path: the file.
+        optimizer: name of the optimizer that the file has the tensors of; those of another are left out.
+
+    Raises:
+        Unusable: the file has other weights than the model.
+    """
+    from safetensors.torch import load_file
+
+    saved = load_file(path)
+    if optimizer == type(engine.optimizer).__name__:
+        make_optimizer_state(engine)
+    else:
+        saved = {name: tensor for name, tensor in saved.items() if name.startswith("weight:")}
+    there = {name: tensor.shape for name, tensor in _tensors(engine).items()}
+    found = {name: tensor.shape for name, tensor in saved.items()}
+    if found != there:
+        engine.optimizer.state.clear()
+        differing = min(name for name in there.keys() | found.keys() if there.get(name) != found.get(name))
+        raise store.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
+    return saved
+
+
+def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
+    """Put what `read_tensors` gave in its place."""
+    there = _tensors(engine)
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            there[name].copy_(tensor)
+
+
+def load_rest(engine: Engine, rest: dict[str, Any]) -> Sums:
+    """Put back what is not a tensor; give the sums."""
+    for group, saved in zip(engine.optimizer.param_groups, rest["groups"], strict=True):
+        group.update(saved)
+    engine.schedule.load_state_dict(rest["schedule"])
+    engine.scaler.load_state_dict(rest["scaler"])
+    return Sums(**rest["sums"])
+
+
+def make_optimizer_state(engine: Engine) -> None:
+    """Have the optimizer make its tensors, of the right types and sharded as the weights, by a step that moves nothing."""
+    optimizer = engine.optimizer
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for weight in engine.weights:
+        weight.grad = torch.zeros_like(weight)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """What this rank holds of everything, by name."""
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in engine.causal.named_parameters():
+        if not weight.requires_grad:
+            continue
+        found[f"weight:{name}"] = _local(weight)
+        for key, value in engine.optimizer.state.get(weight, {}).items():
+            if value is not None:
+                found[f"optimizer:{name}:{key}"] = _local(value)
+    return found
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    """The shard of a distributed tensor that this rank holds; any other tensor itself."""
+    local: torch.Tensor = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach()
+    return local

@@ -1,0 +1,138 @@
+"""What one run is asked to do: the configuration and the options of the command line, with the paths settled."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from finetune_trainer.config.schema import TrainerConfig
+
+LOGS = "logs"
+"""Folder below the output folder that holds what is written while the run goes on."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder below the output folder with the checkpoints."""
+
+TOKENS = ".tokens"
+"""Folder below the output folder with the tokenised rows. It goes when the result is there."""
+
+MERGED = "merged"
+"""Folder below the output folder with the model that the adapter was merged into."""
+
+STEPS_BETWEEN = 100
+"""Optimizer steps between two checkpoints with save_strategy: steps."""
+
+
+RESTARTS = "FINETUNE_RESTARTS"
+"""Environment variable of a Ray worker: how many groups of workers there were before its own."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written, and which ones stay."""
+
+    every_steps: int = 0
+    """Optimizer steps between two; 0: none by number."""
+    each_epoch: bool = False
+    keep: int = 2
+    """How many stay, the newest ones."""
+    after_export: bool = False
+    """Whether they stay beside the finished result."""
+
+    @classmethod
+    def choose(cls, strategy: str, every_steps: int | None, keep: int) -> Saving:
+        """What General.save_strategy says, and the command line instead of it."""
+        if every_steps is None:
+            return cls(STEPS_BETWEEN if strategy == "steps" else 0, strategy == "epoch", keep, strategy != "no")
+        return cls(every_steps, keep=keep, after_export=strategy != "no")
+
+    def is_due(self, step: int, *, ends_epoch: bool) -> bool:
+        """Whether a checkpoint follows this step."""
+        return (self.every_steps > 0 and step % self.every_steps == 0) or (self.each_epoch and ends_epoch)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the trainer. It travels to every Ray worker."""
+
+    config: TrainerConfig
+    output_dir: Path
+    """Absolute folder of the result; in a cluster on a volume that all workers share."""
+    dataset_dir: Path | None = None
+    """Folder in which relative data files are looked up; None: the working folder."""
+    model_dir: Path | None = None
+    """Folder of the base model; None: General.base_model names a folder or a model on the hub."""
+    model_revision: str | None = None
+    """Commit, tag or branch of the base model on the hub; None: its main branch."""
+    run_name: str | None = None
+    """Name that is the same for every attempt at this run; None: the run is never taken for an earlier one."""
+    attempt: int = 1
+    """Which submission of the run this is, from 1."""
+    resume_from: Path | None = None
+    """Output folder of an earlier run, whose newest checkpoint the run begins from; nothing is written there."""
+    working_dir: Path = Path()
+    """Folder in which the command was started: Ray workers start elsewhere."""
+    saving: Saving = Saving()
+    """When checkpoints are written."""
+    max_worker_failures: int = 0
+    """How often Ray Train may start the workers anew."""
+    start_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tells this start of the command from all others."""
+
+    @property
+    def logs(self) -> Path:
+        """Folder of progress.json and metrics.jsonl."""
+        return self.output_dir / LOGS
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.output_dir / CHECKPOINTS
+
+    @property
+    def tokens(self) -> Path:
+        """Folder of the tokenised rows."""
+        return self.output_dir / TOKENS
+
+    @property
+    def checkpoint_owner(self) -> str:
+        """Whose checkpoints the run takes for its own: a run without a name never takes those of an earlier start."""
+        return self.run_name or f"(unnamed, start {self.start_id})"
+
+    @property
+    def given_checkpoint(self) -> Path | None:
+        """The checkpoint that General.resume_from_checkpoint names."""
+        name = self.config.general.resume_from_checkpoint
+        return None if name is None else self.working_dir / Path(name).expanduser()
+
+    @property
+    def train_file(self) -> Path:
+        """Where the training rows are."""
+        return self._data_file(self.config.dataset.train_file)
+
+    @property
+    def validation_file(self) -> Path | None:
+        """Where the evaluation rows are, unless they are split off the training rows."""
+        name = self.config.dataset.validation_file
+        return None if name is None else self._data_file(name)
+
+    @property
+    def model_source(self) -> str:
+        """What the model is loaded from: a folder, or its name on the hub."""
+        return str(self.model_dir) if self.model_dir else self._folder_or_name(self.config.general.base_model)
+
+    @property
+    def tokenizer_source(self) -> str:
+        """What the tokenizer is loaded from: a folder, or its name on the hub."""
+        name = self.config.general.tokenizer_name
+        return self.model_source if name is None else self._folder_or_name(name)
+
+    def _data_file(self, name: str) -> Path:
+        return (self.dataset_dir or self.working_dir) / Path(name).expanduser()
+
+    def _folder_or_name(self, name: str) -> str:
+        folder = self.working_dir / Path(name).expanduser()
+        return str(folder) if folder.is_dir() else name

@@ -1,0 +1,142 @@
+"""The parts that a row has in tokens; and those that the chat template of the base model makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from finetune_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from finetune_trainer.data.jsonl import Row
+
+_QUESTION, _ANSWER = "instruction-3141592653", "response-2718281828"
+"""Words that no template holds: what stands around them is the template's own."""
+
+
+class Parts(NamedTuple):
+    """Token ids of one row. The prompt is head, talk and tail; only the talk may be cut."""
+
+    head: list[int]
+    talk: list[int]
+    tail: list[int]
+    response: list[int]
+    end: int
+    """The token that ends the response."""
+
+
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts of the user, in which nothing is a special token."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def ids_of_markup(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts in which special tokens are what they say."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the template puts around instruction and response."""
+
+    before: str
+    between: str
+    """From the instruction to the response; not learned."""
+    thoughts: str
+    """The end of that, which a template puts in front of a response but does not ask for one with."""
+    lead: str
+    """Blanks in front of the response, that belong to it."""
+    close: str
+    """Blanks behind it, in front of the token that ends it."""
+    end: int
+
+
+class ChatTemplate:
+    """The tokenizer's own chat template, asked what it puts around an instruction and its response.
+
+    The text is tokenised in one piece, as it is when the model is used. Only where that would cut the template, or read
+    text of a row as special tokens, its parts are tokenised each by itself.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Try the template.
+
+        Raises:
+            ConfigError: the tokenizer has none, or it cannot hold an instruction and a response.
+        """
+        self._tokenizer = tokenizer
+        self._special = {str(token) for token in tokenizer.all_special_tokens}
+        self._special |= {str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special}
+        if not tokenizer.chat_template:
+            self._refuse("has no chat template; use Dataset.chat_template: llm_on_ray")
+        self._frame = self._find_frame()
+
+    def parts(self, rows: Sequence[Row], longest_prompt: int) -> Iterator[Parts]:
+        """The parts of each row.
+
+        Args:
+            rows: at least one row.
+            longest_prompt: tokens beyond which a prompt is taken apart, so that it may be cut.
+        """
+        frame = self._frame
+        talks, responses = [_talk(row) for row in rows], [row.response.strip() for row in rows]
+        prompts = [self._render(talk) + frame.thoughts for talk in talks]
+        whole = [prompt + frame.lead + response + frame.close for prompt, response in zip(prompts, responses, strict=True)]
+        lines = zip(talks, responses, ids_of_markup(self._tokenizer, prompts), ids_of_markup(self._tokenizer, whole), strict=True)
+        for talk, response, prompt, both in lines:
+            fits = len(prompt) <= longest_prompt and both[: len(prompt)] == prompt
+            if fits and not any(token in talk or token in response for token in self._special):
+                yield Parts(prompt, [], [], both[len(prompt) :], frame.end)
+            else:
+                yield self._apart(talk, response)
+
+    def _apart(self, talk: str, response: str) -> Parts:
+        frame = self._frame
+        before, between, lead, close = ids_of_markup(self._tokenizer, [frame.before, frame.between, frame.lead, frame.close])
+        words, answer = ids_of(self._tokenizer, [talk, response])
+        return Parts(before, words, between, [*lead, *answer, *close], frame.end)
+
+    def _find_frame(self) -> _Frame:
+        prompt = self._render(_QUESTION)
+        before, found, between = prompt.partition(_QUESTION)
+        opened, answered, rest = self._render(_QUESTION, _ANSWER).rpartition(_ANSWER)
+        if not found or not answered:
+            self._refuse("has a chat template that leaves the instruction or the response out; use llm_on_ray")
+        lead, thoughts = (opened.removeprefix(prompt) if opened.startswith(prompt) else ""), ""
+        if lead.strip():
+            # Such as empty thoughts: a model that is asked for a response says them itself, or is made to.
+            lead, thoughts = "", lead
+        close, end = self._find_end(rest)
+        return _Frame(before, between + thoughts, thoughts, lead, close, end)
+
+    def _find_end(self, rest: str) -> tuple[str, int]:
+        """The token that ends a response, and the blanks in front of it: the first special token, else the end of the text."""
+        found = [(rest.index(token), token) for token in self._special if token and token in rest]
+        if found:
+            position, token = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+            if not rest[:position].strip():
+                return rest[:position], int(self._tokenizer.convert_tokens_to_ids(token))
+        return "", int(self._tokenizer.eos_token_id)
+
+    def _render(self, talk: str, response: str | None = None) -> str:
+        messages = [{"role": "user", "content": talk}]
+        if response is not None:
+            messages.append({"role": "assistant", "content": response})
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=response is None)
+        except Exception as error:  # noqa: BLE001 - a template is a program of somebody else
+            self._refuse(f"has a chat template that fails: {error}; use Dataset.chat_template: llm_on_ray")
+        return str(text)
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise ConfigError([f"General.tokenizer_name: {self._tokenizer.name_or_path} {why}"])
+
+
+def _talk(row: Row) -> str:
+    """Instruction and context as one message of the user."""
+    instruction, context = row.instruction.strip(), row.context.strip()
+    return f"{instruction}\n\n{context}" if context else instruction

@@ -1,0 +1,1 @@
+"""The model: loading, families, attention and the loss."""

@@ -1,0 +1,111 @@
+"""The training loss: cross entropy summed over supervised tokens, with the output layer on their positions only.
+
+The output layer is the most expensive part of a small model with a large vocabulary, and prompts need none of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from finetune_trainer.data.batching import IGNORED
+from finetune_trainer.modeling import families
+from finetune_trainer.modeling.attention import Segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finetune_trainer.data.batching import Batch
+
+    Agree = Callable[[torch.Tensor], torch.Tensor]
+
+CHUNK_BYTES = 256 * 2**20
+"""Size of the float32 logits that are held at once."""
+
+
+class SupervisedLoss(nn.Module):
+    """A causal language model with its loss as one module, so that DDP and FSDP see one forward pass."""
+
+    def __init__(self, model: Any, chunk_bytes: int = CHUNK_BYTES) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.chunk_bytes = chunk_bytes
+        self.whole_logits = not families.has_plain_head(model)
+        self.positions = families.takes_positions(model)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of the cross entropy over the supervised tokens of the batch: a scalar, float32."""
+        extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
+        if batch.position_ids is not None and self.positions:
+            extra["position_ids"] = batch.position_ids
+        if batch.joined:
+            extra["segments"] = Segments.of(batch.joined, batch.input_ids.device)
+        chosen = batch.targets != IGNORED
+        targets = batch.targets[chosen]
+        if self.whole_logits:
+            logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
+            return _cross_entropy(logits[chosen], targets)
+        causal = families.unwrapped(self.model)
+        hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+        return _head_loss(causal.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
+
+    def generate(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, stops: torch.Tensor, limit: int, agree: Agree
+    ) -> torch.Tensor:
+        """Answer prompts, each time with the most likely token.
+
+        Args:
+            input_ids: [B, T], prompts that are padded on the left.
+            mask: [B, T], int64: 0 where there is padding.
+            stops: [S], tokens that end an answer.
+            limit: tokens of the longest answer.
+            agree: makes the chosen tokens [B] the same on all ranks that take part.
+
+        Returns:
+            [B, up to limit]; what follows a row's first stop is no part of its answer.
+        """
+        answers = input_ids[:, :0]
+        ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        positions, cache = (mask.cumsum(dim=1) - 1).clamp(min=0), None
+        while answers.shape[1] < limit and not ended.all():
+            extra = {"position_ids": positions} if self.positions else {}
+            logits, cache = self._next(input_ids, {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **extra})
+            input_ids = agree(logits.argmax(dim=-1))[:, None]
+            answers = torch.cat([answers, input_ids], dim=1)
+            ended |= torch.isin(input_ids[:, 0], stops)
+            mask, positions = torch.cat([mask, torch.ones_like(input_ids)], dim=1), positions[:, -1:] + 1
+        return answers
+
+    def _next(self, input_ids: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """Logits [B, V] of the tokens that follow, and what attention keeps of those so far."""
+        if self.whole_logits:
+            out = self.model(input_ids=input_ids, **options)
+            return out.logits[:, -1], out.past_key_values
+        causal = families.unwrapped(self.model)
+        out = causal.base_model(input_ids=input_ids, **options)
+        return causal.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
+
+
+def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+    """Loss of [N, H] hidden states in chunks; the logits of all but the last are computed again for the gradient."""
+    rows = max(1, chunk_bytes // (4 * head.weight.shape[0]))
+    if len(targets) <= rows:
+        return _cross_entropy(head(hidden), targets)
+    parts = [
+        checkpoint(_chunk_loss, head, part, wanted, use_reentrant=False)
+        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return _cross_entropy(head(hidden), targets)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """[N, V] and [N] → scalar; zero, yet with a gradient, when N is 0."""
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")

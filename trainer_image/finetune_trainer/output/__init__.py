@@ -1,0 +1,1 @@
+"""What a run leaves: the export, its manifest, model card and report."""

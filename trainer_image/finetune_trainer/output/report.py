@@ -1,0 +1,126 @@
+"""The report of a run: one HTML file that needs nothing else. Whatever comes from outside is escaped."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.output import plots, summary
+from finetune_trainer.output.answers import ANSWER_TOKENS
+from finetune_trainer.tracking.progress import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from finetune_trainer.config.run import Run
+    from finetune_trainer.output.answers import Answer, Sample
+    from finetune_trainer.output.summary import Story
+    from finetune_trainer.tracking.progress import Progress
+
+REPORT_FILE = "report.html"
+"""Name of the file in the output folder."""
+
+SHOWN_FIRST = 6
+"""How many measurements stand at the top of the page."""
+
+
+def report(told: Story) -> str:
+    """The page."""
+    name = escape(told.run.config.general.base_model)
+    differing, others = summary.settings(told.run.config)
+    sections = [
+        _section("Why it ended before its time", f"<pre>{escape(told.ended)}</pre>\n" if told.ended else ""),
+        _section("Curves", _curves(told.records)),
+        _section("Answers before and after", "".join(map(_sample, told.samples))),
+        _section("History", _list(_went_on(record) for record in told.resumed)),
+        _section("Warnings", _list(escape(text) for text in told.warnings)),
+        _section("Result", _table(told.measured)),
+        _section("Data", _table(told.data)),
+        _section("Configuration", _table(differing) + _details("Keys that have their defaults", _table(others))),
+        _section("Environment", _table(told.environment)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Finetuning of {name}</title>\n<style>\n{Path(__file__).with_name('report.css').read_text()}</style>\n</head>\n"
+        f'<body>\n<main>\n<h1>Finetuning of {name}</h1>\n<p class="lead">{escape(_lead(told))}</p>\n{_figures(told.measured)}'
+        f"{''.join(sections)}</main>\n</body>\n</html>\n"
+    )
+
+
+def write_interrupted(run: Run, progress: Progress) -> None:
+    """Write the report of a run that was stopped or has failed, unless it has not trained.
+
+    Raises:
+        OSError: the logs cannot be read, or the report not written.
+    """
+    told = summary.tell_interrupted(run, progress)
+    if told is not None:
+        write_atomically(run.output_dir / REPORT_FILE, report(told).encode())
+
+
+def _lead(told: Story) -> str:
+    named = f"Run {told.run.run_name}: " if told.run.run_name else ""
+    workers = f"; workers: {told.environment['Workers']}" if told.environment else ""
+    ended = f"; ended after step {told.steps} of {told.total_steps}" if told.ended else ""
+    return f"{named}{told.method}; {told.data['Rows to train on']}{workers}{ended}"
+
+
+def _figures(measured: Mapping[str, str]) -> str:
+    shown = [(title, value) for title, value in list(measured.items())[:SHOWN_FIRST] if value != summary.NOT_MEASURED]
+    cells = (f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd></div>\n" for title, value in shown)
+    return f'<dl class="figures">\n{"".join(cells)}</dl>\n'
+
+
+def _section(title: str, body: str) -> str:
+    """A part of the page; nothing when there is nothing to tell."""
+    return f"<section>\n<h2>{title}</h2>\n{body}</section>\n" if body else ""
+
+
+def _curves(records: list[dict[str, Any]]) -> str:
+    drawn = plots.draw(records).items()
+    figures = (f"<figure><figcaption>{title}</figcaption>{svg}</figure>\n" for title, svg in drawn)
+    return f'<div class="plots">\n{"".join(figures)}</div>\n'
+
+
+def _sample(sample: Sample) -> str:
+    answers = _answer("Before training", sample.before, "before") + (
+        _answer("After training", sample.after, "after") if sample.after else ""
+    )
+    expected = f"<div><h4>Expected</h4><pre>{escape(sample.expected)}</pre></div>\n"
+    prompt = f"<h3>Prompt, {escape(sample.row)}</h3>\n<pre>{escape(sample.prompt)}</pre>\n"
+    return f'<article>\n{prompt}<div class="answers">\n{expected}{answers}</div>\n</article>\n'
+
+
+def _answer(title: str, answer: Answer | None, kind: str) -> str:
+    if answer is None:
+        return f'<div class="{kind}"><h4>{title}</h4><small>was not kept</small></div>\n'
+    end = "ended by itself" if answer.stopped else f"cut after {ANSWER_TOKENS} tokens"
+    return f'<div class="{kind}"><h4>{title} <small>{end}</small></h4><pre>{escape(answer.text)}</pre></div>\n'
+
+
+def _went_on(record: Mapping[str, Any]) -> str:
+    lost = f"; workers were started anew {record['restarts']} times" if record["restarts"] else ""
+    return f"Attempt {record['attempt']} went on after step {record['step']}{lost}."
+
+
+def _list(items: Any) -> str:
+    lines = "".join(f"<li>{item}</li>\n" for item in items)
+    return f"<ul>\n{lines}</ul>\n" if lines else ""
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = (f"<tr><th>{escape(key)}</th><td>{escape(_word(value))}</td></tr>\n" for key, value in values.items())
+    lines = "".join(rows)
+    return f'<div class="table"><table>\n{lines}</table></div>\n' if lines else ""
+
+
+def _word(value: Any) -> str:
+    """A value as it may be written in YAML."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n{body}</details>\n"

@@ -1,0 +1,141 @@
+"""Which device a worker computes on, and which back end joins the devices. Nothing else in the trainer tells an Intel GPU
+from another one.
+
+Ray Train's own way to a device, its TorchConfig, is not used, so it needs no subclass for Intel: that way knows no XPU,
+gives cuda:0 to a worker on an Intel GPU, and sets CUDA_VISIBLE_DEVICES to the GPUs of all workers of a node. Ray itself
+hides the GPUs of others from a worker, by ZE_AFFINITY_MASK, if it has `dpctl` to count Intel GPUs with: xpu:0 is the
+worker's own. Otherwise it sets CUDA_VISIBLE_DEVICES, which hides no Intel GPU, and the worker takes the one that Ray names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from finetune_trainer.errors import DeviceNotFound
+from finetune_trainer.runtime import intel
+
+log = logging.getLogger(__name__)
+
+GROUP_BACKENDS = {"cpu": "gloo", "xpu": "cpu:gloo,xpu:xccl", "cuda": "cpu:gloo,cuda:nccl"}
+"""Device type → backend of torch.distributed. With a GPU, gloo stays beside it for what lives in host memory."""
+
+
+def find_device(kind: str, ray_ids: list[str] | None = None, library: Any = torch) -> torch.device:
+    """The device for `Training.device`.
+
+    Args:
+        kind: cpu or gpu. An Intel GPU is taken before another one.
+        ray_ids: GPUs that Ray assigned to this worker; None: Ray is not used.
+        library: what is asked for devices: torch, or its like.
+
+    Raises:
+        DeviceNotFound: there is no usable GPU; the message tells what is missing.
+    """
+    if kind == "cpu":
+        return torch.device("cpu")
+    if library.xpu.is_available():
+        return torch.device("xpu", xpu_index(ray_ids, library.xpu.device_count()))
+    if library.cuda.is_available():
+        return torch.device("cuda", 0)
+    raise DeviceNotFound(_missing(ray_ids))
+
+
+def xpu_index(ray_ids: list[str] | None, count: int) -> int:
+    """Number of a worker's Intel GPU among those that it sees: the first one, unless it sees those of other workers too.
+
+    Args:
+        ray_ids: GPUs that Ray assigned to it, by their numbers on the host; None: Ray is not used.
+        count: Intel GPUs that it sees.
+    """
+    if not ray_ids or count <= len(ray_ids) or not ray_ids[0].isdecimal():
+        return 0
+    return int(ray_ids[0]) % count
+
+
+def group_backend(kind: str, *, has_xccl: bool | None = None) -> str:
+    """Back end of torch.distributed for a type of device: that of the table, or oneCCL's `ccl` where it is installed.
+
+    Args:
+        kind: cpu, xpu or cuda.
+        has_xccl: whether torch has the back end for Intel GPUs built in; None: look.
+
+    Raises:
+        DeviceNotFound: nothing here joins Intel GPUs.
+    """
+    if kind == "cuda" or (kind == "xpu" and (dist.is_xccl_available() if has_xccl is None else has_xccl)):
+        return GROUP_BACKENDS[kind]
+    ccl = intel.find_ccl()
+    if ccl.note:
+        log.info("%s", ccl.note)
+    if kind == "cpu":
+        return "gloo" if ccl.module is None else "ccl"
+    if ccl.module is None:
+        raise DeviceNotFound(f"host {socket.gethostname()}: torch {torch.__version__} has no xccl, and there is no "
+                             "oneccl_bindings_for_pytorch for it: several workers cannot share Intel GPUs; take torch's XPU "
+                             "build, 2.8 or later, or one worker")  # fmt: skip
+    return "cpu:gloo,xpu:ccl"
+
+
+def use_ipex(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Let Intel's extension speed up what it can on a CPU, if it is installed. XPU devices need none: torch has it all.
+
+    Args:
+        model: in training mode, its weights not sharded.
+        optimizer: before its first step.
+        device: of the model.
+    """
+    note = intel.use_ipex(model, optimizer) if device.type == "cpu" else ""
+    if note:
+        log.info("%s", note)
+
+
+def select_device(device: torch.device) -> None:
+    """Make it the current device of its kind."""
+    if device.type == "xpu":
+        torch.xpu.set_device(device)
+    elif device.type == "cuda":
+        torch.cuda.set_device(device)
+        # cuDNN's attention is planned anew for each length of a row, and rows have many lengths.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give cached memory of the device back."""
+    if device.type == "xpu":
+        torch.xpu.empty_cache()
+    elif device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory that this process has held so far, in bytes: of the device's, on a CPU of the host's."""
+    if device.type == "xpu":
+        return int(torch.xpu.max_memory_allocated(device))
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _missing(ray_ids: list[str] | None) -> str:
+    """Say what a GPU needs and this host lacks."""
+    lacks = []
+    if not Path("/dev/dri").is_dir():
+        lacks.append("no Intel GPU device (/dev/dri) is visible")
+    if not torch.xpu._is_compiled():  # noqa: SLF001 - there is no public way to ask
+        lacks.append("this build of torch has no XPU support")
+    if torch.version.cuda is None:
+        lacks.append("nor CUDA support")
+    assigned = "" if ray_ids is None else f"; Ray assigned GPUs {ray_ids or 'none'}"
+    mask = os.environ.get("ZE_AFFINITY_MASK")
+    visible = "" if mask is None else f"; ZE_AFFINITY_MASK={mask}"
+    why = ", ".join(lacks) or "the driver reports no device"
+    return (f"host {socket.gethostname()}: device GPU is asked for, but none can be used: {why}"
+            f" (torch {torch.__version__}{assigned}{visible})")  # fmt: skip

@@ -1,0 +1,246 @@
+"""The process group of a run: who takes part, the collectives that the loop needs, DDP and FSDP2.
+
+Without Ray there is one worker and no process group: every collective is the identity.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_trainer.config.run import RESTARTS
+from finetune_trainer.modeling import families
+from finetune_trainer.runtime import devices
+from finetune_trainer.tracking.progress import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from finetune_trainer.config.schema import Training
+
+Made = TypeVar("Made")
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for what rank 0 alone does, as tokenising the rows or writing the model. Ray ends them if it is lost."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of the group."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    """Workers on this host."""
+    local_rank: int = 0
+    """Which of them this is."""
+    backend: str = ""
+    """Back end of the process group, as torch.distributed takes it; empty: there is no group."""
+    restarts: int = 0
+    """How many groups of this run came to grief before this one."""
+    patient: dist.ProcessGroup | None = None
+    """The same ranks, for what one of them does while the others wait, however long; None: as all else."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes files."""
+        return self.rank == 0
+
+
+def alone(training: Training) -> Worker:
+    """The only worker, in this process and without a process group.
+
+    Raises:
+        DeviceNotFound: the asked kind of device is missing.
+    """
+    device = devices.find_device(training.device)
+    devices.select_device(device)
+    return Worker(device)
+
+
+def join(training: Training) -> Worker:
+    """Join the process group of the Ray Train worker that this process is.
+
+    Raises:
+        DeviceNotFound: the asked kind of device is missing.
+    """
+    import ray
+    from ray import train
+
+    device = devices.find_device(training.device, [str(gpu) for gpu in ray.get_gpu_ids()])
+    devices.select_device(device)
+    context = train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    backend = devices.group_backend(device.type)
+    patient = form_group(backend, rank, size)
+    return Worker(
+        device,
+        rank,
+        size,
+        local_size=context.get_local_world_size(),
+        local_rank=context.get_local_rank(),
+        backend=backend,
+        restarts=int(os.environ.get(RESTARTS, "0")),
+        patient=patient,
+    )
+
+
+def form_group(backend: str, rank: int, size: int, meeting: str | None = None) -> dist.ProcessGroup:
+    """Form the process group; give the `patient` one of a Worker.
+
+    Args:
+        backend: as torch.distributed takes it.
+        rank: of this process.
+        size: of the group.
+        meeting: a URL where the ranks meet; None: environment variables tell it.
+    """
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+    patient: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return patient
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def describe(worker: Worker, strategy: Any, dtype: str) -> World:
+    """Gather who trains on what, by rank. A collective."""
+    mine = (socket.gethostname(), str(worker.device))
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * worker.size
+        dist.all_gather_object(everyone, mine)
+    backend = worker.backend.rpartition(":")[2]
+    hosts, names = zip(*everyone, strict=True)
+    return World(size=worker.size, hosts=hosts, devices=names, backend=backend, strategy=strategy, dtype=dtype)
+
+
+def from_first(worker: Worker, make: Callable[[], Made]) -> Made:
+    """Let rank 0 make a value and give it to all. An error of rank 0 is raised by every rank. A collective."""
+    if not dist.is_initialized():
+        return make()
+    box: list[Any] = [None, None]
+    if worker.is_first:
+        try:
+            box[0] = make()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for a value
+            box[1] = error
+    dist.broadcast_object_list(box, src=0, group=worker.patient)
+    if box[1] is not None:
+        raise box[1]
+    value: Made = box[0]
+    return value
+
+
+def on_each(worker: Worker, make: Callable[[], Made]) -> list[Made]:
+    """Let each rank make a value and give all of them to all, by rank. An error of any is raised by all. A collective."""
+    mine: tuple[Any, Exception | None]
+    try:
+        mine = (make(), None)
+    except Exception as error:  # noqa: BLE001 - as above
+        mine = (None, error)
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * worker.size
+        dist.all_gather_object(everyone, mine)
+    failure = next((raised for _, raised in everyone if raised is not None), None)
+    if failure is not None:
+        raise failure
+    return [value for value, _ in everyone]
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Sum numbers over all ranks, each by itself. A collective."""
+    if not dist.is_initialized():
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total)
+    summed: list[float] = total.tolist()
+    return summed
+
+
+def as_first(tensor: torch.Tensor) -> torch.Tensor:
+    """Give all ranks what rank 0 has. A collective."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
+    """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
+
+    A collective.
+    """
+    if strategy == "FSDP" and dist.is_initialized():
+        # It takes one layer after the other to the device: the whole model need not fit.
+        return _shard(module, worker, dtype)
+    module.to(worker.device)
+    if not dist.is_initialized():
+        return module
+    ids = None if worker.device.type == "cpu" else [worker.device]
+    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
+    # 0's, which costs once and forgives a difference.
+    ddp = nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
+
+
+def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
+    """FSDP2: each decoder layer is gathered when it is needed, and the rest as one group."""
+    # Imported here, since it takes seconds.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(worker.device.type, (worker.size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in families.decoder_layers(module.model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(module, "generate")
+    return module
+
+
+@contextmanager
+def without_learning(module: nn.Module) -> Iterator[None]:
+    """Forward passes without dropout and gradients; afterwards the module is as it was."""
+    module.eval()
+    with torch.no_grad():
+        yield
+    module.train()
+    reshard: Any = getattr(module, "reshard", None)  # of FSDP2
+    if reshard is not None:
+        # Without a backward pass the outermost group stays gathered, and its parameters would be other objects.
+        reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each rank holds a part of the weights only."""
+    return any(hasattr(weight, "full_tensor") for weight in module.parameters())
+
+
+def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Hold back the reduction of gradients in all micro-batches of a step but the last."""
+    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
+        context: AbstractContextManager[None] = module.no_sync()
+        return context
+    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+    if set_sync is not None:
+        set_sync(last)
+    return nullcontext()

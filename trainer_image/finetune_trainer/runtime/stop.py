@@ -1,0 +1,88 @@
+"""The request to stop: SIGTERM or SIGINT to the command, or a file that anyone may make.
+
+The file is how the driver tells the workers, which share nothing with it but the output volume. Rank 0 looks at it after
+each optimizer step; all ranks then write a checkpoint, and the command ends with an exit code of its own.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+STOP_FILE = "stop"
+"""Below ``<output_dir>/logs``. A start of the command removes it."""
+
+STOPPED_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: the same command goes on later."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StoppedEarly(BaseException):
+    """A request to stop came before the first step: there is nothing to keep."""
+
+
+def requested(logs: Path) -> bool:
+    """Whether the run is asked to stop."""
+    return (logs / STOP_FILE).exists()
+
+
+def clear(logs: Path) -> None:
+    """Forget an earlier request.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+    (logs / STOP_FILE).unlink(missing_ok=True)
+
+
+@contextmanager
+def on_signal(logs: Path) -> Iterator[None]:
+    """Turn the first SIGTERM or SIGINT into a request to stop; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
+        received.append(number)
+        try:
+            (logs / STOP_FILE).touch()
+        except OSError:
+            raise SystemExit(128 + number) from None
+        if len(received) > 1:
+            raise SystemExit(128 + number)
+        if not _is_training(logs):
+            raise StoppedEarly
+
+    received: list[int] = []
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        restore(before)
+
+
+def handlers() -> dict[signal.Signals, Any]:
+    """The handlers that are set, for `restore`: Ray sets its own."""
+    return {number: signal.getsignal(number) for number in SIGNALS}
+
+
+def restore(before: dict[signal.Signals, Any]) -> None:
+    """Set handlers again."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _is_training(logs: Path) -> bool:
+    with suppress(OSError, ValueError):
+        progress = read_progress(logs / PROGRESS_FILE)
+        return progress is not None and progress.state != "starting"
+    return False

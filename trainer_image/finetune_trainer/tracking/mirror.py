@@ -1,0 +1,69 @@
+"""In a cluster: keep a copy of progress.json where the Ray dashboard serves it, for the operator to read.
+
+It runs in the driver, which Ray places on the head node, next to the dashboard.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from finetune_trainer.tracking.progress import PROGRESS_FILE, RAY_LOG_FILE, write_atomically
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+POLL_SECONDS = 0.25
+"""How often the file is looked at: a change is seen by the dashboard within half a second."""
+
+
+GUESS = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
+"""Ray's log folder on this node, before the driver has connected to its session."""
+
+
+def session_log_folder() -> Path | None:
+    """The log folder of the session that this process is connected to; None: to none."""
+    if "ray" not in sys.modules:
+        return None
+    import ray
+
+    node = ray._private.worker._global_node if ray.is_initialized() else None  # noqa: SLF001 - there is no public way
+    return None if node is None else Path(node.get_logs_dir_path())
+
+
+class Mirror:
+    """A thread that copies the progress file whenever it changes, and a last time at the end; a context manager."""
+
+    def __init__(self, logs: Path) -> None:
+        self._source = logs / PROGRESS_FILE
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress-mirror", daemon=True)
+        self._folder = GUESS
+        self._copied: tuple[Path, bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            self._copy()
+        self._copy()
+
+    def _copy(self) -> None:
+        # A full disk or a log folder that is not there yet must not end the run; the next round tries again.
+        with suppress(OSError):
+            # The last copy, of how the run ended, is made when the driver has left its session already.
+            self._folder = session_log_folder() or self._folder
+            copy = self._folder, self._source.read_bytes()
+            if copy != self._copied and copy[0].is_dir():
+                write_atomically(copy[0] / RAY_LOG_FILE, copy[1])
+                self._copied = copy
