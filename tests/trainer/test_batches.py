@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from finetune_trainer.config.schema import Dataset, TrainerConfig
-from finetune_trainer.data import batching
+from finetune_trainer.data import batching, splits
 from finetune_trainer.data.jsonl import Row
 from finetune_trainer.data.prompts import encode_rows
 
@@ -69,11 +69,11 @@ def test_grouping_by_length_saves_padding() -> None:
 
 
 def test_split_is_seeded_and_leaves_a_row() -> None:
-    train, held = batching.split_rows(30, 5, 42)
+    train, held = splits.split_rows(30, 5, 42)
     assert len(held) == 2
     assert sorted([*train, *held]) == list(range(30))
-    assert list(held) == list(batching.split_rows(30, 5, 42)[1])
-    assert [len(part) for part in batching.split_rows(1, 50, 0)] == [1, 0]
+    assert list(held) == list(splits.split_rows(30, 5, 42)[1])
+    assert [len(part) for part in splits.split_rows(1, 50, 0)] == [1, 0]
 
 
 @pytest.fixture(scope="module")

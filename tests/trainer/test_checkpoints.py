@@ -16,6 +16,7 @@ from tests.support.trainer import SIZES, VOCABULARY, Apart, Outcome
 from finetune_trainer import errors
 from finetune_trainer.checkpoint import store
 from finetune_trainer.config.run import Saving
+from finetune_trainer.files import sync_and_describe
 from finetune_trainer.output import manifest
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
         draft = store.begin(tmp_path, step)
         (draft / "state.json").write_text("{}")
         identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
-        files = (store.describe(draft / "state.json"),)
+        files = (sync_and_describe(draft / "state.json"),)
         store.complete(draft, store.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()
@@ -323,9 +324,10 @@ def test_kill_at_any_moment(long: Command, losses: list[float]) -> None:
 def test_second_signal_ends_at_once(long: Command) -> None:
     code = (
         "import os, signal, sys, pathlib\n"
-        "from finetune_trainer import stop, progress, tracker\n"
+        "from finetune_trainer.runtime import stop\n"
+        "from finetune_trainer.tracking import progress\n"
         "logs = pathlib.Path(sys.argv[1])\n"
-        "progress.write_progress(logs / 'progress.json', progress.Progress(state='training', last_report_time=tracker.now()))\n"
+        "progress.write_progress(logs / 'progress.json', progress.Progress(state='training', last_report_time=progress.now()))\n"
         "with stop.on_signal(logs):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(stop.requested(logs), flush=True)\n"
@@ -392,7 +394,7 @@ def test_finished_run_is_left_alone_by_the_next_start(command: Command) -> None:
     again = command.run_apart("--run_name", "r", "--attempt", "2", PYTHONPROFILEIMPORTTIME="1")
     assert (again.code, again.out) == (0, f"finished in an earlier attempt: {command.output}\n")
     imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines()}
-    assert "finetune_trainer.manifest" in imported
+    assert "finetune_trainer.output.manifest" in imported
     assert not imported & {"torch", "ray", "transformers"}
     after = files()
     logs = command.output / "logs"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BIND = """
 import json, os, sys
-from finetune_trainer import cpu
+from finetune_trainer.runtime import cpu
 threads, rank, size = map(int, sys.argv[1:])
 print(json.dumps([cpu.bind(threads, rank, size), sorted(os.sched_getaffinity(0))]))
 """

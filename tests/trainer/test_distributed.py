@@ -13,7 +13,7 @@ WAIT = """
 import sys, time
 from datetime import timedelta
 import torch
-from finetune_trainer import distributed
+from finetune_trainer.runtime import distributed
 distributed.GROUP_TIMEOUT = timedelta(seconds=1)
 rank, meeting = int(sys.argv[1]), sys.argv[2]
 patient = distributed.form_group("gloo", rank, 2, meeting)

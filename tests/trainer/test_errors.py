@@ -22,7 +22,8 @@ from tests.support.http_server import running
 from finetune_trainer.advice import to_save_memory
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.errors import TrainerError, explain
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ from tests.support.trainer import sample_rows
 
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.tracking.measurements import Evaluation, StepDone
 from finetune_trainer.tracking.progress import World
-from finetune_trainer.tracking.tracker import StepDone, Tracker
-from finetune_trainer.training.evaluation import Evaluation
+from finetune_trainer.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tests.support.trainer import Command, Outcome

@@ -15,8 +15,8 @@ from finetune_trainer.__main__ import _write_report
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.output.manifest import find_result
+from finetune_trainer.tracking.metrics import read_metrics
 from finetune_trainer.tracking.progress import Failure, read_progress
-from finetune_trainer.tracking.tracker import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,17 +12,28 @@ from typing import TYPE_CHECKING, NoReturn
 
 from finetune_trainer import launch
 from finetune_trainer.checkpoint import store
-from finetune_trainer.config.run import LOGS, MERGED, Run, Saving
+from finetune_trainer.config.run import LOGS, MERGED, Run, Saving, addresses_cluster
 from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.data import sources
-from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, explain, in_words, output_error
+from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError, TrainerError, in_words, output_error
+from finetune_trainer.explain import explain
 from finetune_trainer.output import manifest, report
 from finetune_trainer.redaction import redact
 from finetune_trainer.runtime import stop
 from finetune_trainer.tracking import console, logbook
+from finetune_trainer.tracking.metrics import METRICS_FILE
 from finetune_trainer.tracking.mirror import Mirror
-from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Failure, Output, Progress, read_progress, write_progress
-from finetune_trainer.tracking.tracker import METRICS_FILE, now
+from finetune_trainer.tracking.progress import (
+    PROGRESS_FILE,
+    Checkpoint,
+    Failure,
+    Output,
+    Progress,
+    now,
+    read_progress,
+    write_progress,
+)
+from finetune_trainer.training.cleanup import clean_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +116,7 @@ def _refuse(options: argparse.Namespace, error: ConfigError) -> int:
         console.complain(str(error))
         return error.exit_code
     logs = options.output_dir / LOGS
-    with Mirror(logs) if launch.addresses_cluster() else nullcontext(), logbook.keep(logs, options.attempt, "driver"):
+    with Mirror(logs) if addresses_cluster() else nullcontext(), logbook.keep(logs, options.attempt, "driver"):
         console.complain(str(error))
         _record(logs, options.attempt, error)
     return error.exit_code
@@ -130,13 +141,13 @@ def _settle(options: argparse.Namespace, config: TrainerConfig) -> Run:
 
 def _worker_failures(asked: int | None) -> int:
     """On a laptop a lost worker is for its user to look at; in a cluster nodes come and go."""
-    return asked if asked is not None else CLUSTER_WORKER_FAILURES if launch.addresses_cluster() else 0
+    return asked if asked is not None else CLUSTER_WORKER_FAILURES if addresses_cluster() else 0
 
 
 def execute(run: Run) -> int:
     """Do the run under the eyes of console and mirror, and turn its failure into words and an exit code."""
     with ExitStack() as threads:
-        if launch.addresses_cluster():
+        if addresses_cluster():
             threads.enter_context(Mirror(run.logs))
         try:
             if _already_finished(run):
@@ -196,9 +207,7 @@ def _already_finished(run: Run) -> bool:
     output = manifest.find_result(run.output_dir, run.run_name) if run.run_name else None
     if output is None:
         return False
-    sources.remove(run)
-    if not run.saving.after_export:
-        store.prune(run.checkpoints, run.checkpoint_owner, keep=0)
+    clean_up(run)
     _write_finished(run, output)
     console.say(f"finished in an earlier attempt: {run.output_dir}")
     return True

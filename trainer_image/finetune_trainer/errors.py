@@ -22,21 +22,33 @@ Exit code 1 is wrong usage of the command line. All of them can be pickled: they
 from __future__ import annotations
 
 import errno
-import re
 import time
 import traceback
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from finetune_trainer.advice import lacking_memory, to_save_memory
 from finetune_trainer.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from finetune_trainer.config.run import Run
-    from finetune_trainer.config.schema import TrainerConfig
-    from finetune_trainer.tracking.progress import FailureReason
+
+FailureReason = Literal[
+    "InvalidSpec",
+    "DatasetNotFound",
+    "DatasetInvalid",
+    "ModelNotFound",
+    "ModelAccessDenied",
+    "ModelInvalid",
+    "DeviceNotFound",
+    "LossNotFinite",
+    "OutputVolumeFull",
+    "OutOfMemory",
+    "WorkerOOMKilled",
+    "WorkerLost",
+    "TrainingFailed",
+]
+"""Why a run failed, as far as the trainer can tell. The names are reasons of a FinetuneJob's status."""
 
 USAGE_EXIT_CODE = 1
 """Exit code of a command line that names no configuration or an unknown option."""
@@ -158,7 +170,8 @@ class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in t
     exit_code = 11
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+"""Error numbers of a volume without space, and of a user whose quota is used up."""
 
 
 MESSAGE_BYTES = 4096
@@ -182,36 +195,6 @@ def in_words(error: BaseException, who: str = "") -> TrainingFailed:
 
 def output_error(folder: Path, error: OSError) -> OutputNotWritable:
     """Say what is wrong with the output folder."""
-    if error.errno in _FULL:
+    if error.errno in NO_SPACE:
         return OutputVolumeFull(f"{folder}: no space left on the output volume")
     return OutputNotWritable(f"{folder}: the output folder is not writable: {error.strerror or error}")
-
-
-def explain(error: BaseException, run: Run) -> TrainerError | None:
-    """Translate an error of Python, torch or Ray that has a plain cause; None: it has none that is known here."""
-    if isinstance(error, TrainerError):
-        return error
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return output_error(run.output_dir, error)
-    text = str(error)
-    if type(error).__name__ == "WorkerHealthCheckFailedError":
-        return _explain_loss(text, run.config)
-    memory = lacking_memory(error)
-    if memory is not None:
-        said = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        return OutOfMemory(f"the memory of the {memory} is exhausted ({said}); {to_save_memory(run.config, memory)}")
-    # safetensors writes files from Rust and loses errno on the way.
-    if "No space left on device" in text or "os error 28" in text:
-        return OutputVolumeFull(f"{run.output_dir}: no space left on the output volume")
-    return None
-
-
-def _explain_loss(text: str, config: TrainerConfig) -> WorkerLost | WorkerOOMKilled:
-    """Put Ray Train's report of a lost worker, its description and then what Ray's core says, into a sentence or two."""
-    description, _, cause = text.partition("\n)\n")
-    host = re.search(r"hostname='([^']+)'", description)
-    worker = f"the worker on {host[1]}" if host else "a worker"
-    memory = re.search(r"Memory on the node \([^)]*\) was (.+?limit)", cause)
-    if memory:
-        return WorkerOOMKilled(f"{worker} was ended for lack of memory ({memory[1]}); {to_save_memory(config, 'host')}")
-    return WorkerLost(f"{worker} was lost: {' '.join(cause.split())[:1000]}")

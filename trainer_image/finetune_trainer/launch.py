@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.config.run import RESTARTS
-from finetune_trainer.errors import TrainerError, TrainingFailed, WorkerLost, explain, in_words
+from finetune_trainer.config.run import RESTARTS, addresses_cluster
+from finetune_trainer.errors import TrainerError, TrainingFailed, WorkerLost, in_words
+from finetune_trainer.explain import explain
 from finetune_trainer.runtime import stop
 from finetune_trainer.tracking import logbook
 
@@ -58,11 +59,6 @@ LOCAL_ENVIRONMENT = {
 """Further defaults for a Ray that lives as long as this run."""
 
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
-
-
-def addresses_cluster() -> bool:
-    """Whether a Ray cluster is addressed: this is the driver of a Ray job, or RAY_ADDRESS is set."""
-    return any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_ID"))
 
 
 def launch(run: Run) -> None:

@@ -8,21 +8,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from finetune_trainer.checkpoint import store, tensors
-from finetune_trainer.checkpoint.store import Identity, Marker, Unusable, trainer_version
-from finetune_trainer.checkpoint.tensors import Sums
+from finetune_trainer.checkpoint.store import Identity, Marker, Unusable
 from finetune_trainer.config.run import CHECKPOINTS
-from finetune_trainer.errors import explain, output_error
-from finetune_trainer.output import manifest
+from finetune_trainer.errors import output_error
+from finetune_trainer.explain import explain
+from finetune_trainer.files import digest
 from finetune_trainer.runtime import distributed
+from finetune_trainer.tracking.measurements import Sums
 from finetune_trainer.tracking.progress import Checkpoint
+from finetune_trainer.versions import trainer_version
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
 
-    from finetune_trainer.output.manifest import Entry
-    from finetune_trainer.training.setup import Engine
+    from finetune_trainer.files import Entry
+    from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +102,12 @@ class Keeper:
         store.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep, path)
         return _describe(path, marker)
 
-    def restore(self) -> Start:
+    def restore(self, is_finished: Callable[[Path], bool]) -> Start:
         """Go on from the newest checkpoint of this run, else of the earlier one, else from the given one; or begin at the
         beginning. A collective.
+
+        Args:
+            is_finished: whether an output folder holds a complete result.
 
         Raises:
             ConfigError: the earlier run has finished and kept none, or what it kept or General.resume_from_checkpoint
@@ -114,7 +120,7 @@ class Keeper:
             except Unusable as reason:
                 if worker.is_first:
                     store.skip(path, reason)
-        if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from)) is not None:
+        if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from, is_finished)) is not None:
             return start
         given = self._run.given_checkpoint
         if given is None:
@@ -124,7 +130,7 @@ class Keeper:
         except Unusable as reason:
             raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
-    def _load_earlier(self, output: Path) -> Start | None:
+    def _load_earlier(self, output: Path, is_finished: Callable[[Path], bool]) -> Start | None:
         """Go on from the newest checkpoint of an earlier run that can be used; None when it left none."""
         worker, refusal = self._worker, None
         folder = output / CHECKPOINTS
@@ -135,7 +141,7 @@ class Keeper:
                 refusal = refusal or store.refuse("--resume_from", path, reason)
                 if worker.is_first:
                     store.skip(path, reason)
-        if refusal is None and distributed.from_first(worker, lambda: manifest.is_finished(output)):
+        if refusal is None and distributed.from_first(worker, lambda: is_finished(output)):
             refusal = store.refuse("--resume_from", output, Unusable(_FINISHED))
         if refusal is not None:
             raise refusal
@@ -177,7 +183,7 @@ def configuration_digest(engine: Engine) -> str:
         "training": config.training.model_dump(mode="json", include=TRAINING),
     }
     rows = (data.train.digest.encode(), data.train_rows.tobytes())
-    return store.digest(json.dumps(settings, sort_keys=True).encode(), *rows)
+    return digest(json.dumps(settings, sort_keys=True).encode(), *rows)
 
 
 def _describe(path: Path, marker: Marker) -> Checkpoint:

@@ -11,7 +11,6 @@ to the process. No file is opened before its digest is the marker's, and no file
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,14 +18,13 @@ import re
 import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.output.manifest import Entry, describe_file
+from finetune_trainer.files import Entry, describe_file, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -92,14 +90,6 @@ class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
     """A folder that is no complete checkpoint, with the reason."""
 
 
-def trainer_version() -> str:
-    """The version of the installed package."""
-    try:
-        return version("finetune-operator")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def folder_name(step: int) -> str:
     """Name of the folder of a checkpoint."""
     return f"step-{step:08}"
@@ -122,13 +112,6 @@ def discard(folder: Path, step: int) -> None:
     shutil.rmtree(folder / f".{folder_name(step)}.tmp", ignore_errors=True)
 
 
-def describe(path: Path) -> Entry:
-    """Bring a file that was just written to the disk; give its size and digest."""
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    return describe_file(path.parent, path.name)
-
-
 def complete(draft: Path, marker: Marker) -> Path:
     """Write the marker, and give the checkpoint its name; from then on it counts.
 
@@ -137,7 +120,7 @@ def complete(draft: Path, marker: Marker) -> Path:
     """
     path = draft / MARKER
     path.write_text(json.dumps(marker.model_dump(mode="json", by_alias=True), indent=2) + "\n", encoding="utf-8")
-    describe(path)
+    sync(path)
     _sync_folder(draft)
     final = draft.with_name(folder_name(marker.step))
     # One that is there already was unusable: this run would have gone on from it.
@@ -264,12 +247,3 @@ def _checkpoints(folder: Path) -> list[Path]:
     """All folders with the name of a checkpoint, the newest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-
-def digest(*parts: bytes) -> str:
-    """SHA-256 of several pieces, in hex."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(len(part).to_bytes(8, "big"))
-        whole.update(part)
-    return whole.hexdigest()

@@ -7,43 +7,20 @@ the data stand is the number of steps done, and randomness is seeded anew in eac
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune_trainer.checkpoint import store
+from finetune_trainer.files import sync_and_describe
+from finetune_trainer.tracking.measurements import Sums
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune_trainer.output.manifest import Entry
-    from finetune_trainer.training.setup import Engine
-
-
-@dataclass
-class Sums:
-    """What the loop carries from step to step for its log."""
-
-    loss: float = 0.0
-    """Summed over the supervised tokens since the last logging step."""
-    tokens: int = 0
-    """Supervised tokens since then."""
-    mean: float | None = None
-    """Mean loss per token since then, as of the last step."""
-    first: float | None = None
-    """Mean loss per token of the first step."""
-
-    def add(self, loss: float, tokens: int) -> float:
-        """A step is done; give the mean loss since the last logging step."""
-        self.loss, self.tokens = self.loss + loss, self.tokens + tokens
-        self.mean = self.loss / max(self.tokens, 1)
-        self.first = self.mean if self.first is None else self.first
-        return self.mean
-
-    def clear(self) -> None:
-        """A logging step is done."""
-        self.loss, self.tokens = 0.0, 0
+    from finetune_trainer.files import Entry
+    from finetune_trainer.runtime.engine import Engine
 
 
 def save_tensors(engine: Engine, path: Path) -> Entry:
@@ -55,7 +32,7 @@ def save_tensors(engine: Engine, path: Path) -> Entry:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in _tensors(engine).items()}, path)
-    return store.describe(path)
+    return sync_and_describe(path)
 
 
 def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
@@ -73,7 +50,7 @@ def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
         "sums": asdict(sums),
     }
     path.write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
-    return store.describe(path)
+    return sync_and_describe(path)
 
 
 def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,3 +137,8 @@ class Run:
     def _folder_or_name(self, name: str) -> str:
         folder = self.working_dir / Path(name).expanduser()
         return str(folder) if folder.is_dir() else name
+
+
+def addresses_cluster() -> bool:
+    """Whether a Ray cluster is addressed: this is the driver of a Ray job, or RAY_ADDRESS is set."""
+    return any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_ID"))

@@ -66,16 +66,6 @@ class Step:
     ends_epoch: bool = False
 
 
-def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split row numbers into those to train on and those to evaluate on, both in the file's order.
-
-    The share is rounded up, as in llm-on-ray, and leaves at least one row to train on.
-    """
-    held = min(math.ceil(count * percentage / 100), count - 1)
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
 def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
     """Optimizer steps of the whole run."""
     training = config.training

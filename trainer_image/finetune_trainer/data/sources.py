@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.checkpoint import store
 from finetune_trainer.data.jsonl import check_rows, unreadable
 from finetune_trainer.errors import DatasetInvalid, DatasetNotFound, output_error
-from finetune_trainer.output.manifest import describe_file
+from finetune_trainer.files import describe_file, digest, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -117,7 +116,7 @@ def _copies(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) -> P
     except OSError as error:
         raise unreadable(path, name, error) from None
     folder = run.tokens / COPIES
-    key = store.digest(json.dumps([name, run.checkpoint_owner, files, wanted]).encode())[:32]
+    key = digest(json.dumps([name, run.checkpoint_owner, files, wanted]).encode())[:32]
     if not (folder / key).is_dir():
         splits = _load(name, path)
         draft = folder / f".{key}-{uuid.uuid4().hex[:8]}.tmp"
@@ -190,7 +189,7 @@ def _copy(rows: Iterable[dict[str, Any]], path: Path, name: str) -> None:
                 raise DatasetInvalid(f"{name}: the data has the columns {', '.join(row)}; {needs}")
             json.dump({key: row[key] for key in KEYS if row.get(key) is not None}, file, default=str)
             file.write("\n")
-    store.describe(path)
+    sync(path)
 
 
 def _read(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:

@@ -24,9 +24,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.checkpoint import store
 from finetune_trainer.data.jsonl import SHOWN_ROWS
 from finetune_trainer.data.prompts import Encoded, Examples
+from finetune_trainer.files import digest, sync
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -97,7 +97,7 @@ def key_of(path: Path, tokenizer: Any, config: Dataset) -> str:
     with path.open("rb") as file:
         contents = hashlib.file_digest(file, "sha256").digest()
     settings = config.model_dump(mode="json", include=SETTINGS)
-    return store.digest(bytes([FORMAT]), contents, _serialised(tokenizer), json.dumps(settings, sort_keys=True).encode())
+    return digest(bytes([FORMAT]), contents, _serialised(tokenizer), json.dumps(settings, sort_keys=True).encode())
 
 
 def _serialised(tokenizer: Any) -> bytes:
@@ -105,7 +105,7 @@ def _serialised(tokenizer: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return store.digest(*(part for path in files for part in (path.name.encode(), path.read_bytes()))).encode()
+        return digest(*(part for path in files for part in (path.name.encode(), path.read_bytes()))).encode()
 
 
 class Draft:
@@ -166,7 +166,7 @@ class Draft:
             os.fsync(file.fileno())
         marker = self._draft / MARKER
         marker.write_text(json.dumps(self.contents.model_dump(mode="json", by_alias=True)) + "\n", encoding="utf-8")
-        store.describe(marker)
+        sync(marker)
         # What is there already is broken: else it would have been used.
         shutil.rmtree(self._final, ignore_errors=True)
         self._draft.replace(self._final)
@@ -201,5 +201,5 @@ def open_cache(folder: Path, key: str, name: str) -> Examples:
     path = folder / key
     contents = Contents.model_validate_json((path / MARKER).read_bytes())
     arrays: dict[str, Any] = {array: np.memmap(path / array, dtype=kind, mode="r") for array, kind in ARRAYS.items()}
-    digest = store.digest(*(contents.sha256[array].encode() for array in ARRAYS if array != "lines"))
-    return Examples(**arrays, name=name, highest=contents.highest, digest=digest)
+    whole = digest(*(contents.sha256[array].encode() for array in ARRAYS if array != "lines"))
+    return Examples(**arrays, name=name, highest=contents.highest, digest=whole)

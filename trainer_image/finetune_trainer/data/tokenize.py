@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.config.run import addresses_cluster
 from finetune_trainer.data import jsonl, prompts, sources, token_cache
 from finetune_trainer.errors import OutOfMemory, output_error
 
@@ -93,7 +94,7 @@ def count_processes(run: Run, available: float, workers_here: int = 1) -> int:
     asked = run.config.dataset.preprocessing_num_workers
     if asked is not None:
         return asked
-    if run.config.training.num_training_workers > 1 or any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_ID")):
+    if run.config.training.num_training_workers > 1 or addresses_cluster():
         # The pods of workers have no limit: the node's other CPUs belong to others.
         available = min(available, workers_here * math.ceil(run.config.training.resources_per_worker.CPU))
     return max(1, int(available))

@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.advice import lacking_memory
-from finetune_trainer.errors import ModelAccessDenied, ModelInvalid, ModelNotFound, TrainerError, explain
+from finetune_trainer.errors import ModelAccessDenied, ModelInvalid, ModelNotFound, TrainerError
+from finetune_trainer.explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.checkpoint import store
 from finetune_trainer.config.run import LOGS, MERGED
-from finetune_trainer.data import sources
 from finetune_trainer.errors import output_error
 from finetune_trainer.modeling import load
 from finetune_trainer.output import manifest
@@ -60,7 +58,7 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
 
 
 def export(run: Run, trained: Trained, told: Story) -> Output:
-    """Write all files of the result into the output folder, and declare it complete. It takes the checkpoints' place.
+    """Write all files of the result into the output folder, and declare it complete.
 
     Args:
         run: where to, and the names that the result carries.
@@ -72,13 +70,9 @@ def export(run: Run, trained: Trained, told: Story) -> Output:
         OutputNotWritable: the folder refuses to be written.
     """
     try:
-        output = _write(run, trained, told)
+        return _write(run, trained, told)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
-    sources.remove(run)
-    if not run.saving.after_export:
-        store.prune(run.checkpoints, run.checkpoint_owner, keep=0)
-    return output
 
 
 def _write(run: Run, trained: Trained, told: Story) -> Output:

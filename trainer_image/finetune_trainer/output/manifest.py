@@ -13,24 +13,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.tracking.progress import Output, write_atomically
+from finetune_trainer.files import Entry, describe_file, write_atomically
+from finetune_trainer.tracking.progress import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
 MANIFEST = "manifest.json"
-
-
-class Entry(BaseModel):
-    """One file of the result, or of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    path: str
-    """Relative to the folder that is described."""
-    size_bytes: int
-    sha256: str
 
 
 class Manifest(BaseModel):
@@ -101,18 +91,6 @@ def _read(folder: Path) -> Manifest | None:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def describe_file(folder: Path, name: str) -> Entry:
-    """Size and digest of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    path = folder / name
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Entry(path=name, size_bytes=path.stat().st_size, sha256=digest)
 
 
 def _summary(folder: Path, manifest: Manifest) -> Output:

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.files import write_atomically
 from finetune_trainer.output import plots, summary
 from finetune_trainer.output.answers import ANSWER_TOKENS
-from finetune_trainer.tracking.progress import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

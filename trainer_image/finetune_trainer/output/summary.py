@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.checkpoint.store import trainer_version
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.config.yaml_file import config_notes
 from finetune_trainer.output.answers import read_samples
 from finetune_trainer.tracking.console import duration
+from finetune_trainer.tracking.metrics import read_metrics
 from finetune_trainer.tracking.progress import Result
-from finetune_trainer.tracking.tracker import read_metrics
+from finetune_trainer.versions import trainer_version, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from finetune_trainer.config.run import Run
+    from finetune_trainer.data.splits import Data
     from finetune_trainer.output.answers import Sample
+    from finetune_trainer.runtime.engine import Engine
     from finetune_trainer.tracking.progress import Progress, World
     from finetune_trainer.tracking.tracker import Tracker
-    from finetune_trainer.training.setup import Data, Engine
 
 NOT_MEASURED = "not measured"
 
@@ -88,24 +84,6 @@ class Story:
 
 def _number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4f}"
-
-
-@contextmanager
-def listen() -> Iterator[list[str]]:
-    """Collect the trainer's warnings until the end of the block, each once."""
-    heard: list[str] = []
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() not in heard:
-                heard.append(record.getMessage())
-
-    ear, own = Ear(logging.WARNING), logging.getLogger("finetune_trainer")
-    own.addHandler(ear)
-    try:
-        yield heard
-    finally:
-        own.removeHandler(ear)
 
 
 def tell(engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], heard: list[str]) -> Story:
@@ -182,18 +160,11 @@ def describe_environment(world: World) -> dict[str, str]:
     return {
         "Trainer": trainer_version(),
         "Python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: version_of(name) for name in PACKAGES},
         "Workers": f"{world.size}, {world.strategy} over {world.backend}" if world.backend else str(world.size),
         "Hosts": ", ".join(f"{host} × {count}" if count > 1 else host for host, count in hosts.items()),
         "Devices": ", ".join(f"{name} × {count}" if count > 1 else name for name, count in Counter(world.devices).items()),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def settings(config: TrainerConfig) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,8 +15,8 @@ from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from finetune_trainer.tracking.metrics import METRICS_FILE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Progress, read_progress
-from finetune_trainer.tracking.tracker import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

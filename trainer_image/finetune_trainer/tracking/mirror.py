@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from finetune_trainer.tracking.progress import PROGRESS_FILE, RAY_LOG_FILE, write_atomically
+from finetune_trainer.files import write_atomically
+from finetune_trainer.tracking.progress import PROGRESS_FILE, RAY_LOG_FILE
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -7,35 +7,21 @@ may enter here: the operator shares these models.
 
 from __future__ import annotations
 
-import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune_trainer.errors import FailureReason
+from finetune_trainer.files import write_atomically
+
 PROGRESS_FILE = "progress.json"
 """Name of the file below ``<output_dir>/logs``."""
 
 RAY_LOG_FILE = "finetune-progress.json"
 """Name of the copy in the Ray session's log folder on the head node, which the dashboard serves."""
-
-FailureReason = Literal[
-    "InvalidSpec",
-    "DatasetNotFound",
-    "DatasetInvalid",
-    "ModelNotFound",
-    "ModelAccessDenied",
-    "ModelInvalid",
-    "DeviceNotFound",
-    "LossNotFinite",
-    "OutputVolumeFull",
-    "OutOfMemory",
-    "WorkerOOMKilled",
-    "WorkerLost",
-    "TrainingFailed",
-]
-"""Why a run failed, as far as the trainer can tell. The names are reasons of a FinetuneJob's status."""
 
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -144,23 +130,6 @@ class Progress(Report):
     failure: Failure | None = None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old or the new content, never a part of it.
-
-    Raises:
-        OSError: the folder is missing, not writable or full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_progress(path: Path, progress: Progress) -> None:
     """Write the progress file on one line, since the Ray dashboard serves files by lines."""
     text = progress.model_dump_json(by_alias=True, exclude_none=True)
@@ -177,3 +146,8 @@ def read_progress(path: Path) -> Progress | None:
         return Progress.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def now() -> datetime:
+    """The time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)

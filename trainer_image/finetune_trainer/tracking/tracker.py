@@ -7,56 +7,27 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_trainer.errors import output_error
-from finetune_trainer.tracking.progress import (
-    PROGRESS_FILE,
-    Checkpoint,
-    Output,
-    Progress,
-    Result,
-    World,
-    write_atomically,
-    write_progress,
-)
+from finetune_trainer.files import write_atomically
+from finetune_trainer.tracking.measurements import StepDone
+from finetune_trainer.tracking.metrics import METRICS_FILE, _record
+from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, now, write_progress
 from finetune_trainer.tracking.tensorboard import Curves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from finetune_trainer.config.run import Run
-    from finetune_trainer.training.evaluation import Evaluation
+    from finetune_trainer.tracking.measurements import Evaluation
 
 Made = TypeVar("Made")
 
-METRICS_FILE = "metrics.jsonl"
-"""One JSON object a line."""
-
 WRITE_INTERVAL = 0.5
 """Seconds between two writes of progress.json while nothing but the step number changes."""
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """How an optimizer step went."""
-
-    step: int
-    """Steps done, this one included."""
-    epoch: float
-    """Passes over the rows done."""
-    loss: float
-    """Mean loss per supervised token since the last logging step."""
-    learning_rate: float
-    """Of this step."""
-    tokens: int
-    """Non-padding tokens of this step, of all ranks."""
-    memory: int
-    """Most memory that rank 0 has held so far, in bytes: of its GPU, else of its process."""
 
 
 @dataclass
@@ -232,27 +203,3 @@ class Tracker:
             return write()
         except OSError as error:
             raise output_error(self.run.output_dir, error) from error
-
-
-def read_metrics(logs: Path) -> list[dict[str, Any]]:
-    """All records of a run, in the order of the steps; none when nothing was recorded.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    path = logs / METRICS_FILE
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [record for record in map(_record, lines) if record]
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    """What a line of metrics.jsonl tells; a torn one tells nothing."""
-    with suppress(ValueError):
-        record: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-        return record
-    return {}
-
-
-def now() -> datetime:
-    """The time in UTC, in whole seconds."""
-    return datetime.now(UTC).replace(microsecond=0)

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_trainer.data import batching
 from finetune_trainer.runtime import devices, distributed
-from finetune_trainer.training.setup import make_batch
+from finetune_trainer.runtime.engine import make_batch
+from finetune_trainer.tracking.measurements import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from finetune_trainer.training.setup import Engine
+    from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
-
-LARGEST_EXPONENT = math.log(1e300)
-"""Of a loss above it there is no perplexity: e to its power is no number any more."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good the model is at rows that it does not learn from."""
-
-    loss: float
-    """Mean per supervised token; finite."""
-
-    @property
-    def perplexity(self) -> float | None:
-        """The exponential of the loss; None when that is too large for a number."""
-        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
 
 
 def evaluate(engine: Engine, alive: Callable[[], None]) -> Evaluation | None:

@@ -18,13 +18,17 @@ from finetune_trainer.data import batching
 from finetune_trainer.data.jsonl import SHOWN_ROWS
 from finetune_trainer.errors import LossNotFinite
 from finetune_trainer.modeling import load
-from finetune_trainer.output import export, summary
+from finetune_trainer.output import export, manifest, summary
 from finetune_trainer.runtime import cpu, devices, distributed, stop
+from finetune_trainer.runtime.engine import Engine, make_batch
+from finetune_trainer.tracking import warnings
+from finetune_trainer.tracking.measurements import Evaluation, StepDone
 from finetune_trainer.tracking.progress import Result
-from finetune_trainer.tracking.tracker import StepDone, Tracker
+from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.training import samples
-from finetune_trainer.training.evaluation import Evaluation, evaluate
-from finetune_trainer.training.setup import Engine, build_engine, load_data, make_batch
+from finetune_trainer.training.cleanup import clean_up
+from finetune_trainer.training.evaluation import evaluate
+from finetune_trainer.training.setup import build_engine, load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +36,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finetune_trainer.checkpoint.resume import Start
-    from finetune_trainer.checkpoint.tensors import Sums
     from finetune_trainer.config.run import Run
     from finetune_trainer.runtime.distributed import Worker
+    from finetune_trainer.tracking.measurements import Sums
+    from finetune_trainer.tracking.progress import Output
 
     Report = Callable[[dict[str, Any]], None]
 
@@ -56,7 +61,7 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Ca
     Raises:
         TrainerError: every failure with a known cause.
     """
-    with summary.listen() as heard:
+    with warnings.listen() as heard:
         seed_everything(run.config.training.seed)
         compute = choose_dtype(run, worker)
         dtype: torch.dtype = getattr(torch, compute.dtype)
@@ -65,7 +70,7 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Ca
         engine = build_engine(run, worker, data, dtype)
 
         keeper = Keeper(engine)
-        start = keeper.restore()
+        start = keeper.restore(manifest.is_finished)
         asked = samples.begin(engine, tokenizer, start)
         tracker = Tracker(run, writes=worker.is_first)
         world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
@@ -82,7 +87,13 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Ca
         environment = summary.describe_environment(world) | compute.environment()
 
     told = summary.tell(engine, tracker, answered, environment, heard)
-    tracker.finish(distributed.from_first(worker, lambda: export.export(run, trained, told)))
+    tracker.finish(distributed.from_first(worker, lambda: _export(run, trained, told)))
+
+
+def _export(run: Run, trained: export.Trained, told: summary.Story) -> Output:
+    output = export.export(run, trained, told)
+    clean_up(run)
+    return output
 
 
 @dataclass(frozen=True)

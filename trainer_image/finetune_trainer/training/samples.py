@@ -14,15 +14,15 @@ import torch
 
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import output_error
+from finetune_trainer.files import write_atomically
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
 from finetune_trainer.runtime import devices, distributed
-from finetune_trainer.tracking.progress import write_atomically
 
 if TYPE_CHECKING:
     from finetune_trainer.checkpoint.resume import Start
     from finetune_trainer.data.prompts import Examples
-    from finetune_trainer.training.setup import Engine
+    from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
 

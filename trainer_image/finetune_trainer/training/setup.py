@@ -4,73 +4,26 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from finetune_trainer.data import batching, tokenize
+from finetune_trainer.data import batching, splits, tokenize
+from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import cpu, devices, distributed
+from finetune_trainer.runtime.engine import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from numpy.typing import NDArray
-
     from finetune_trainer.config.run import Run
-    from finetune_trainer.data.prompts import Examples
     from finetune_trainer.runtime.distributed import Worker
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Tokenised rows, to train on and to evaluate on."""
-
-    train: Examples
-    train_rows: NDArray[np.int64]
-    """Numbers of the rows in `train` that are trained on."""
-    held: Examples
-    held_rows: NDArray[np.int64]
-    """Numbers of the rows in `held` that are evaluated."""
-    pad: int
-
-
-@dataclass
-class Engine:
-    """What a step needs, apart from its rows."""
-
-    run: Run
-    worker: Worker
-    data: Data
-    causal: Any
-    """The model, adapted or not."""
-    loss: torch.nn.Module
-    """SupervisedLoss in its DDP or FSDP wrapping."""
-    autocast: Callable[[], AbstractContextManager[Any]]
-    scaler: torch.amp.GradScaler
-    joins_rows: bool
-    """Whether the rows of a batch lie one behind the other, without padding."""
-    optimizer: torch.optim.Optimizer = field(init=False)
-    schedule: Any = field(init=False)
-    weights: list[torch.nn.Parameter] = field(init=False)
-    """Those that learn."""
-
-    @property
-    def sorts_rows(self) -> bool:
-        """Whether rows of alike length meet in a batch."""
-        return self.run.config.dataset.group and not self.joins_rows
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return batching.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
 
 
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
@@ -83,7 +36,7 @@ def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     if apart is not None:
         held = tokenize.open_tokens(run, apart)
         return Data(train, np.arange(len(train)), held, np.arange(len(held)), pad)
-    train_rows, held_rows = batching.split_rows(len(train), config.dataset.validation_split_percentage, config.training.seed)
+    train_rows, held_rows = splits.split_rows(len(train), config.dataset.validation_split_percentage, config.training.seed)
     return Data(train, train_rows, train, held_rows, pad)
 
 
@@ -169,12 +122,3 @@ def make_schedule(run: Run, engine: Engine) -> Any:
 
     name = run.config.training.lr_scheduler
     return get_scheduler(name, engine.optimizer, num_warmup_steps=0, num_training_steps=engine.total_steps)
-
-
-def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:
-    """The tensors of some rows on this worker's device."""
-    if engine.joins_rows:
-        return batching.join(examples, rows).to(engine.worker.device)
-    side = engine.run.config.dataset.padding_side
-    longest = load.longest_input(engine.causal)
-    return batching.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

@@ -1,0 +1,63 @@
+"""The engine of a worker: the model with everything that moves it, and the rows that it learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_trainer.data import batching
+from finetune_trainer.modeling import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from finetune_trainer.config.run import Run
+    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.splits import Data
+    from finetune_trainer.runtime.distributed import Worker
+
+
+@dataclass
+class Engine:
+    """What a step needs, apart from its rows."""
+
+    run: Run
+    worker: Worker
+    data: Data
+    causal: Any
+    """The model, adapted or not."""
+    loss: torch.nn.Module
+    """SupervisedLoss in its DDP or FSDP wrapping."""
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scaler: torch.amp.GradScaler
+    joins_rows: bool
+    """Whether the rows of a batch lie one behind the other, without padding."""
+    optimizer: torch.optim.Optimizer = field(init=False)
+    schedule: Any = field(init=False)
+    weights: list[torch.nn.Parameter] = field(init=False)
+    """Those that learn."""
+
+    @property
+    def sorts_rows(self) -> bool:
+        """Whether rows of alike length meet in a batch."""
+        return self.run.config.dataset.group and not self.joins_rows
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return batching.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
+
+
+def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:
+    """The tensors of some rows on this worker's device."""
+    if engine.joins_rows:
+        return batching.join(examples, rows).to(engine.worker.device)
+    side = engine.run.config.dataset.padding_side
+    longest = load.longest_input(engine.causal)
+    return batching.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)
