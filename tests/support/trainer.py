@@ -157,13 +157,13 @@ class Command:
         from finetune_trainer.config.run import Run, Saving
         from finetune_trainer.config.schema import TrainerConfig
         from finetune_trainer.runtime import distributed
-        from finetune_trainer.training import loop
+        from finetune_trainer.training.train import train
 
         config = TrainerConfig.model_validate(self.config)
         saving = Saving.choose(config.general.save_strategy, every_steps, keep=2)
         run = Run(config=config, output_dir=self.output, dataset_dir=self.folder, run_name=run_name, saving=saving)
         run.logs.mkdir(parents=True, exist_ok=True)
-        loop.train(run, distributed.alone(config.training), report)
+        train(run, distributed.single_process(config.training), report)
         return Outcome(0, "", "", self.output)
 
     def train_until(self, step: int, run_name: str | None = None) -> Outcome:

@@ -84,10 +84,10 @@ def lost(cause: str) -> TrainerError | None:
     ],
     ids=["memory", "death"],
 )
-def test_a_lost_worker_is_named_with_what_is_known(cause: str, reason: str, message: str, may_pass: bool) -> None:
+def test_a_lost_worker_is_named_with_what_is_known(cause: str, reason: str, message: str, retryable: bool) -> None:
     error = lost(cause)
     assert error is not None
-    assert (error.reason, str(error), error.may_pass) == (reason, message, may_pass)
+    assert (error.reason, str(error), error.retryable) == (reason, message, retryable)
     assert str(pickle.loads(pickle.dumps(error))) == message
 
 

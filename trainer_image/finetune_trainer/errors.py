@@ -59,7 +59,7 @@ class TrainerError(Exception):
 
     reason: ClassVar[FailureReason] = "TrainingFailed"
     exit_code: ClassVar[int] = 10
-    may_pass: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False
     """Whether the same run may succeed when its workers are started anew."""
 
 
@@ -141,7 +141,7 @@ class OutputVolumeFull(OutputNotWritable):
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
     """A failure that has no better name."""
 
-    may_pass = True
+    retryable = True
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -154,7 +154,7 @@ class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the j
 
     reason = "OutOfMemory"
     exit_code = 11
-    may_pass = True
+    retryable = True
 
 
 class WorkerLost(TrainingFailed):

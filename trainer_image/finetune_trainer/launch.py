@@ -1,6 +1,6 @@
 """Start the workers: in this process when one is enough, else with Ray Train, locally or in a cluster.
 
-Ray Train starts, places and watches the workers. They need nothing from it but an address to meet at, so the driver
+Ray Train starts, places and watches the workers. They need nothing from it but an address for their rendezvous, so the driver
 and Ray's controller never import torch: that saves seconds and hundreds of megabytes on the head node.
 
 When a node is drained through Ray, by its autoscaler or `ray drain-node`, Ray Train tells the workers within some five
@@ -75,10 +75,10 @@ def launch(run: Run) -> None:
 
 def _train_here(run: Run) -> None:
     from finetune_trainer.runtime import distributed
-    from finetune_trainer.training import loop
+    from finetune_trainer.training.train import train
 
     with logbook.keep(run.logs, run.attempt, "rank-0"):
-        loop.train(run, distributed.alone(run.config.training))
+        train(run, distributed.single_process(run.config.training))
 
 
 def _train_with_ray(run: Run) -> None:
@@ -90,7 +90,7 @@ def _train_with_ray(run: Run) -> None:
         trainer = _trainer_class()(
             train_on_worker,
             train_loop_config={"run": run},
-            backend_config=_meeting_point(),
+            backend_config=_rendezvous(),
             scaling_config=_scaling(run),
             run_config=RunConfig(
                 name=run.run_name,
@@ -157,7 +157,7 @@ def _final_errors(run: Run) -> Any:
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's
             for error in worker_exceptions.values():
                 known = explain(error, run)
-                if known is not None and not known.may_pass:
+                if known is not None and not known.retryable:
                     # Ray Train retries failures of workers, and no others.
                     raise known
 
@@ -177,12 +177,12 @@ def _scaling(run: Run) -> Any:
     )
 
 
-def _meeting_point() -> Any:
+def _rendezvous() -> Any:
     """A backend for Ray Train that tells all workers where rank 0 listens, and how many groups there were before."""
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 
-    class Meeting(Backend):  # type: ignore[misc]
+    class RendezvousBackend(Backend):  # type: ignore[misc]
         restarts = -1
 
         def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002 - Ray's signature
@@ -192,12 +192,12 @@ def _meeting_point() -> Any:
             worker_group.execute(set_environment, variables)
 
     @dataclass
-    class MeetingConfig(BackendConfig):  # type: ignore[misc]
+    class RendezvousConfig(BackendConfig):  # type: ignore[misc]
         @property
         def backend_cls(self) -> type[Backend]:
-            return Meeting
+            return RendezvousBackend
 
-    return MeetingConfig()
+    return RendezvousConfig()
 
 
 def set_environment(variables: dict[str, str]) -> None:
@@ -225,13 +225,13 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
 def _train_in_group(run: Run, report: Any) -> None:
     from finetune_trainer.runtime import distributed
-    from finetune_trainer.training import loop
+    from finetune_trainer.training.train import train
 
-    loop.train(run, distributed.join(run.config.training), report, is_leaving)
-    distributed.leave()
+    train(run, distributed.init_process_group(run.config.training), report, is_preempted)
+    distributed.destroy_process_group()
 
 
-def is_leaving() -> bool:
+def is_preempted() -> bool:
     """Whether Ray has told this worker that the node of a worker is going to be taken away."""
     # Ray's public get_preemption_info is a barrier of all workers across an actor, too slow for every step.
     from ray.train.v2._internal.execution.context import get_train_context

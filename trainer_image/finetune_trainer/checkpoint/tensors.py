@@ -14,7 +14,7 @@ import torch
 
 from finetune_trainer.checkpoint import store
 from finetune_trainer.files import sync_and_describe
-from finetune_trainer.tracking.measurements import Sums
+from finetune_trainer.tracking.measurements import RunningLoss
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def save_tensors(engine: Engine, path: Path) -> Entry:
     return sync_and_describe(path)
 
 
-def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
+def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
     """Write everything that is not a tensor; give size and digest of the file.
 
     Raises:
@@ -47,7 +47,7 @@ def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
         "groups": groups,
         "schedule": engine.schedule.state_dict(),
         "scaler": engine.scaler.state_dict(),
-        "sums": asdict(sums),
+        "sums": asdict(running_loss),
     }
     path.write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
     return sync_and_describe(path)
@@ -88,13 +88,13 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
             there[name].copy_(tensor)
 
 
-def load_rest(engine: Engine, rest: dict[str, Any]) -> Sums:
+def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
     """Put back what is not a tensor; give the sums."""
     for group, saved in zip(engine.optimizer.param_groups, rest["groups"], strict=True):
         group.update(saved)
     engine.schedule.load_state_dict(rest["schedule"])
     engine.scaler.load_state_dict(rest["scaler"])
-    return Sums(**rest["sums"])
+    return RunningLoss(**rest["sums"])
 
 
 def make_optimizer_state(engine: Engine) -> None:
@@ -114,7 +114,7 @@ def make_optimizer_state(engine: Engine) -> None:
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
     """What this rank holds of everything, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, weight in engine.causal.named_parameters():
+    for name, weight in engine.model.named_parameters():
         if not weight.requires_grad:
             continue
         found[f"weight:{name}"] = _local(weight)

@@ -45,7 +45,7 @@ class Batch:
     """[B, T], int64; None: padding is on the right, where causal attention never looks."""
     position_ids: torch.Tensor | None = None
     """[B, T], int64; None: counted from the left."""
-    joined: tuple[int, ...] = ()
+    packed: tuple[int, ...] = ()
     """Tokens of the rows that lie one behind the other in the only line; none: each row has a line of its own."""
 
     def to(self, device: torch.device) -> Batch:
@@ -93,7 +93,9 @@ def plan_steps(
         order, batches = _epoch(lengths, size, rng, by_length=by_length)
         for start in range(taken_before * accumulate, len(batches), accumulate):
             end = min(start + accumulate, len(batches))
-            micro = tuple(deal(order[size * batch : size * (batch + 1)], lengths, workers) for batch in batches[start:end])
+            micro = tuple(
+                split_across_ranks(order[size * batch : size * (batch + 1)], lengths, workers) for batch in batches[start:end]
+            )
             yield Step(epoch + end / len(batches), micro, ends_epoch=end == len(batches))
         epoch, taken_before = epoch + 1, 0
 
@@ -112,7 +114,7 @@ def _epoch(
     return order, rng.permutation(len(batches))
 
 
-def deal(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> tuple[NDArray[np.int64], ...]:
+def split_across_ranks(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> tuple[NDArray[np.int64], ...]:
     """Deal the rows of a global batch out, longest first, to and fro: each rank gets about the same work."""
     ordered = batch[np.argsort(-lengths[batch], kind="stable")]
     turn = np.arange(len(ordered)) % (2 * workers)
@@ -120,7 +122,7 @@ def deal(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> 
     return tuple(ordered[rank == worker] for worker in range(workers))
 
 
-def join(examples: Examples, rows: NDArray[np.int64]) -> Batch:
+def pack(examples: Examples, rows: NDArray[np.int64]) -> Batch:
     """Make the tensors of some rows, one behind the other in a single line, each with positions from 0.
 
     Args:
@@ -140,7 +142,7 @@ def join(examples: Examples, rows: NDArray[np.int64]) -> Batch:
     return Batch(input_ids, wanted, None, positions, tuple(lengths))
 
 
-def pairs_with_one_target() -> tuple[Batch, Batch]:
+def batches_with_one_target() -> tuple[Batch, Batch]:
     """Two batches of two joined rows each: the first rows differ, and of the second only the last token is wanted."""
     positions = torch.arange(MULTIPLE).repeat(2)[None]
     one = positions + 1

@@ -50,7 +50,7 @@ class Piece:
     """Number of its first line, from 1."""
 
 
-class Broken:
+class BrokenRows:
     """Rows of one file that cannot be used: the first ones in words, and how many there are."""
 
     def __init__(self, name: str) -> None:
@@ -89,7 +89,7 @@ def check_rows(path: Path, name: str, piece_bytes: int = PIECE_BYTES) -> int:
         DatasetNotFound: the file is missing or cannot be read.
         DatasetInvalid: rows are broken, or there is none.
     """
-    broken, count = Broken(name), 0
+    broken, count = BrokenRows(name), 0
     for piece in pieces(path, name, piece_bytes):
         rows, reasons = read_piece(path, name, piece)
         broken.add(reasons)

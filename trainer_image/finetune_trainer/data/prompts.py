@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune_trainer.data.chat_template import ChatTemplate, Parts, ids_of, ids_of_markup
-from finetune_trainer.data.jsonl import Broken
+from finetune_trainer.data.jsonl import BrokenRows
 from finetune_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str)
         DatasetInvalid: rows are too long and `truncation` is off.
     """
     encoded = encode(rows, tokenizer, config, name)
-    broken = Broken(name)
+    broken = BrokenRows(name)
     broken.add(encoded.refused)
     broken.refuse()
     return encoded.examples

@@ -37,7 +37,7 @@ KEYS = ("instruction", "context", "response", "text")
 TABLES = {".csv": "csv", ".parquet": "parquet"}
 """Suffixes of data files that are not read line by line → their kind in the library `datasets`."""
 
-TRAIN, HELD = ("train",), ("validation", "test", "train")
+TRAIN, VALIDATION = ("train",), ("validation", "test", "train")
 """Splits that are taken of a data set for train_file, and for validation_file: the first that it has."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -62,12 +62,12 @@ def find_sources(run: Run) -> tuple[Source, Source | None]:
         OutputVolumeFull, OutputNotWritable: the output folder cannot take the copy.
     """
     dataset = run.config.dataset
-    held = None
+    validation = None
     if run.validation_file is not None and dataset.validation_file is not None:
-        held = _find(run, dataset.validation_file, run.validation_file, [HELD])[0]
-    wanted: list[tuple[str, ...]] = [TRAIN] if held else [TRAIN, ("validation",)]
+        validation = _find(run, dataset.validation_file, run.validation_file, [VALIDATION])[0]
+    wanted: list[tuple[str, ...]] = [TRAIN] if validation else [TRAIN, ("validation",)]
     train, *own = _find(run, dataset.train_file, run.train_file, wanted)
-    return train, held or next(iter(own), None)
+    return train, validation or next(iter(own), None)
 
 
 def check(run: Run) -> None:

@@ -21,9 +21,9 @@ class Data:
     train: Examples
     train_rows: NDArray[np.int64]
     """Numbers of the rows in `train` that are trained on."""
-    held: Examples
-    held_rows: NDArray[np.int64]
-    """Numbers of the rows in `held` that are evaluated."""
+    eval: Examples
+    eval_rows: NDArray[np.int64]
+    """Numbers of the rows in `eval` that are evaluated."""
     pad: int
 
 
@@ -32,6 +32,6 @@ def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64
 
     The share is rounded up, as in llm-on-ray, and leaves at least one row to train on.
     """
-    held = min(math.ceil(count * percentage / 100), count - 1)
+    count_eval = min(math.ceil(count * percentage / 100), count - 1)
     order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
+    return np.sort(order[count_eval:]), np.sort(order[:count_eval])

@@ -74,10 +74,12 @@ def tokenise(run: Run, tokenizer: Any, work: Work) -> tuple[Tokens, Tokens | Non
         ConfigError: the settings leave no room for a row, or do not fit the tokenizer.
         OutputVolumeFull, OutputNotWritable: the output folder cannot take the tokens.
     """
-    train, held = sources.find_sources(run)
+    train, evaluation = sources.find_sources(run)
     try:
-        made = _tokens(run, train, tokenizer, work), _tokens(run, held, tokenizer, work) if held else None
-        _remove_others(run, {run.tokens / one.key for one in made if one} | {one.path.parent for one in (train, held) if one})
+        made = _tokens(run, train, tokenizer, work), _tokens(run, evaluation, tokenizer, work) if evaluation else None
+        _remove_others(
+            run, {run.tokens / one.key for one in made if one} | {one.path.parent for one in (train, evaluation) if one}
+        )
     except OSError as error:
         raise output_error(run.output_dir, error) from error
     return made
@@ -117,7 +119,7 @@ def _tokens(run: Run, source: Source, tokenizer: Any, work: Work) -> Tokens:
 
 
 def _fill(draft: token_cache.Draft, source: Source, tokenizer: Any, config: Dataset, work: Work) -> None:
-    broken = jsonl.Broken(source.name)
+    broken = jsonl.BrokenRows(source.name)
     size = source.path.stat().st_size
     encode = partial(encode_piece, source=source, tokenizer=tokenizer, config=config)
     alone = work.processes == 1 or size <= work.small_bytes
@@ -207,14 +209,14 @@ def _meter(name: str, size: int, work: Work) -> Iterator[Callable[[int, int], No
     start = time.monotonic()
     done, due = 0, start + work.quiet_seconds
 
-    def tell(amount: int, count: int) -> None:
+    def summarise(amount: int, count: int) -> None:
         nonlocal done, due
         done, now = done + amount, time.monotonic()
         if now >= due:
             due = now + work.line_seconds
             log.info("tokenising %s: %d %%, %d rows, %.0f rows/s", name, 100 * done // size, count, count / (now - start))
 
-    yield tell
+    yield summarise
 
 
 def _warn_of_cuts(contents: token_cache.Contents, name: str, config: Dataset) -> None:

@@ -28,7 +28,7 @@ class Family:
     """Where the decoder layers are, which FSDP shards one by one; None: the longest list of modules."""
     plain_head: bool = False
     """Whether logits are the output layer on the last hidden state and nothing else: no scaling, no soft cap."""
-    joins_rows: bool = False
+    packs_rows: bool = False
     """Whether the rows of a batch may lie one behind the other, without padding: attention takes our implementation of
     it, and positions are those that the model is told. ALiBi has none to be told, and GPT-J its own attention only."""
 
@@ -36,7 +36,7 @@ class Family:
 QUERY_VALUE = ("q_proj", "v_proj")
 
 FAMILIES: dict[str, Family] = {
-    # model_type          attention lora_targets          layers                  plain_head joins_rows
+    # model_type          attention lora_targets          layers                  plain_head packs_rows
     "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
     "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
     "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True,      True),
@@ -76,20 +76,20 @@ def unwrapped(model: Any) -> Any:
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The stack of equal blocks of a model, adapted or not."""
     layers: nn.ModuleList
-    causal = unwrapped(model)
-    path = family_of(causal.config.model_type).layers
+    model = unwrapped(model)
+    path = family_of(model.config.model_type).layers
     if path is not None:
-        layers = causal.get_submodule(path)
+        layers = model.get_submodule(path)
         return layers
-    lists = [part for part in causal.modules() if isinstance(part, nn.ModuleList)]
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     return max(lists, key=len, default=nn.ModuleList())
 
 
 def has_plain_head(model: Any) -> bool:
     """Whether the loss may run the output layer on some positions only."""
-    causal = unwrapped(model)
-    known = family_of(causal.config.model_type).plain_head and causal.base_model is not causal
-    return known and type(causal.get_output_embeddings()) is nn.Linear
+    model = unwrapped(model)
+    known = family_of(model.config.model_type).plain_head and model.base_model is not model
+    return known and type(model.get_output_embeddings()) is nn.Linear
 
 
 def takes_positions(model: Any) -> bool:

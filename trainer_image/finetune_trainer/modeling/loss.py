@@ -42,16 +42,16 @@ class SupervisedLoss(nn.Module):
         extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
         if batch.position_ids is not None and self.positions:
             extra["position_ids"] = batch.position_ids
-        if batch.joined:
-            extra["segments"] = Segments.of(batch.joined, batch.input_ids.device)
+        if batch.packed:
+            extra["segments"] = Segments.of(batch.packed, batch.input_ids.device)
         chosen = batch.targets != IGNORED
         targets = batch.targets[chosen]
         if self.whole_logits:
             logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
             return _cross_entropy(logits[chosen], targets)
-        causal = families.unwrapped(self.model)
-        hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
-        return _head_loss(causal.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
+        model = families.unwrapped(self.model)
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+        return _head_loss(model.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
 
     def generate(
         self, input_ids: torch.Tensor, mask: torch.Tensor, stops: torch.Tensor, limit: int, agree: Agree
@@ -85,9 +85,9 @@ class SupervisedLoss(nn.Module):
         if self.whole_logits:
             out = self.model(input_ids=input_ids, **options)
             return out.logits[:, -1], out.past_key_values
-        causal = families.unwrapped(self.model)
-        out = causal.base_model(input_ids=input_ids, **options)
-        return causal.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
+        model = families.unwrapped(self.model)
+        out = model.base_model(input_ids=input_ids, **options)
+        return model.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
 
 
 def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune_trainer.config.run import Run
-    from finetune_trainer.output.summary import Story
+    from finetune_trainer.output.summary import RunSummary
     from finetune_trainer.tracking.progress import Output
 
 SCRATCH = ".export"
@@ -30,7 +30,7 @@ SCRATCH = ".export"
 
 
 @dataclass(frozen=True)
-class Trained:
+class ExportInput:
     """What a run has made."""
 
     model: Any
@@ -57,41 +57,41 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
     return get_model_state_dict(model, options=options)
 
 
-def export(run: Run, trained: Trained, told: Story) -> Output:
+def export(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     """Write all files of the result into the output folder, and declare it complete.
 
     Args:
         run: where to, and the names that the result carries.
-        trained: what to write.
-        told: for the report and the model card.
+        inputs: what to write.
+        summary: for the report and the model card.
 
     Raises:
         OutputVolumeFull: no space left.
         OutputNotWritable: the folder refuses to be written.
     """
     try:
-        return _write(run, trained, told)
+        return _write(run, inputs, summary)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
 
 
-def _write(run: Run, trained: Trained, told: Story) -> Output:
+def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     scratch = run.output_dir / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     base_model = run.config.general.base_model
-    adapted = hasattr(trained.model, "peft_config")
+    adapted = hasattr(inputs.model, "peft_config")
     if adapted:
-        _save_adapter(trained, base_model, scratch)
+        _save_adapter(inputs, base_model, scratch)
         if run.config.general.merge_adapter:
-            _save_merged(run, trained, scratch)
+            _save_merged(run, inputs, scratch)
     else:
-        _save_model(trained, scratch)
-    trained.tokenizer.save_pretrained(scratch)
-    (scratch / "README.md").write_text(model_card(told), encoding="utf-8")
-    (scratch / REPORT_FILE).write_text(report(told), encoding="utf-8")
+        _save_model(inputs, scratch)
+    inputs.tokenizer.save_pretrained(scratch)
+    (scratch / "README.md").write_text(model_card(summary), encoding="utf-8")
+    (scratch / REPORT_FILE).write_text(report(summary), encoding="utf-8")
     files = _move(scratch, run.output_dir)
-    if told.samples:
+    if summary.samples:
         files.append(f"{LOGS}/{SAMPLES_FILE}")
     about = manifest.Manifest(
         format="peft-adapter" if adapted else "full-model",
@@ -102,27 +102,27 @@ def _write(run: Run, trained: Trained, told: Story) -> Output:
     return manifest.write_manifest(run.output_dir, files, about)
 
 
-def _save_adapter(trained: Trained, base_model: str, folder: Path) -> None:
+def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:
     # The adapter carries the model's name: the folder from which it was loaded means nothing elsewhere.
-    trained.model.peft_config["default"].base_model_name_or_path = base_model
+    inputs.model.peft_config["default"].base_model_name_or_path = base_model
     # PEFT would look on the hub whether the vocabulary was enlarged; it never is.
-    trained.model.save_pretrained(folder, state_dict=trained.weights, save_embedding_layers=False)
+    inputs.model.save_pretrained(folder, state_dict=inputs.weights, save_embedding_layers=False)
 
 
-def _save_model(trained: Trained, folder: Path) -> None:
-    causal, dtype = trained.model, trained.dtype
-    state = causal.state_dict() if trained.weights is None else trained.weights
+def _save_model(inputs: ExportInput, folder: Path) -> None:
+    model, dtype = inputs.model, inputs.dtype
+    state = model.state_dict() if inputs.weights is None else inputs.weights
     # Weights that are one in the model are two once they were gathered or changed their type.
-    tied = causal.all_tied_weights_keys if causal.config.tie_word_embeddings else {}
+    tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
     state = {
         name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items() if name not in tied
     }
-    causal.config.dtype = dtype
-    causal.config.use_cache = True
-    causal.save_pretrained(folder, state_dict=state)
+    model.config.dtype = dtype
+    model.config.use_cache = True
+    model.save_pretrained(folder, state_dict=state)
 
 
-def _save_merged(run: Run, trained: Trained, scratch: Path) -> None:
+def _save_merged(run: Run, inputs: ExportInput, scratch: Path) -> None:
     """Merge the adapter that was just saved into the base model, loaded anew: the trained one may lie in shards."""
     import peft
 
@@ -133,16 +133,16 @@ def _save_merged(run: Run, trained: Trained, scratch: Path) -> None:
         _untie_adapted_head(base)
         merged = adapted.merge_and_unload()
     folder = scratch / MERGED
-    _save_model(Trained(merged, None, trained.tokenizer, trained.dtype), folder)
-    trained.tokenizer.save_pretrained(folder)
+    _save_model(ExportInput(merged, None, inputs.tokenizer, inputs.dtype), folder)
+    inputs.tokenizer.save_pretrained(folder)
 
 
-def _untie_adapted_head(causal: Any) -> None:
+def _untie_adapted_head(model: Any) -> None:
     """Give an adapted output layer weights of its own, so that the embeddings stay what they are."""
-    plain = getattr(causal.get_output_embeddings(), "base_layer", None)
-    if plain is not None and plain.weight is causal.get_input_embeddings().weight:
+    plain = getattr(model.get_output_embeddings(), "base_layer", None)
+    if plain is not None and plain.weight is model.get_input_embeddings().weight:
         plain.weight = torch.nn.Parameter(plain.weight.detach().clone())
-        causal.config.tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
 
 
 def _move(source: Path, target: Path) -> list[str]:

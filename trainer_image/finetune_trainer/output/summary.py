@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "peft", "ray")
 
 
 @dataclass(frozen=True)
-class Story:
+class RunSummary:
     """A run and what became of it."""
 
     run: Run
@@ -86,28 +86,30 @@ def _number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4f}"
 
 
-def tell(engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], heard: list[str]) -> Story:
+def summarise(
+    engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], warnings: list[str]
+) -> RunSummary:
     """Put together what is known of a run whose training has ended.
 
     Raises:
         OSError: the metrics cannot be read.
     """
     run = engine.run
-    return Story(
+    return RunSummary(
         run=run,
         result=tracker.progress.result or Result(),
         steps=engine.total_steps,
         total_steps=engine.total_steps,
         seconds=tracker.seconds,
-        records=read_metrics(run.logs) if engine.worker.is_first else [],
+        records=read_metrics(run.logs) if engine.worker.is_rank0 else [],
         samples=samples,
         data=describe_data(run, engine.data),
         environment=environment,
-        warnings=(*config_notes(run.config), *heard),
+        warnings=(*config_notes(run.config), *warnings),
     )
 
 
-def tell_interrupted(run: Run, progress: Progress) -> Story | None:
+def summarise_interrupted(run: Run, progress: Progress) -> RunSummary | None:
     """Put together what an interrupted run has left in its folder of logs; None: it has not trained.
 
     Args:
@@ -121,12 +123,12 @@ def tell_interrupted(run: Run, progress: Progress) -> Story | None:
     steps = [record for record in records if "loss" in record]
     if not steps:
         return None
-    held: dict[str, Any] = next((record for record in reversed(records) if "evalLoss" in record), {})
+    evaluated: dict[str, Any] = next((record for record in reversed(records) if "evalLoss" in record), {})
     failure = progress.failure
-    losses = {"first_loss": steps[0]["loss"], "train_loss": steps[-1]["loss"], "eval_loss": held.get("evalLoss")}
-    return Story(
+    losses = {"first_loss": steps[0]["loss"], "train_loss": steps[-1]["loss"], "eval_loss": evaluated.get("evalLoss")}
+    return RunSummary(
         run=run,
-        result=Result(**losses, perplexity=held.get("perplexity")),
+        result=Result(**losses, perplexity=evaluated.get("perplexity")),
         steps=max(steps[-1]["step"], progress.step),
         total_steps=steps[-1]["totalSteps"],
         seconds=None,
@@ -144,11 +146,11 @@ def describe_data(run: Run, data: Data) -> dict[str, str]:
     dataset, training = run.config.dataset, run.config.training
     tokens = int(data.train.lengths[data.train_rows].sum())
     described = {"Rows to train on": f"{len(data.train_rows)} rows of {dataset.train_file}, {tokens} tokens"}
-    if data.held is not data.train:
-        described["Rows for evaluation"] = f"{len(data.held_rows)} rows of {data.held.name}"
-    elif len(data.held_rows):
+    if data.eval is not data.train:
+        described["Rows for evaluation"] = f"{len(data.eval_rows)} rows of {data.eval.name}"
+    elif len(data.eval_rows):
         share = f"{dataset.validation_split_percentage} % of {dataset.train_file}, split off by seed {training.seed}"
-        described["Rows for evaluation"] = f"{len(data.held_rows)} rows: {share}"
+        described["Rows for evaluation"] = f"{len(data.eval_rows)} rows: {share}"
     else:
         described["Rows for evaluation"] = "none"
     return described

@@ -33,7 +33,7 @@ Made = TypeVar("Made")
 GROUP_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
 
-PATIENCE = timedelta(days=7)
+LONG_TIMEOUT = timedelta(days=7)
 """How long ranks wait for what rank 0 alone does, as tokenising the rows or writing the model. Ray ends them if it is lost."""
 
 
@@ -52,16 +52,16 @@ class Worker:
     """Back end of the process group, as torch.distributed takes it; empty: there is no group."""
     restarts: int = 0
     """How many groups of this run came to grief before this one."""
-    patient: dist.ProcessGroup | None = None
+    long_timeout_group: dist.ProcessGroup | None = None
     """The same ranks, for what one of them does while the others wait, however long; None: as all else."""
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the rank that writes files."""
         return self.rank == 0
 
 
-def alone(training: Training) -> Worker:
+def single_process(training: Training) -> Worker:
     """The only worker, in this process and without a process group.
 
     Raises:
@@ -72,7 +72,7 @@ def alone(training: Training) -> Worker:
     return Worker(device)
 
 
-def join(training: Training) -> Worker:
+def init_process_group(training: Training) -> Worker:
     """Join the process group of the Ray Train worker that this process is.
 
     Raises:
@@ -86,7 +86,7 @@ def join(training: Training) -> Worker:
     context = train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     backend = devices.group_backend(device.type)
-    patient = form_group(backend, rank, size)
+    long_timeout_group = create_groups(backend, rank, size)
     return Worker(
         device,
         rank,
@@ -95,25 +95,25 @@ def join(training: Training) -> Worker:
         local_rank=context.get_local_rank(),
         backend=backend,
         restarts=int(os.environ.get(RESTARTS, "0")),
-        patient=patient,
+        long_timeout_group=long_timeout_group,
     )
 
 
-def form_group(backend: str, rank: int, size: int, meeting: str | None = None) -> dist.ProcessGroup:
-    """Form the process group; give the `patient` one of a Worker.
+def create_groups(backend: str, rank: int, size: int, init_method: str | None = None) -> dist.ProcessGroup:
+    """Form the process group; give the `long_timeout_group` one of a Worker.
 
     Args:
         backend: as torch.distributed takes it.
         rank: of this process.
         size: of the group.
-        meeting: a URL where the ranks meet; None: environment variables tell it.
+        init_method: a URL where the ranks meet; None: environment variables name it.
     """
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
-    patient: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return patient
+    dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+    long_timeout_group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    return long_timeout_group
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -131,24 +131,24 @@ def describe(worker: Worker, strategy: Any, dtype: str) -> World:
     return World(size=worker.size, hosts=hosts, devices=names, backend=backend, strategy=strategy, dtype=dtype)
 
 
-def from_first(worker: Worker, make: Callable[[], Made]) -> Made:
+def broadcast_from_rank0(worker: Worker, make: Callable[[], Made]) -> Made:
     """Let rank 0 make a value and give it to all. An error of rank 0 is raised by every rank. A collective."""
     if not dist.is_initialized():
         return make()
     box: list[Any] = [None, None]
-    if worker.is_first:
+    if worker.is_rank0:
         try:
             box[0] = make()
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for a value
             box[1] = error
-    dist.broadcast_object_list(box, src=0, group=worker.patient)
+    dist.broadcast_object_list(box, src=0, group=worker.long_timeout_group)
     if box[1] is not None:
         raise box[1]
     value: Made = box[0]
     return value
 
 
-def on_each(worker: Worker, make: Callable[[], Made]) -> list[Made]:
+def all_gather(worker: Worker, make: Callable[[], Made]) -> list[Made]:
     """Let each rank make a value and give all of them to all, by rank. An error of any is raised by all. A collective."""
     mine: tuple[Any, Exception | None]
     try:
@@ -175,14 +175,14 @@ def sum_over_ranks(*values: float) -> list[float]:
     return summed
 
 
-def as_first(tensor: torch.Tensor) -> torch.Tensor:
+def broadcast_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Give all ranks what rank 0 has. A collective."""
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
     return tensor
 
 
-def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
+def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
     """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
 
     A collective.
@@ -218,7 +218,7 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
 
 
 @contextmanager
-def without_learning(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Forward passes without dropout and gradients; afterwards the module is as it was."""
     module.eval()
     with torch.no_grad():
@@ -235,7 +235,7 @@ def is_sharded(module: nn.Module) -> bool:
     return any(hasattr(weight, "full_tensor") for weight in module.parameters())
 
 
-def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+def no_sync_unless(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
     """Hold back the reduction of gradients in all micro-batches of a step but the last."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         context: AbstractContextManager[None] = module.no_sync()

@@ -30,13 +30,13 @@ class Engine:
     run: Run
     worker: Worker
     data: Data
-    causal: Any
+    model: Any
     """The model, adapted or not."""
     loss: torch.nn.Module
     """SupervisedLoss in its DDP or FSDP wrapping."""
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler
-    joins_rows: bool
+    packs_rows: bool
     """Whether the rows of a batch lie one behind the other, without padding."""
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: Any = field(init=False)
@@ -44,9 +44,9 @@ class Engine:
     """Those that learn."""
 
     @property
-    def sorts_rows(self) -> bool:
+    def sorts_by_length(self) -> bool:
         """Whether rows of alike length meet in a batch."""
-        return self.run.config.dataset.group and not self.joins_rows
+        return self.run.config.dataset.group and not self.packs_rows
 
     @property
     def total_steps(self) -> int:
@@ -56,8 +56,8 @@ class Engine:
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:
     """The tensors of some rows on this worker's device."""
-    if engine.joins_rows:
-        return batching.join(examples, rows).to(engine.worker.device)
+    if engine.packs_rows:
+        return batching.pack(examples, rows).to(engine.worker.device)
     side = engine.run.config.dataset.padding_side
-    longest = load.longest_input(engine.causal)
+    longest = load.longest_input(engine.model)
     return batching.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

@@ -10,12 +10,12 @@ import logging
 import os
 import shutil
 import sys
-import threading
 from contextlib import suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from finetune_trainer.tracking.metrics import METRICS_FILE
+from finetune_trainer.tracking.poller import Poller
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Progress, read_progress
 
 if TYPE_CHECKING:
@@ -75,15 +75,14 @@ def duration(seconds: int) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-class Console:
-    """A thread of the driver that follows the run; a context manager."""
+class Console(Poller):
+    """A thread of the driver that shows how the run progresses."""
 
     def __init__(self, run: Run, stream: TextIO | None = None) -> None:
+        super().__init__("console", POLL_SECONDS)
         self._metrics = run.logs / METRICS_FILE
         self._progress = run.logs / PROGRESS_FILE
         self._stream = stream or sys.stdout
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
         self._seen: list[bytes] = []
         """Lines of the metrics that are on the screen, or were on that of an earlier attempt."""
         self._inode = self._offset = 0
@@ -91,21 +90,17 @@ class Console:
             list(self._new_lines())
         self._bar: Any = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        show = self._draw_bar if self._stream.isatty() else self._print_lines
-        while not self._done.wait(POLL_SECONDS):
-            show()
-        show()
+        super().__exit__(kind, error, traceback)
         if self._bar is not None:
             self._bar.close()
+
+    def poll(self) -> None:
+        """Show what is new: a bar on a terminal, otherwise lines."""
+        if self._stream.isatty():
+            self._draw_bar()
+        else:
+            self._print_lines()
 
     def _print_lines(self) -> None:
         with suppress(OSError):
@@ -143,6 +138,6 @@ class Console:
         self._bar.n = progress.step
         if progress.loss is not None and progress.tokens_per_second is not None:
             eta = duration(progress.eta_seconds or 0)
-            held = f"evaluation {progress.eval_loss:.4g}, " if progress.eval_loss is not None else ""
-            self._bar.set_postfix_str(f"loss {progress.loss:.4g}, {held}{progress.tokens_per_second:.0f} tok/s, eta {eta}")
+            evaluation = f"evaluation {progress.eval_loss:.4g}, " if progress.eval_loss is not None else ""
+            self._bar.set_postfix_str(f"loss {progress.loss:.4g}, {evaluation}{progress.tokens_per_second:.0f} tok/s, eta {eta}")
         self._bar.refresh()

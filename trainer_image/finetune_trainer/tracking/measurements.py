@@ -25,7 +25,7 @@ class StepDone:
 
 
 @dataclass
-class Sums:
+class RunningLoss:
     """What the loop carries from step to step for its log."""
 
     loss: float = 0.0

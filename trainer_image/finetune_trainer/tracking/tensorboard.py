@@ -25,7 +25,7 @@ TAGS = {
 
 
 @dataclass
-class Curves:
+class TensorBoardWriter:
     """Writes an event file, each point at once. Only rank 0 has one."""
 
     # Not the SummaryWriter: its queue is lost with the process, and no error of the volume gets out of its thread.

@@ -16,7 +16,7 @@ from finetune_trainer.files import write_atomically
 from finetune_trainer.tracking.measurements import StepDone
 from finetune_trainer.tracking.metrics import METRICS_FILE, _record
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, now, write_progress
-from finetune_trainer.tracking.tensorboard import Curves
+from finetune_trainer.tracking.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Tracker:
     _began: float = 0.0
     _evaluated: int = 0
     """Step of the last evaluation on record."""
-    _curves: Curves | None = None
+    _curves: TensorBoardWriter | None = None
 
     def __post_init__(self) -> None:
         self.progress = Progress(attempt=self.run.attempt, last_report_time=now())
@@ -65,7 +65,7 @@ class Tracker:
         self._update(step=step, percent=percent, checkpoint=checkpoint)
         self._forget_after(step)
         if self.writes and self.run.config.general.report_to == "tensorboard":
-            self._curves = self._guard(lambda: Curves.begin(self.run.logs, step))
+            self._curves = self._guard(lambda: TensorBoardWriter.begin(self.run.logs, step))
         if checkpoint is not None or restarts:
             self._append({"event": "resumed", "step": step, "attempt": self.run.attempt, "restarts": restarts})
         self._write()
@@ -97,7 +97,7 @@ class Tracker:
 
     def save(self, save: Callable[[], Checkpoint]) -> None:
         """A checkpoint is made."""
-        with self.aside():
+        with self.untimed():
             self._update(checkpoint=save())
             self._write()
 
@@ -110,14 +110,14 @@ class Tracker:
             self._evaluated = step
         self._write()
 
-    def alive(self) -> None:
+    def heartbeat(self) -> None:
         """Something long goes on that is no training."""
         if self.clock() - self._written >= WRITE_INTERVAL:
             self._update()
             self._write()
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def untimed(self) -> Iterator[None]:
         """The time until the end of the block does not count as training."""
         before = self.clock()
         yield

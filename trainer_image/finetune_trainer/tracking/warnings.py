@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from types import TracebackType
 
 
-@contextmanager
-def listen() -> Iterator[list[str]]:
-    """Collect the trainer's warnings until the end of the block, each once."""
-    heard: list[str] = []
+class WarningCollector(logging.Handler):
+    """Collects the trainer's warnings, each once, while its block runs."""
 
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() not in heard:
-                heard.append(record.getMessage())
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
 
-    ear, own = Ear(logging.WARNING), logging.getLogger("finetune_trainer")
-    own.addHandler(ear)
-    try:
-        yield heard
-    finally:
-        own.removeHandler(ear)
+    def __enter__(self) -> Self:
+        logging.getLogger("finetune_trainer").addHandler(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        logging.getLogger("finetune_trainer").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the message of a record, unless it is there already."""
+        if record.getMessage() not in self.messages:
+            self.messages.append(record.getMessage())

@@ -1,4 +1,4 @@
-"""The loss over the rows that are held out. It changes nothing about the training that goes on after it."""
+"""The loss over the evaluation rows. It has no effect on the training that continues after it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def evaluate(engine: Engine, alive: Callable[[], None]) -> Evaluation | None:
+def evaluate(engine: Engine, heartbeat: Callable[[], None]) -> Evaluation | None:
     """Evaluate the model as it is; None: there are no rows for it, or the loss is not finite. A collective.
 
     Args:
         engine: the model and the rows.
-        alive: is called after each batch.
+        heartbeat: called after each batch.
     """
     data, worker = engine.data, engine.worker
-    if not len(data.held_rows):
+    if not len(data.eval_rows):
         return None
     size = engine.run.config.training.batch_size * worker.size
-    lengths = data.held.lengths
-    rows = data.held_rows[np.argsort(-lengths[data.held_rows], kind="stable")]
-    summed, tokens = 0.0, int(data.held.supervised[rows].sum())
-    with distributed.without_learning(engine.loss):
+    lengths = data.eval.lengths
+    rows = data.eval_rows[np.argsort(-lengths[data.eval_rows], kind="stable")]
+    summed, tokens = 0.0, int(data.eval.supervised[rows].sum())
+    with distributed.evaluation_mode(engine.loss):
         for start in range(0, len(rows), size):
-            share = batching.deal(rows[start : start + size], lengths, worker.size)[worker.rank]
+            share = batching.split_across_ranks(rows[start : start + size], lengths, worker.size)[worker.rank]
             with engine.autocast():
-                summed += float(engine.loss(make_batch(engine, data.held, share)))
-            alive()
+                summed += float(engine.loss(make_batch(engine, data.eval, share)))
+            heartbeat()
     mean = distributed.sum_over_ranks(summed)[0] / max(tokens, 1)
     devices.empty_cache(worker.device)
     if math.isfinite(mean):
         return Evaluation(mean)
-    if worker.is_first:
+    if worker.is_rank0:
         log.warning("the loss over the evaluation rows is %s: it is left out", mean)
     return None

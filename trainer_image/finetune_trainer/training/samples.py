@@ -20,7 +20,7 @@ from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer,
 from finetune_trainer.runtime import devices, distributed
 
 if TYPE_CHECKING:
-    from finetune_trainer.checkpoint.resume import Start
+    from finetune_trainer.checkpoint.checkpointer import Start
     from finetune_trainer.data.prompts import Examples
     from finetune_trainer.runtime.engine import Engine
 
@@ -28,46 +28,46 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Prompts in tokens, and what they are answered with so far."""
+class SamplePrompts:
+    """Prompts in tokens, with the answers so far."""
 
-    prompts: tuple[list[int], ...]
+    token_ids: tuple[list[int], ...]
     stops: tuple[int, ...]
     """Tokens that end an answer."""
     samples: tuple[Sample, ...]
 
 
-def begin(engine: Engine, tokenizer: Any, start: Start) -> Asked:
+def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts:
     """Ask for the first time; a run that goes on takes the first answers from where its checkpoint is. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
         OutputNotWritable: the folder refuses to be written.
     """
-    asked = choose(engine, tokenizer)
+    prompts = choose(engine, tokenizer)
     if start.checkpoint is None:
-        before = answer(engine, tokenizer, asked)
+        before = answer(engine, tokenizer, prompts)
     else:
         kept = {sample.prompt: sample.before for sample in read_samples(Path(start.checkpoint.path).parent.parent / LOGS)}
-        before = [kept.get(sample.prompt) for sample in asked.samples]
-    return _keep(engine, asked, "before", before)
+        before = [kept.get(sample.prompt) for sample in prompts.samples]
+    return _keep(engine, prompts, "before", before)
 
 
-def finish(engine: Engine, tokenizer: Any, asked: Asked) -> tuple[Sample, ...]:
+def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> tuple[Sample, ...]:
     """Ask for the last time. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
         OutputNotWritable: the folder refuses to be written.
     """
-    return _keep(engine, asked, "after", answer(engine, tokenizer, asked)).samples
+    return _keep(engine, prompts, "after", answer(engine, tokenizer, prompts)).samples
 
 
-def _keep(engine: Engine, asked: Asked, when: str, answers: list[Answer | None]) -> Asked:
-    if not engine.worker.is_first:
-        return asked
+def _keep(engine: Engine, prompts: SamplePrompts, when: str, answers: list[Answer | None]) -> SamplePrompts:
+    if not engine.worker.is_rank0:
+        return prompts
     path = engine.run.logs / SAMPLES_FILE
-    pairs = zip(asked.samples, answers, strict=True)
+    pairs = zip(prompts.samples, answers, strict=True)
     samples = tuple(sample.model_copy(update={when: given}) for sample, given in pairs)
     text = json.dumps([sample.model_dump(mode="json") for sample in samples], indent=1, ensure_ascii=False)
     try:
@@ -77,21 +77,21 @@ def _keep(engine: Engine, asked: Asked, when: str, answers: list[Answer | None])
             path.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(engine.run.output_dir, error) from error
-    return Asked(asked.prompts, asked.stops, samples)
+    return SamplePrompts(prompts.token_ids, prompts.stops, samples)
 
 
-def choose(engine: Engine, tokenizer: Any) -> Asked:
+def choose(engine: Engine, tokenizer: Any) -> SamplePrompts:
     """The first rows for evaluation, or to train on if there are none of those."""
     data = engine.data
-    examples, rows = (data.held, data.held_rows) if len(data.held_rows) else (data.train, data.train_rows)
-    prompts, samples, stops = [], [], {tokenizer.eos_token_id}
+    examples, rows = (data.eval, data.eval_rows) if len(data.eval_rows) else (data.train, data.train_rows)
+    token_ids, samples, stops = [], [], {tokenizer.eos_token_id}
     for row in map(int, rows[: engine.run.config.general.sample_prompts]):
         prompt, rest = split(examples, row)
         texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, rest))
         samples.append(Sample(row=examples.place(row), prompt=next(texts), expected=next(texts)))
-        prompts.append(prompt)
+        token_ids.append(prompt)
         stops.update(rest[-1:])
-    return Asked(tuple(prompts), tuple(sorted(stops)), tuple(samples))
+    return SamplePrompts(tuple(token_ids), tuple(sorted(stops)), tuple(samples))
 
 
 def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
@@ -102,24 +102,24 @@ def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
     return ids[:end], ids[end:]
 
 
-def answer(engine: Engine, tokenizer: Any, asked: Asked) -> list[Answer | None]:
+def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> list[Answer | None]:
     """Have the model answer all prompts; nothing on ranks whose answers are not needed. A collective."""
     sharded = distributed.is_sharded(engine.loss)
-    if not asked.prompts or not (sharded or engine.worker.is_first):
+    if not prompts.token_ids or not (sharded or engine.worker.is_rank0):
         return []
-    ids, mask = (tensor.to(engine.worker.device) for tensor in pad(asked.prompts, engine.data.pad))
-    longest = load.longest_input(engine.causal) or ids.shape[1] + ANSWER_TOKENS
+    ids, mask = (tensor.to(engine.worker.device) for tensor in pad(prompts.token_ids, engine.data.pad))
+    longest = load.longest_input(engine.model) or ids.shape[1] + ANSWER_TOKENS
     module: Any = getattr(engine.loss, "module", engine.loss)  # of DDP
-    with distributed.without_learning(engine.loss), own_attention(engine.causal), engine.autocast():
+    with distributed.evaluation_mode(engine.loss), own_attention(engine.model), engine.autocast():
         made = module.generate(
             input_ids=ids,
             mask=mask,
-            stops=torch.tensor(asked.stops, device=ids.device),
+            stops=torch.tensor(prompts.stops, device=ids.device),
             limit=min(ANSWER_TOKENS, longest - ids.shape[1]),
-            agree=distributed.as_first if sharded else lambda tokens: tokens,
+            agree=distributed.broadcast_tensor if sharded else lambda tokens: tokens,
         )
     devices.empty_cache(engine.worker.device)
-    return [_read(tokenizer, line, asked.stops) for line in made.tolist()]
+    return [_read(tokenizer, line, prompts.stops) for line in made.tolist()]
 
 
 def _read(tokenizer: Any, ids: list[int], stops: tuple[int, ...]) -> Answer:
@@ -136,12 +136,12 @@ def pad(prompts: tuple[list[int], ...], filler: int) -> tuple[torch.Tensor, torc
 
 
 @contextmanager
-def own_attention(causal: Any) -> Iterator[None]:
+def own_attention(model: Any) -> Iterator[None]:
     """Ours takes no mask, which prompts of different lengths need: until the end of the block it is the family's."""
-    causal = families.unwrapped(causal)
-    joins = causal.config._attn_implementation == attention.NAME  # noqa: SLF001 - it has no public name
-    if joins:
-        causal.set_attn_implementation(families.family_of(causal.config.model_type).attention)
+    model = families.unwrapped(model)
+    packs = model.config._attn_implementation == attention.NAME  # noqa: SLF001 - it has no public name
+    if packs:
+        model.set_attn_implementation(families.family_of(model.config.model_type).attention)
     yield
-    if joins:
-        causal.set_attn_implementation(attention.NAME)
+    if packs:
+        model.set_attn_implementation(attention.NAME)

@@ -14,7 +14,7 @@ from finetune_trainer.errors import output_error
 from finetune_trainer.explain import explain
 from finetune_trainer.files import digest
 from finetune_trainer.runtime import distributed
-from finetune_trainer.tracking.measurements import Sums
+from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
 from finetune_trainer.versions import trainer_version
 
@@ -44,12 +44,12 @@ class Start:
 
     step: int = 0
     """Optimizer steps that are done already."""
-    sums: Sums = field(default_factory=Sums)
+    running_loss: RunningLoss = field(default_factory=RunningLoss)
     checkpoint: Checkpoint | None = None
     """Where that comes from."""
 
 
-class Keeper:
+class Checkpointer:
     """Keeps the checkpoints of a run."""
 
     def __init__(self, engine: Engine) -> None:
@@ -62,7 +62,7 @@ class Keeper:
             strategy=self._run.config.training.strategy,
         )
 
-    def save(self, step: int, sums: Sums) -> Checkpoint:
+    def save(self, step: int, running_loss: RunningLoss) -> Checkpoint:
         """Write a checkpoint, and remove those that are too old. A collective.
 
         Raises:
@@ -71,23 +71,23 @@ class Keeper:
         """
         folder = self._run.checkpoints
         try:
-            draft = distributed.from_first(self._worker, lambda: store.begin(folder, step))
-            written = distributed.on_each(self._worker, lambda: self._write(draft, sums))
+            draft = distributed.broadcast_from_rank0(self._worker, lambda: store.begin(folder, step))
+            written = distributed.all_gather(self._worker, lambda: self._write(draft, running_loss))
             files = tuple(entry for entries in written for entry in entries)
-            return distributed.from_first(self._worker, lambda: self._complete(draft, step, files))
+            return distributed.broadcast_from_rank0(self._worker, lambda: self._complete(draft, step, files))
         except Exception as error:
-            if self._worker.is_first:
+            if self._worker.is_rank0:
                 store.discard(folder, step)
             known = output_error(self._run.output_dir, error) if isinstance(error, OSError) else None
             raise (known or explain(error, self._run) or error) from error
 
-    def _write(self, draft: Path, sums: Sums) -> list[Entry]:
+    def _write(self, draft: Path, running_loss: RunningLoss) -> list[Entry]:
         rank = self._worker.rank
         entries = []
-        if self._worker.is_first or self._identity.sharded:
+        if self._worker.is_rank0 or self._identity.sharded:
             entries.append(tensors.save_tensors(self._engine, draft / self._identity.shard(rank)))
-        if self._worker.is_first:
-            entries.append(tensors.save_rest(self._engine, sums, draft / store.STATE))
+        if self._worker.is_rank0:
+            entries.append(tensors.save_rest(self._engine, running_loss, draft / store.STATE))
         return entries
 
     def _complete(self, draft: Path, step: int, files: tuple[Entry, ...]) -> Checkpoint:
@@ -114,11 +114,11 @@ class Keeper:
                 names does not fit.
         """
         folder, worker = self._run.checkpoints, self._worker
-        for path, marker in distributed.from_first(worker, lambda: list(store.candidates(folder, self._identity))):
+        for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.candidates(folder, self._identity))):
             try:
                 return self._load(path, marker, exact=True)
             except Unusable as reason:
-                if worker.is_first:
+                if worker.is_rank0:
                     store.skip(path, reason)
         if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from, is_finished)) is not None:
             return start
@@ -126,7 +126,7 @@ class Keeper:
         if given is None:
             return Start()
         try:
-            return self._load_other(given, distributed.from_first(worker, lambda: store.read_marker(given)))
+            return self._load_other(given, distributed.broadcast_from_rank0(worker, lambda: store.read_marker(given)))
         except Unusable as reason:
             raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
@@ -134,18 +134,18 @@ class Keeper:
         """Go on from the newest checkpoint of an earlier run that can be used; None when it left none."""
         worker, refusal = self._worker, None
         folder = output / CHECKPOINTS
-        for path, marker in distributed.from_first(worker, lambda: list(store.complete_ones(folder))):
+        for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.complete_ones(folder))):
             try:
                 return self._load_other(path, marker)
             except Unusable as reason:
                 refusal = refusal or store.refuse("--resume_from", path, reason)
-                if worker.is_first:
+                if worker.is_rank0:
                     store.skip(path, reason)
-        if refusal is None and distributed.from_first(worker, lambda: is_finished(output)):
+        if refusal is None and distributed.broadcast_from_rank0(worker, lambda: is_finished(output)):
             refusal = store.refuse("--resume_from", output, Unusable(_FINISHED))
         if refusal is not None:
             raise refusal
-        if worker.is_first:
+        if worker.is_rank0:
             log.warning("there is no complete checkpoint in %s to begin from", folder)
         return None
 
@@ -155,19 +155,19 @@ class Keeper:
         difference = marker.difference(own.model_copy(update={"run": there.run}))
         if difference is not None and (own.sharded or there.sharded) and own.world_size != there.world_size:
             raise Unusable(difference)
-        if difference is not None and self._worker.is_first:
+        if difference is not None and self._worker.is_rank0:
             log.info("only weights and optimizer are taken from the checkpoint, not its place in the data: %s", difference)
         return self._load(path, marker, exact=difference is None)
 
     def _load(self, path: Path, marker: Marker, *, exact: bool) -> Start:
         engine, worker = self._engine, self._worker
         shard = marker.identity.shard(worker.rank)
-        distributed.on_each(worker, lambda: store.check(path, marker, (shard, store.STATE)))
+        distributed.all_gather(worker, lambda: store.check(path, marker, (shard, store.STATE)))
         rest = json.loads((path / store.STATE).read_bytes())
         saved: dict[str, torch.Tensor] = {}
-        distributed.on_each(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
+        distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
         tensors.put_tensors(engine, saved)
-        if worker.is_first:
+        if worker.is_rank0:
             log.info("going on from checkpoint %s", path)
         if not exact:
             return Start()
