@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from finetune_trainer.config.schema import Dataset
+    from finetune_trainer.config.dataset import Dataset
     from finetune_trainer.data.jsonl import Row
 
 VOCABULARY = 400
@@ -82,7 +82,7 @@ def sample_rows(count: int = 24) -> list[dict[str, str]]:
 
 def prompt_ids(row: Row, tokenizer: Any, config: Dataset) -> list[int]:
     """Token ids of a row's prompt, as the trainer makes them of a row that has a response."""
-    from finetune_trainer.data.prompts import encode_rows
+    from finetune_trainer.data.encode import encode_rows
     from finetune_trainer.training.samples import split
 
     answered = row if row.text else dataclasses.replace(row, response=row.response or "?")

@@ -14,7 +14,8 @@ import pytest
 from tests.support.trainer import SIZES, VOCABULARY, Apart, Outcome
 
 from finetune_trainer import errors
-from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint import identity, store
+from finetune_trainer.checkpoint.marker import Marker, read_marker
 from finetune_trainer.config.run import Saving
 from finetune_trainer.files import sync_and_describe
 from finetune_trainer.output import manifest
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 LONG = 150
 """Steps of a run that takes long enough to be interrupted."""
 
-IDENTITY = store.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
+IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
         (draft / "state.json").write_text("{}")
         identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
         files = (sync_and_describe(draft / "state.json"),)
-        store.complete(draft, store.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
+        store.complete(draft, Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()
     store.begin(tmp_path, 6)
@@ -254,7 +255,7 @@ def test_volume_that_fills_up_with_checkpoints(command: Command, small_volume: P
     assert outcome.err.endswith("no space left on the output volume\n")
     newest = store.folder_name(len(names(command)))
     assert names(command)[-1] == newest
-    store.read_marker(command.output / "checkpoints" / newest)
+    read_marker(command.output / "checkpoints" / newest)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def lost(cause: str) -> TrainerError | None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "reason", "message", "may_pass"),
+    ("cause", "reason", "message", "retryable"),
     [
         (
             MEMORY,

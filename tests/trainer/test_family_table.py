@@ -16,10 +16,10 @@ from tests.support import ranks
 from tests.support.trainer import SIZES, VOCABULARY, sample_rows
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
 
-from finetune_trainer.config.schema import Dataset
+from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.batching import collate, pack
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import encode_rows
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.training.setup import packs_rows
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command, Outcome
 
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 

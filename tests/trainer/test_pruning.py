@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint import identity, store
+from finetune_trainer.checkpoint.marker import Marker
 from finetune_trainer.files import sync_and_describe
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-IDENTITY = store.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
+IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
 def test_clock_that_was_set_back_costs_no_checkpoint(tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_clock_that_was_set_back_costs_no_checkpoint(tmp_path: Path) -> None:
         (draft / "state.json").write_text("{}")
         files = (sync_and_describe(draft / "state.json"),)
         made = datetime(year, 1, 1, tzinfo=UTC)
-        marker = store.Marker(identity=IDENTITY, step=step, total_steps=9, trainer_version="1", files=files, created_at=made)
+        marker = Marker(identity=IDENTITY, step=step, total_steps=9, trainer_version="1", files=files, created_at=made)
         newest = store.complete(draft, marker)
     store.prune(tmp_path, "r", keep=2, newest=newest)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000006"]

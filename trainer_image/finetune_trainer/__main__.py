@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from finetune_trainer import launch
-from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint import marker, store
 from finetune_trainer.config.run import LOGS, MERGED, Run, Saving, addresses_cluster
 from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.data import sources
@@ -251,8 +251,8 @@ def _check_inputs(run: Run) -> None:
     sources.check(run)
     if run.given_checkpoint is not None:
         try:
-            store.read_marker(run.given_checkpoint)
-        except store.Unusable as reason:
+            marker.read_marker(run.given_checkpoint)
+        except marker.Unusable as reason:
             raise store.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from finetune_trainer.checkpoint import store, tensors
-from finetune_trainer.checkpoint.store import Identity, Marker, Unusable
+from finetune_trainer.checkpoint.identity import Identity, configuration_digest
+from finetune_trainer.checkpoint.marker import STATE, Marker, Unusable, check_files, read_marker
 from finetune_trainer.config.run import CHECKPOINTS
 from finetune_trainer.errors import output_error
 from finetune_trainer.explain import explain
-from finetune_trainer.files import digest
 from finetune_trainer.runtime import distributed
 from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
-
-GENERAL = {"base_model", "tokenizer_name", "lora_config"}
-DATASET = {"group", "shuffle", "padding_side"}
-TRAINING = {"optimizer", "batch_size", "epochs", "max_train_steps", "learning_rate", "lr_scheduler", "weight_decay",
-            "mixed_precision", "device", "gradient_accumulation_steps", "seed"}  # fmt: skip
-"""Settings that the weights depend on; how rows become tokens shows in the tokens."""
 
 _FINISHED = "its run has finished and kept no checkpoint; General.save_strategy epoch or steps would have kept them"
 
@@ -87,7 +81,7 @@ class Checkpointer:
         if self._worker.is_rank0 or self._identity.sharded:
             entries.append(tensors.save_tensors(self._engine, draft / self._identity.shard(rank)))
         if self._worker.is_rank0:
-            entries.append(tensors.save_rest(self._engine, running_loss, draft / store.STATE))
+            entries.append(tensors.save_rest(self._engine, running_loss, draft / STATE))
         return entries
 
     def _complete(self, draft: Path, step: int, files: tuple[Entry, ...]) -> Checkpoint:
@@ -126,7 +120,7 @@ class Checkpointer:
         if given is None:
             return Start()
         try:
-            return self._load_other(given, distributed.broadcast_from_rank0(worker, lambda: store.read_marker(given)))
+            return self._load_other(given, distributed.broadcast_from_rank0(worker, lambda: read_marker(given)))
         except Unusable as reason:
             raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
@@ -162,8 +156,8 @@ class Checkpointer:
     def _load(self, path: Path, marker: Marker, *, exact: bool) -> Start:
         engine, worker = self._engine, self._worker
         shard = marker.identity.shard(worker.rank)
-        distributed.all_gather(worker, lambda: store.check(path, marker, (shard, store.STATE)))
-        rest = json.loads((path / store.STATE).read_bytes())
+        distributed.all_gather(worker, lambda: check_files(path, marker, (shard, STATE)))
+        rest = json.loads((path / STATE).read_bytes())
         saved: dict[str, torch.Tensor] = {}
         distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
         tensors.put_tensors(engine, saved)
@@ -172,18 +166,6 @@ class Checkpointer:
         if not exact:
             return Start()
         return Start(marker.step, tensors.load_rest(engine, rest), _describe(path, marker))
-
-
-def configuration_digest(engine: Engine) -> str:
-    """SHA-256, in hex, of what decides about the weights, apart from the workers: settings, and rows in tokens."""
-    config, data = engine.run.config, engine.data
-    settings = {
-        "general": config.general.model_dump(mode="json", include=GENERAL),
-        "dataset": config.dataset.model_dump(mode="json", include=DATASET),
-        "training": config.training.model_dump(mode="json", include=TRAINING),
-    }
-    rows = (data.train.digest.encode(), data.train_rows.tobytes())
-    return digest(json.dumps(settings, sort_keys=True).encode(), *rows)
 
 
 def _describe(path: Path, marker: Marker) -> Checkpoint:

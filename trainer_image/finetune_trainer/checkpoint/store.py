@@ -17,77 +17,21 @@ import os
 import re
 import shutil
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
-
+from finetune_trainer.checkpoint.identity import Identity
+from finetune_trainer.checkpoint.marker import MARKER, Marker, Unusable, read_marker
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.files import Entry, describe_file, sync
+from finetune_trainer.files import sync
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-MARKER = "complete.json"
-STATE = "state.json"
-
 _NAME = re.compile(r"step-(\d{8,})")
 _DRAFT = re.compile(r"\.step-\d{8,}\.tmp")
-
-
-class Identity(BaseModel):
-    """What a checkpoint has to have in common with a run that goes on from it exactly."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    run: str
-    """Name of the run, or of this start of a run without a name."""
-    configuration: str
-    """SHA-256, in hex, of the settings that the weights depend on and of the tokenised rows."""
-    world_size: int
-    strategy: Literal["DDP", "FSDP"]
-
-    @property
-    def sharded(self) -> bool:
-        """Whether each rank has a file of its own."""
-        return self.strategy == "FSDP" and self.world_size > 1
-
-    def shard(self, rank: int) -> str:
-        """Name of the file with this rank's tensors."""
-        return f"rank-{rank if self.sharded else 0:05}.safetensors"
-
-
-class Marker(BaseModel):
-    """The file complete.json."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    version: Literal[1] = 1
-    identity: Identity
-    step: Annotated[int, Field(ge=1)]
-    """Optimizer steps done."""
-    total_steps: int
-    trainer_version: str
-    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
-    files: tuple[Entry, ...] = ()
-
-    def difference(self, identity: Identity) -> str | None:
-        """In words, why a run may not go on from here by itself; None: it may."""
-        mine = self.identity
-        if mine.run != identity.run:
-            return f"it belongs to another run, {mine.run}"
-        if (mine.strategy, mine.world_size) != (identity.strategy, identity.world_size):
-            there, here = (f"{one.strategy} with {one.world_size} workers" for one in (mine, identity))
-            return f"it was made by {there}, this is {here}"
-        return "the configuration or the rows have changed since" if mine.configuration != identity.configuration else None
-
-
-class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
-    """A folder that is no complete checkpoint, with the reason."""
 
 
 def folder_name(step: int) -> str:
@@ -136,45 +80,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def read_marker(path: Path) -> Marker:
-    """Read the marker of a checkpoint, and see that the files it names are there in their full size.
-
-    Raises:
-        Unusable: it is not complete.
-    """
-    try:
-        marker = Marker.model_validate_json((path / MARKER).read_bytes())
-    except FileNotFoundError:
-        raise Unusable(f"it has no {MARKER}") from None
-    except (OSError, ValidationError):
-        raise Unusable(f"its {MARKER} cannot be read") from None
-    names = {entry.path for entry in marker.files}
-    if STATE not in names or any("/" in name for name in names):
-        raise Unusable(f"its {MARKER} does not name the files of a checkpoint")
-    for entry in marker.files:
-        with suppress(OSError):
-            if (path / entry.path).stat().st_size == entry.size_bytes:
-                continue
-        raise Unusable(f"{entry.path} is missing or cut off")
-    return marker
-
-
-def check(path: Path, marker: Marker, names: Iterable[str]) -> None:
-    """See that files of a checkpoint are those that were written.
-
-    Raises:
-        Unusable: one is not.
-    """
-    entries = {entry.path: entry for entry in marker.files}
-    for name in names:
-        try:
-            same = describe_file(path, name) == entries.get(name)
-        except OSError as error:
-            raise Unusable(f"{name} cannot be read: {error.strerror}") from None
-        if not same:
-            raise Unusable(f"{name} is not the file that was written")
 
 
 def complete_ones(folder: Path) -> Iterator[tuple[Path, Marker]]:

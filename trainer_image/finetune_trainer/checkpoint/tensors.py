@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint import marker
 from finetune_trainer.files import sync_and_describe
 from finetune_trainer.tracking.measurements import RunningLoss
 
@@ -76,7 +76,7 @@ def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.
     if found != there:
         engine.optimizer.state.clear()
         differing = min(name for name in there.keys() | found.keys() if there.get(name) != found.get(name))
-        raise store.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
+        raise marker.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
     return saved
 
 

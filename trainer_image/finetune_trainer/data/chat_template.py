@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from finetune_trainer.data.parts import Parts, ids_of, ids_of_markup
 from finetune_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,29 +15,6 @@ if TYPE_CHECKING:
 
 _QUESTION, _ANSWER = "instruction-3141592653", "response-2718281828"
 """Words that no template holds: what stands around them is the template's own."""
-
-
-class Parts(NamedTuple):
-    """Token ids of one row. The prompt is head, talk and tail; only the talk may be cut."""
-
-    head: list[int]
-    talk: list[int]
-    tail: list[int]
-    response: list[int]
-    end: int
-    """The token that ends the response."""
-
-
-def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts of the user, in which nothing is a special token."""
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return ids
-
-
-def ids_of_markup(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts in which special tokens are what they say."""
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
 
 
 @dataclass(frozen=True)

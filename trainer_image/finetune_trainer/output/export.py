@@ -16,7 +16,7 @@ from finetune_trainer.output import manifest
 from finetune_trainer.output.answers import SAMPLES_FILE
 from finetune_trainer.output.model_card import model_card
 from finetune_trainer.output.report import REPORT_FILE, report
-from finetune_trainer.runtime import distributed
+from finetune_trainer.runtime import parallel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
 
     Of an adapted model only the weights that learn are collected.
     """
-    if not distributed.is_sharded(model):
+    if not parallel.is_sharded(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

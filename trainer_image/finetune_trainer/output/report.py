@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.files import write_atomically
 from finetune_trainer.output import plots
 from finetune_trainer.output.answers import ANSWER_TOKENS
-from finetune_trainer.output.summary import NOT_MEASURED, settings, summarise_interrupted
+from finetune_trainer.output.settings import settings
+from finetune_trainer.output.summary import NOT_MEASURED, summarise_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import platform
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.config.yaml_file import config_notes
+from finetune_trainer.config.notes import config_notes
 from finetune_trainer.output.answers import read_samples
+from finetune_trainer.output.environment import describe_environment
 from finetune_trainer.tracking.console import duration
 from finetune_trainer.tracking.metrics import read_metrics
 from finetune_trainer.tracking.progress import Result
-from finetune_trainer.versions import trainer_version, version_of
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
     from finetune_trainer.data.splits import Data
     from finetune_trainer.output.answers import Sample
     from finetune_trainer.runtime.engine import Engine
-    from finetune_trainer.tracking.progress import Progress, World
+    from finetune_trainer.tracking.progress import Progress
     from finetune_trainer.tracking.tracker import Tracker
 
 NOT_MEASURED = "not measured"
-
-PACKAGES = ("torch", "transformers", "peft", "ray")
-"""Whose versions matter."""
 
 
 @dataclass(frozen=True)
@@ -154,38 +148,3 @@ def describe_data(run: Run, data: Data) -> dict[str, str]:
     else:
         described["Rows for evaluation"] = "none"
     return described
-
-
-def describe_environment(world: World) -> dict[str, str]:
-    """Versions of what took part, and where it ran."""
-    hosts = Counter(world.hosts)
-    return {
-        "Trainer": trainer_version(),
-        "Python": platform.python_version(),
-        **{name: version_of(name) for name in PACKAGES},
-        "Workers": f"{world.size}, {world.strategy} over {world.backend}" if world.backend else str(world.size),
-        "Hosts": ", ".join(f"{host} × {count}" if count > 1 else host for host, count in hosts.items()),
-        "Devices": ", ".join(f"{name} × {count}" if count > 1 else name for name, count in Counter(world.devices).items()),
-    }
-
-
-def settings(config: TrainerConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All keys as `Section.key` with their values: those that say something other than the default, and the others."""
-    base: Any = {"General": {"base_model": "?"}, "Dataset": {"train_file": "?"}}
-    given, defaults = _flat(config), _flat(TrainerConfig.model_validate(base))
-    # A key of a section that is absent by default has no default here.
-    differing = {key: value for key, value in given.items() if key not in defaults or defaults[key] != value}
-    return differing, {key: value for key, value in given.items() if key not in differing}
-
-
-def _flat(config: TrainerConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    left = [("", config.model_dump(mode="json", by_alias=True))]
-    while left:
-        prefix, values = left.pop(0)
-        for key, value in values.items():
-            if isinstance(value, dict):
-                left.append((f"{prefix}{key}.", value))
-            else:
-                found[prefix + key] = value
-    return found

@@ -5,28 +5,23 @@ Without Ray there is one worker and no process group: every collective is the id
 
 from __future__ import annotations
 
-import inspect
 import os
 import socket
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from finetune_trainer.config.run import RESTARTS
-from finetune_trainer.modeling import families
 from finetune_trainer.runtime import devices
 from finetune_trainer.tracking.progress import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
-    from finetune_trainer.config.schema import Training
+    from finetune_trainer.config.training import Training
 
 Made = TypeVar("Made")
 
@@ -180,67 +175,3 @@ def broadcast_tensor(tensor: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
     return tensor
-
-
-def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
-    """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
-
-    A collective.
-    """
-    if strategy == "FSDP" and dist.is_initialized():
-        # It takes one layer after the other to the device: the whole model need not fit.
-        return _shard(module, worker, dtype)
-    module.to(worker.device)
-    if not dist.is_initialized():
-        return module
-    ids = None if worker.device.type == "cpu" else [worker.device]
-    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
-    # 0's, which costs once and forgives a difference.
-    ddp = nn.parallel.DistributedDataParallel
-    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
-    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
-
-
-def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
-    """FSDP2: each decoder layer is gathered when it is needed, and the rest as one group."""
-    # Imported here, since it takes seconds.
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    mesh = init_device_mesh(worker.device.type, (worker.size,))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in families.decoder_layers(module.model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(module, "generate")
-    return module
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Forward passes without dropout and gradients; afterwards the module is as it was."""
-    module.eval()
-    with torch.no_grad():
-        yield
-    module.train()
-    reshard: Any = getattr(module, "reshard", None)  # of FSDP2
-    if reshard is not None:
-        # Without a backward pass the outermost group stays gathered, and its parameters would be other objects.
-        reshard()
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights only."""
-    return any(hasattr(weight, "full_tensor") for weight in module.parameters())
-
-
-def no_sync_unless(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Hold back the reduction of gradients in all micro-batches of a step but the last."""
-    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
-        context: AbstractContextManager[None] = module.no_sync()
-        return context
-    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
-    if set_sync is not None:
-        set_sync(last)
-    return nullcontext()

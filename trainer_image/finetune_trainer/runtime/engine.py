@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.data import batching
+from finetune_trainer.data import batching, step_plan
 from finetune_trainer.modeling import load
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finetune_trainer.config.run import Run
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
     from finetune_trainer.data.splits import Data
     from finetune_trainer.runtime.distributed import Worker
 
@@ -51,7 +51,7 @@ class Engine:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return batching.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
+        return step_plan.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
 
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:

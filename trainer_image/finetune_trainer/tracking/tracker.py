@@ -5,16 +5,14 @@ A line of metrics.jsonl is a logging step, an evaluation (it has `evalLoss`) or 
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_trainer.errors import output_error
-from finetune_trainer.files import write_atomically
 from finetune_trainer.tracking.measurements import StepDone
-from finetune_trainer.tracking.metrics import METRICS_FILE, _record
+from finetune_trainer.tracking.metrics import append_record, forget_after
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, now, write_progress
 from finetune_trainer.tracking.tensorboard import TensorBoardWriter
 
@@ -47,7 +45,7 @@ class Tracker:
     _began: float = 0.0
     _evaluated: int = 0
     """Step of the last evaluation on record."""
-    _curves: TensorBoardWriter | None = None
+    _tensorboard: TensorBoardWriter | None = None
 
     def __post_init__(self) -> None:
         self.progress = Progress(attempt=self.run.attempt, last_report_time=now())
@@ -65,7 +63,7 @@ class Tracker:
         self._update(step=step, percent=percent, checkpoint=checkpoint)
         self._forget_after(step)
         if self.writes and self.run.config.general.report_to == "tensorboard":
-            self._curves = self._guard(lambda: TensorBoardWriter.begin(self.run.logs, step))
+            self._tensorboard = self._guard(lambda: TensorBoardWriter.begin(self.run.logs, step))
         if checkpoint is not None or restarts:
             self._append({"event": "resumed", "step": step, "attempt": self.run.attempt, "restarts": restarts})
         self._write()
@@ -125,9 +123,9 @@ class Tracker:
 
     def close(self) -> None:
         """No step comes any more, whatever the reason."""
-        if self._curves is not None:
-            self._guard(self._curves.close)
-            self._curves = None
+        if self._tensorboard is not None:
+            self._guard(self._tensorboard.close)
+            self._tensorboard = None
 
     def stop(self) -> None:
         """The run ends before its time, as it was asked to."""
@@ -157,19 +155,9 @@ class Tracker:
         return self._tokens / elapsed, elapsed / (self._steps - 1)
 
     def _forget_after(self, step: int) -> None:
-        if not self.writes:
-            return
-        path = self.run.logs / METRICS_FILE
-
-        def forget() -> list[bytes]:
-            lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-            kept = [line for line in lines if _record(line).get("step", step + 1) <= step]
-            if kept != lines:
-                write_atomically(path, b"".join(kept))
-            return kept
-
-        kept = [json.loads(line) for line in self._guard(forget)]
-        self._evaluated = max((record["step"] for record in kept if "evalLoss" in record), default=0)
+        if self.writes:
+            kept = self._guard(lambda: forget_after(self.run.logs, step))
+            self._evaluated = max((record["step"] for record in kept if "evalLoss" in record), default=0)
 
     def _update(self, **changes: Any) -> None:
         self.progress = self.progress.model_copy(update={**changes, "last_report_time": now()})
@@ -181,16 +169,11 @@ class Tracker:
         self._guard(lambda: write_progress(self.run.logs / PROGRESS_FILE, self.progress))
 
     def _append(self, record: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-
-        def append() -> None:
-            with (self.run.logs / METRICS_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            if self._curves is not None:
-                self._curves.add(record)
-
-        self._guard(append)
+        if self.writes:
+            self._guard(lambda: append_record(self.run.logs, record))
+            if self._tensorboard is not None:
+                tensorboard = self._tensorboard
+                self._guard(lambda: tensorboard.add(record))
 
     def _guard(self, write: Callable[[], Made]) -> Made:
         """Write something below the output folder.

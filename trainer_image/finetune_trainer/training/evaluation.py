@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune_trainer.data import batching
-from finetune_trainer.runtime import devices, distributed
+from finetune_trainer.data import step_plan
+from finetune_trainer.runtime import devices, distributed, parallel
 from finetune_trainer.runtime.engine import make_batch
 from finetune_trainer.tracking.measurements import Evaluation
 
@@ -35,9 +35,9 @@ def evaluate(engine: Engine, heartbeat: Callable[[], None]) -> Evaluation | None
     lengths = data.eval.lengths
     rows = data.eval_rows[np.argsort(-lengths[data.eval_rows], kind="stable")]
     summed, tokens = 0.0, int(data.eval.supervised[rows].sum())
-    with distributed.evaluation_mode(engine.loss):
+    with parallel.evaluation_mode(engine.loss):
         for start in range(0, len(rows), size):
-            share = batching.split_across_ranks(rows[start : start + size], lengths, worker.size)[worker.rank]
+            share = step_plan.split_across_ranks(rows[start : start + size], lengths, worker.size)[worker.rank]
             with engine.autocast():
                 summed += float(engine.loss(make_batch(engine, data.eval, share)))
             heartbeat()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune_trainer.data import batching
+from finetune_trainer.data import step_plan
 from finetune_trainer.data.jsonl import SHOWN_ROWS
 from finetune_trainer.errors import LossNotFinite
 from finetune_trainer.runtime import devices, distributed, stop
@@ -57,7 +57,7 @@ class TrainingLoop:
         """
         engine, run, total = self.engine, self.engine.run, self.engine.total_steps
         # The plan includes the step before the first one: if it ended an epoch, an evaluation is due.
-        plan = batching.plan_steps(
+        plan = step_plan.plan_steps(
             self._lengths, engine.worker.size, run.config, max(start.step - 1, 0), by_length=engine.sorts_by_length
         )
         running_loss, preempted, evaluation = start.running_loss, False, None
@@ -75,7 +75,7 @@ class TrainingLoop:
                 evaluation = self._evaluate(number, step.epoch)
         return make_result(running_loss, evaluation)
 
-    def _take(self, number: int, step: batching.Step, running_loss: RunningLoss) -> tuple[bool, bool]:
+    def _take(self, number: int, step: step_plan.Step, running_loss: RunningLoss) -> tuple[bool, bool]:
         """Take a step and record it; return whether a stop is requested, and whether a worker is preempted."""
         engine, worker = self.engine, self.engine.worker
         seed_step(engine.run.config.training.seed, number, worker.rank)

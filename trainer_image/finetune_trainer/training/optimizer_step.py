@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from finetune_trainer.data import batching
-from finetune_trainer.runtime import distributed
+from finetune_trainer.data import step_plan
+from finetune_trainer.runtime import parallel
 from finetune_trainer.runtime.engine import make_batch
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ MAX_GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm: the default of the HF Trainer, so of llm-on-ray."""
 
 
-def take_step(engine: Engine, step: batching.Step, tokens: int) -> float:
+def take_step(engine: Engine, step: step_plan.Step, tokens: int) -> float:
     """One optimizer step. The gradient is that of the mean over the step's supervised tokens, on all ranks alike.
 
     Args:
@@ -35,7 +35,7 @@ def take_step(engine: Engine, step: batching.Step, tokens: int) -> float:
     summed = torch.zeros((), device=worker.device)
     for position, shares in enumerate(step.micro, start=1):
         batch = make_batch(engine, engine.data.train, engine.data.train_rows[shares[worker.rank]])
-        with distributed.no_sync_unless(engine.loss, last=position == len(step.micro)):
+        with parallel.no_sync_unless(engine.loss, last=position == len(step.micro)):
             with engine.autocast():
                 loss = engine.loss(batch)
             engine.scaler.scale(loss * scale).backward()

@@ -17,11 +17,11 @@ from finetune_trainer.errors import output_error
 from finetune_trainer.files import write_atomically
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
-from finetune_trainer.runtime import devices, distributed
+from finetune_trainer.runtime import devices, distributed, parallel
 
 if TYPE_CHECKING:
     from finetune_trainer.checkpoint.checkpointer import Start
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
     from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -104,13 +104,13 @@ def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
 
 def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> list[Answer | None]:
     """Have the model answer all prompts; nothing on ranks whose answers are not needed. A collective."""
-    sharded = distributed.is_sharded(engine.loss)
+    sharded = parallel.is_sharded(engine.loss)
     if not prompts.token_ids or not (sharded or engine.worker.is_rank0):
         return []
     ids, mask = (tensor.to(engine.worker.device) for tensor in pad(prompts.token_ids, engine.data.pad))
     longest = load.longest_input(engine.model) or ids.shape[1] + ANSWER_TOKENS
     module: Any = getattr(engine.loss, "module", engine.loss)  # of DDP
-    with distributed.evaluation_mode(engine.loss), own_attention(engine.model), engine.autocast():
+    with parallel.evaluation_mode(engine.loss), own_attention(engine.model), engine.autocast():
         made = module.generate(
             input_ids=ids,
             mask=mask,

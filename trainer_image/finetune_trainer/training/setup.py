@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from finetune_trainer.data import batching, splits, tokenize
+from finetune_trainer.data import batching, splits, tokenize, tokenize_options
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.runtime import cpu, devices, distributed
+from finetune_trainer.runtime import cpu, devices, distributed, parallel
 from finetune_trainer.runtime.engine import Engine
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     """Have rank 0 tokenise the rows, and map the tokens into the memory of each rank. A collective."""
     config = run.config
-    work = tokenize.Work(tokenize.count_processes(run, cpu.available_cpus(), worker.local_size))
-    made, apart = distributed.broadcast_from_rank0(worker, lambda: tokenize.tokenise(run, tokenizer, work))
+    options = tokenize_options.TokenizeOptions(tokenize.count_processes(run, cpu.available_cpus(), worker.local_size))
+    made, apart = distributed.broadcast_from_rank0(worker, lambda: tokenize.tokenize_files(run, tokenizer, options))
     train = tokenize.open_tokens(run, made)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if apart is not None:
@@ -48,11 +48,11 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
-    loss = distributed.parallelize(SupervisedLoss(model), worker, training.strategy, dtype)
+    loss = parallel.parallelize(SupervisedLoss(model), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
         # FSDP lowers the weights itself.
-        if dtype == torch.float32 or distributed.is_sharded(loss):
+        if dtype == torch.float32 or parallel.is_sharded(loss):
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
 
@@ -61,7 +61,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     engine = Engine(run, worker, rows, model, loss, autocast, scaler, packs)
     engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
     engine.optimizer = make_optimizer(run, engine.weights)
-    if not distributed.is_sharded(loss):
+    if not parallel.is_sharded(loss):
         devices.use_ipex(loss, engine.optimizer, worker.device)
     engine.schedule = make_schedule(run, engine)
     return engine
@@ -77,7 +77,7 @@ def packs_rows(loss: torch.nn.Module, model: Any, device: torch.device) -> bool:
     if not families.family_of(family).packs_rows:
         return False
     model.set_attn_implementation(attention.NAME)
-    with distributed.evaluation_mode(loss):
+    with parallel.evaluation_mode(loss):
         one, other = (float(loss(batch.to(device))) for batch in batching.batches_with_one_target())
     if one != other:
         model.set_attn_implementation(before)

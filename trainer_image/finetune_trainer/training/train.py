@@ -10,6 +10,7 @@ import torch
 from finetune_trainer.checkpoint.checkpointer import Checkpointer
 from finetune_trainer.modeling import load
 from finetune_trainer.output import export, manifest, summary
+from finetune_trainer.output.environment import describe_environment
 from finetune_trainer.runtime import distributed
 from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.tracking.warnings import WarningCollector
@@ -64,7 +65,7 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
         tracker.export(result)
         answered = samples.answer_after(engine, tokenizer, prompts)
         inputs = export.ExportInput(engine.model, export.gather_weights(engine.model), tokenizer, dtype)
-        environment = summary.describe_environment(world) | compute.environment()
+        environment = describe_environment(world) | compute.environment()
 
     run_summary = summary.summarise(engine, tracker, answered, environment, warnings.messages)
     tracker.finish(distributed.broadcast_from_rank0(worker, lambda: _export(run, inputs, run_summary)))
