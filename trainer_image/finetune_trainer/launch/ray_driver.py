@@ -16,14 +16,13 @@ import math
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.config.run import RESTARTS, addresses_cluster
-from finetune_trainer.errors import TrainerError, TrainingFailed, WorkerLost, in_words
-from finetune_trainer.explain import explain
+from finetune_trainer.config.run import addresses_cluster
+from finetune_trainer.launch.ray_worker import train_on_worker
+from finetune_trainer.launch.rendezvous import rendezvous
+from finetune_trainer.launch.worker_errors import final_errors, worker_error
 from finetune_trainer.runtime import stop
-from finetune_trainer.tracking import logbook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,27 +60,8 @@ LOCAL_ENVIRONMENT = {
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
 
 
-def launch(run: Run) -> None:
-    """Do the run and wait for its end.
-
-    Raises:
-        TrainerError: a failure with a known cause.
-    """
-    if run.config.training.num_training_workers == 1 and not addresses_cluster():
-        _train_here(run)
-    else:
-        _train_with_ray(run)
-
-
-def _train_here(run: Run) -> None:
-    from finetune_trainer.runtime import distributed
-    from finetune_trainer.training.train import train
-
-    with logbook.keep(run.logs, run.attempt, "rank-0"):
-        train(run, distributed.single_process(run.config.training))
-
-
-def _train_with_ray(run: Run) -> None:
+def train_with_ray(run: Run) -> None:
+    """Start the workers with Ray Train, and wait for their end."""
     with _ray(run):
         from ray.train import TrainingFailedError
         from ray.train.v2.api.config import FailureConfig, RunConfig
@@ -90,14 +70,14 @@ def _train_with_ray(run: Run) -> None:
         trainer = _trainer_class()(
             train_on_worker,
             train_loop_config={"run": run},
-            backend_config=_rendezvous(),
+            backend_config=rendezvous(),
             scaling_config=_scaling(run),
             run_config=RunConfig(
                 name=run.run_name,
                 storage_path=str(storage),
                 # What is left when Ray Train gives up, the operator decides about, with what it knows of the failure.
                 failure_config=FailureConfig(max_failures=failures, max_preemption_failures=failures),
-                callbacks=[_final_errors(run)],
+                callbacks=[final_errors(run)],
                 worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )
@@ -149,21 +129,6 @@ def _trainer_class() -> Any:
     return Trainer
 
 
-def _final_errors(run: Run) -> Any:
-    """A callback for Ray Train's controller: an error that will come again ends the run, whatever max_failures says."""
-    from ray.train.v2.api.callback import UserCallback
-
-    class FinalErrors(UserCallback):  # type: ignore[misc]
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002 - Ray's
-            for error in worker_exceptions.values():
-                known = explain(error, run)
-                if known is not None and not known.retryable:
-                    # Ray Train retries failures of workers, and no others.
-                    raise known
-
-    return FinalErrors()
-
-
 def _scaling(run: Run) -> Any:
     from ray.train.v2.api.config import ScalingConfig
 
@@ -175,81 +140,3 @@ def _scaling(run: Run) -> Any:
         resources_per_worker={name: amount for name, amount in resources.items() if amount},
         placement_strategy="SPREAD",
     )
-
-
-def _rendezvous() -> Any:
-    """A backend for Ray Train that tells all workers where rank 0 listens, and how many groups there were before."""
-    from ray.train._internal.utils import get_address_and_port
-    from ray.train.backend import Backend, BackendConfig
-
-    class RendezvousBackend(Backend):  # type: ignore[misc]
-        restarts = -1
-
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:  # noqa: ARG002 - Ray's signature
-            address, port = worker_group.execute_single(0, get_address_and_port)
-            self.restarts += 1
-            variables = {"MASTER_ADDR": address, "MASTER_PORT": str(port), RESTARTS: str(self.restarts)}
-            worker_group.execute(set_environment, variables)
-
-    @dataclass
-    class RendezvousConfig(BackendConfig):  # type: ignore[misc]
-        @property
-        def backend_cls(self) -> type[Backend]:
-            return RendezvousBackend
-
-    return RendezvousConfig()
-
-
-def set_environment(variables: dict[str, str]) -> None:
-    """Set environment variables of this process."""
-    os.environ.update(variables)
-
-
-def train_on_worker(config: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker."""
-    from ray import train
-
-    run: Run = config["run"]
-    rank = train.get_context().get_world_rank()
-    try:
-        with logbook.keep(run.logs, run.attempt, f"rank-{rank}"):
-            _train_in_group(run, train.report)
-    except Exception as error:
-        # The group is not left: else the other ranks would fail by that, and Ray Train might hear of them first.
-        known = explain(error, run)
-        if known is error:
-            raise
-        # Ray drops the traceback, and an error of some library may not survive the way to the driver.
-        raise known or in_words(error, f"rank {rank}: ") from error
-
-
-def _train_in_group(run: Run, report: Any) -> None:
-    from finetune_trainer.runtime import distributed
-    from finetune_trainer.training.train import train
-
-    train(run, distributed.init_process_group(run.config.training), report, is_preempted)
-    distributed.destroy_process_group()
-
-
-def is_preempted() -> bool:
-    """Whether Ray has told this worker that the node of a worker is going to be taken away."""
-    # Ray's public get_preemption_info is a barrier of all workers across an actor, too slow for every step.
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
-
-
-def worker_error(error: Any, run: Run) -> TrainerError:
-    """Find the worker's own error in what Ray Train makes of it."""
-    final = explain(getattr(error, "controller_failure", error), run)
-    if final is not None:
-        return final
-    failures = getattr(error, "worker_failures", None) or {}
-    explained = {rank: explain(failure, run) for rank, failure in sorted(failures.items())}
-    known = [cause for cause in explained.values() if cause is not None]
-    unknown = [cause for cause in known if type(cause) is TrainingFailed]
-    # A rank that was killed says nothing itself, and its neighbours only that they lost it.
-    named = sorted((cause for cause in known if cause not in unknown), key=lambda cause: isinstance(cause, WorkerLost))
-    lost = [in_words(failures[rank], f"rank {rank}: ") for rank, cause in explained.items() if cause is None]
-    first = min(unknown, key=lambda cause: cause.time, default=None)
-    return next(iter((*named, *lost)), first) or in_words(error)
