@@ -1,4 +1,4 @@
-"""Translate errors of Python, torch and Ray that have a plain cause into the trainer's own errors."""
+"""Translate errors of Python, torch and Ray whose cause is known into the trainer's own errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def explain(error: BaseException, run: Run) -> TrainerError | None:
-    """Translate an error of Python, torch or Ray that has a plain cause; None: it has none that is known here."""
+    """Translate an error of Python, torch or Ray whose cause is known; None: the cause is unknown."""
     if isinstance(error, TrainerError):
         return error
     if isinstance(error, OSError) and error.errno in NO_SPACE:
@@ -34,14 +34,14 @@ def explain(error: BaseException, run: Run) -> TrainerError | None:
     if memory is not None:
         said = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         return OutOfMemory(f"the memory of the {memory} is exhausted ({said}); {to_save_memory(run.config, memory)}")
-    # safetensors writes files from Rust and loses errno on the way.
+    # safetensors writes files in Rust, and its errors have no errno.
     if "No space left on device" in text or "os error 28" in text:
         return OutputVolumeFull(f"{run.output_dir}: no space left on the output volume")
     return None
 
 
 def _explain_loss(text: str, config: TrainerConfig) -> WorkerLost | WorkerOOMKilled:
-    """Put Ray Train's report of a lost worker, its description and then what Ray's core says, into a sentence or two."""
+    """Put Ray Train's report of a lost worker into one or two sentences: its description, then the cause from Ray's core."""
     description, _, cause = text.partition("\n)\n")
     host = re.search(r"hostname='([^']+)'", description)
     worker = f"the worker on {host[1]}" if host else "a worker"

@@ -1,4 +1,4 @@
-"""Files: write one atomically, bring one to the disk, and describe one by its size and digest."""
+"""Files: write atomically, sync to the disk, and describe by size and digest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Entry(BaseModel):
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old or the new content, never a part of it.
+    """Write a file atomically: a reader sees the old or the new content, never a part of it, even after a crash.
 
     Raises:
         OSError: the folder is missing, not writable or full.
@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file that was just written to the disk.
+    """Sync a file that was just written to the disk.
 
     Raises:
         OSError: the volume is full or not writable.
@@ -61,7 +61,7 @@ def describe_file(folder: Path, name: str) -> Entry:
 
 
 def sync_and_describe(path: Path) -> Entry:
-    """Bring a file that was just written to the disk; return its size and digest.
+    """Sync a file that was just written to the disk; return its size and digest.
 
     Raises:
         OSError: the volume is full or not writable.
@@ -71,7 +71,7 @@ def sync_and_describe(path: Path) -> Entry:
 
 
 def digest(*parts: bytes) -> str:
-    """SHA-256 of several pieces, in hex."""
+    """SHA-256 of several parts, in hex."""
     whole = hashlib.sha256()
     for part in parts:
         whole.update(len(part).to_bytes(8, "big"))

@@ -1,4 +1,4 @@
-"""Save a run as a checkpoint, and go on from one. Both are collectives: each rank writes and reads its own part."""
+"""Save and restore the checkpoints of a run. Both are collectives: each rank writes and reads its own part."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _FINISHED = "its run has finished and kept no checkpoint; General.save_strategy 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the loop begins."""
+    """The point from which the loop starts."""
 
     step: int = 0
-    """Optimizer steps that are done already."""
+    """Optimizer steps that are already done."""
     running_loss: RunningLoss = field(default_factory=RunningLoss)
     checkpoint: Checkpoint | None = None
-    """Where that comes from."""
+    """The checkpoint that the run resumes from."""
 
 
 class Checkpointer:
-    """Keeps the checkpoints of a run."""
+    """Saves and restores the checkpoints of a run."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -57,11 +57,11 @@ class Checkpointer:
         )
 
     def save(self, step: int, running_loss: RunningLoss) -> Checkpoint:
-        """Write a checkpoint, and remove those that are too old. A collective.
+        """Write a checkpoint, and remove the oldest ones. A collective.
 
         Raises:
-            OutputVolumeFull: no space left; the checkpoint before is unharmed.
-            OutputNotWritable: the folder refuses to be written.
+            OutputVolumeFull: no space is left; the previous checkpoint is intact.
+            OutputNotWritable: the folder is not writable.
         """
         folder = self._run.checkpoints
         try:
@@ -97,8 +97,8 @@ class Checkpointer:
         return _describe(path, marker)
 
     def restore(self, is_finished: Callable[[Path], bool]) -> Start:
-        """Go on from the newest checkpoint of this run, else of the earlier one, else from the given one; or begin at the
-        beginning. A collective.
+        """Resume from the newest checkpoint of this run, else of the earlier run, else from the given one; or start at
+        step 0. A collective.
 
         Args:
             is_finished: whether an output folder holds a complete result.
@@ -125,7 +125,7 @@ class Checkpointer:
             raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
     def _load_earlier(self, output: Path, is_finished: Callable[[Path], bool]) -> Start | None:
-        """Go on from the newest checkpoint of an earlier run that can be used; None when it left none."""
+        """Resume from the newest usable checkpoint of an earlier run; None: it has left no checkpoint."""
         worker, refusal = self._worker, None
         folder = output / CHECKPOINTS
         for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.complete_ones(folder))):
@@ -144,7 +144,7 @@ class Checkpointer:
         return None
 
     def _load_other(self, path: Path, marker: Marker) -> Start:
-        """Go on from a checkpoint of another run: exactly where all else is the same, else with weights and optimizer."""
+        """Resume from a checkpoint of another run: exactly if all else is the same, else with weights and optimizer only."""
         own, there = self._identity, marker.identity
         difference = marker.difference(own.model_copy(update={"run": there.run}))
         if difference is not None and (own.sharded or there.sharded) and own.world_size != there.world_size:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Identity(BaseModel):
-    """What a checkpoint has to have in common with a run that goes on from it exactly."""
+    """What a checkpoint and a run must have in common so that the run can resume from it exactly."""
 
     model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
 
@@ -44,11 +44,11 @@ DATASET = {"group", "shuffle", "padding_side"}
 
 TRAINING = {"optimizer", "batch_size", "epochs", "max_train_steps", "learning_rate", "lr_scheduler", "weight_decay",
             "mixed_precision", "device", "gradient_accumulation_steps", "seed"}  # fmt: skip
-"""Settings that the weights depend on; how rows become tokens shows in the tokens."""
+"""Settings that the weights depend on. Those of the tokenising need no key: the digest covers the tokens themselves."""
 
 
 def configuration_digest(engine: Engine) -> str:
-    """SHA-256, in hex, of what decides about the weights, apart from the workers: settings, and rows in tokens."""
+    """SHA-256, in hex, of the settings and the tokenised rows, which determine the weights apart from the workers."""
     config, data = engine.run.config, engine.data
     settings = {
         "general": config.general.model_dump(mode="json", include=GENERAL),

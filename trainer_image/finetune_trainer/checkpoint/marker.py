@@ -38,7 +38,7 @@ class Marker(BaseModel):
     files: tuple[Entry, ...] = ()
 
     def difference(self, identity: Identity) -> str | None:
-        """In words, why a run may not go on from here by itself; None: it may."""
+        """Why a run may not resume from this checkpoint by itself; None: it may."""
         mine = self.identity
         if mine.run != identity.run:
             return f"it belongs to another run, {mine.run}"
@@ -49,11 +49,11 @@ class Marker(BaseModel):
 
 
 class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
-    """A folder that is no complete checkpoint, with the reason."""
+    """A folder is not a complete checkpoint; the message is the reason."""
 
 
 def read_marker(path: Path) -> Marker:
-    """Read the marker of a checkpoint, and see that the files it names are there in their full size.
+    """Read the marker of a checkpoint, and check that the files it names exist in their full size.
 
     Raises:
         Unusable: it is not complete.
@@ -76,7 +76,7 @@ def read_marker(path: Path) -> Marker:
 
 
 def check_files(path: Path, marker: Marker, names: Iterable[str]) -> None:
-    """See that files of a checkpoint are those that were written.
+    """Check that files of a checkpoint are unchanged since they were written.
 
     Raises:
         Unusable: one is not.

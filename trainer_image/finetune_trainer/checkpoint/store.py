@@ -1,12 +1,12 @@
-"""Checkpoints on disk: which are complete, which fit, and how one comes into being.
+"""The folder of checkpoints: write one, find those that are complete or fit a run, and remove old ones.
 
     <output_dir>/checkpoints/step-00000120/
         rank-00000.safetensors   weights that learn and the optimizer's tensors; with FSDP one file for each rank
         state.json               everything else: learning-rate schedule, gradient scaler, sums of the log
         complete.json            the marker, written last: what it belongs to, all files with sizes and SHA-256
 
-It is written under a temporary name and renamed at the end, so that a folder of this name is whole, whatever happens
-to the process. No file is opened before its digest is the marker's, and no file is a pickle.
+A checkpoint is written under a temporary name and renamed at the end, so that a folder of this name is complete even
+if the process is killed. No file is opened before its digest is compared with the marker's, and no file is a pickle.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def folder_name(step: int) -> str:
 
 
 def begin(folder: Path, step: int) -> Path:
-    """Make the empty folder, under its temporary name, that a checkpoint is written into.
+    """Make the empty folder, under its temporary name, for a new checkpoint.
 
     Raises:
         OSError: the volume is full or not writable.
@@ -52,12 +52,12 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def discard(folder: Path, step: int) -> None:
-    """Remove a checkpoint that did not become complete, so that its space is free again."""
+    """Remove an incomplete checkpoint to free its space."""
     shutil.rmtree(folder / f".{folder_name(step)}.tmp", ignore_errors=True)
 
 
 def complete(draft: Path, marker: Marker) -> Path:
-    """Write the marker, and give the checkpoint its name; from then on it counts.
+    """Write the marker, and rename the folder: the checkpoint is complete now.
 
     Raises:
         OSError: the volume is full or not writable.
@@ -67,7 +67,7 @@ def complete(draft: Path, marker: Marker) -> Path:
     sync(path)
     _sync_folder(draft)
     final = draft.with_name(folder_name(marker.step))
-    # One that is there already was unusable: this run would have gone on from it.
+    # An existing one is unusable: otherwise this run would have resumed from it.
     shutil.rmtree(final, ignore_errors=True)
     draft.replace(final)
     _sync_folder(final.parent)
@@ -83,7 +83,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def complete_ones(folder: Path) -> Iterator[tuple[Path, Marker]]:
-    """Complete checkpoints, whosever they are, the newest first. Others are named in the log."""
+    """Complete checkpoints of any run, the newest first. Incomplete ones are named in the log."""
     for path in _checkpoints(folder):
         try:
             yield path, read_marker(path)
@@ -92,7 +92,7 @@ def complete_ones(folder: Path) -> Iterator[tuple[Path, Marker]]:
 
 
 def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]]:
-    """Complete checkpoints that this run can go on from, the newest first. Others are named in the log."""
+    """Complete checkpoints that this run can resume from, the newest first. Others are named in the log."""
     for path, marker in complete_ones(folder):
         difference = marker.difference(identity)
         if difference is None:
@@ -102,17 +102,17 @@ def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]
 
 
 def refuse(option: str, path: Path, reason: Unusable) -> ConfigError:
-    """The error that says why the checkpoint that an option asks for is not used."""
+    """The error for a checkpoint that an option names and that cannot be used."""
     return ConfigError([f"{option}: {path} cannot be used: {reason}"])
 
 
 def skip(path: Path, reason: Unusable) -> None:
-    """Say that a checkpoint is not used, and why."""
+    """Log that a checkpoint is not used, and why."""
     log.warning("checkpoint %s is skipped: %s", path, reason)
 
 
 def is_owned(folder: Path, owner: str) -> bool:
-    """Whether the owner has a complete checkpoint there."""
+    """Whether the folder has a complete checkpoint of the owner."""
     for path in _checkpoints(folder):
         with suppress(Unusable):
             if read_marker(path).identity.run == owner:
@@ -121,14 +121,14 @@ def is_owned(folder: Path, owner: str) -> bool:
 
 
 def prune(folder: Path, owner: str, keep: int, newest: Path | None = None) -> None:
-    """Remove the owner's checkpoints but those written last, and what is left of unfinished ones. Other runs' are kept.
+    """Remove all but the last written checkpoints of the owner, and incomplete ones. Those of other runs are kept.
 
     Args:
         folder: where they are.
         owner: name of the run.
-        keep: how many stay.
-        newest: the one that was written last, whatever the clocks say. Its step may be lower than that of older ones,
-            which the run could not go on from.
+        keep: how many are kept.
+        newest: the checkpoint that was written last; clocks are not reliable. Its step may be lower than that of older
+            ones, which the run could not resume from.
     """
     for path in folder.glob(".step-*.tmp"):
         if _DRAFT.fullmatch(path.name):
@@ -149,6 +149,6 @@ def prune(folder: Path, owner: str, keep: int, newest: Path | None = None) -> No
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """All folders with the name of a checkpoint, the newest first."""
+    """All folders that have the name of a checkpoint, the newest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)

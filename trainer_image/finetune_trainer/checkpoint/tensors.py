@@ -1,7 +1,7 @@
-"""What a checkpoint has to hold so that the run goes on as if it had never ended, and how it gets back into an engine.
+"""Write the state of an engine to files, and read it back, so that the run continues as if it had never ended.
 
-Weights that learn and the tensors of the optimizer, as each rank holds them: a rank of FSDP has its shards only. Where
-the data stand is the number of steps done, and randomness is seeded anew in each step: neither needs to be stored.
+The state is the trainable weights and the optimizer's tensors, as each rank holds them: a rank of FSDP has its shards
+only. The number of steps gives the position in the data, and each step seeds its randomness: neither is stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def save_tensors(engine: Engine, path: Path) -> Entry:
-    """Write this rank's tensors; give size and digest of the file.
+    """Write this rank's tensors; return size and digest of the file.
 
     Raises:
         OSError, safetensors.SafetensorError: the volume is full or not writable.
@@ -36,7 +36,7 @@ def save_tensors(engine: Engine, path: Path) -> Entry:
 
 
 def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
-    """Write everything that is not a tensor; give size and digest of the file.
+    """Write everything that is not a tensor; return size and digest of the file.
 
     Raises:
         OSError: the volume is full or not writable.
@@ -54,12 +54,12 @@ def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
 
 
 def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.Tensor]:
-    """Read this rank's tensors, and see that they fit.
+    """Read this rank's tensors, and check that they fit the engine.
 
     Args:
-        engine: freshly built; its optimizer gets its tensors, without their values.
+        engine: as it was built; its optimizer gets tensors without values.
         path: the file.
-        optimizer: name of the optimizer that the file has the tensors of; those of another are left out.
+        optimizer: name of the optimizer whose tensors the file has; they are ignored unless the engine has the same one.
 
     Raises:
         Unusable: the file has other weights than the model.
@@ -81,7 +81,7 @@ def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.
 
 
 def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
-    """Put what `read_tensors` gave in its place."""
+    """Copy the tensors that `read_tensors` has returned into the engine."""
     there = _tensors(engine)
     with torch.no_grad():
         for name, tensor in saved.items():
@@ -89,7 +89,7 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
 
 
 def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
-    """Put back what is not a tensor; give the sums."""
+    """Restore what is not a tensor; return the running loss."""
     for group, saved in zip(engine.optimizer.param_groups, rest["groups"], strict=True):
         group.update(saved)
     engine.schedule.load_state_dict(rest["schedule"])
@@ -98,7 +98,7 @@ def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
 
 
 def make_optimizer_state(engine: Engine) -> None:
-    """Have the optimizer make its tensors, of the right types and sharded as the weights, by a step that moves nothing."""
+    """Make the optimizer's tensors, of the right types and sharded as the weights, by a step that changes no weight."""
     optimizer = engine.optimizer
     rates = [group["lr"] for group in optimizer.param_groups]
     for weight in engine.weights:
@@ -112,7 +112,7 @@ def make_optimizer_state(engine: Engine) -> None:
 
 
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """What this rank holds of everything, by name."""
+    """The trainable weights and the optimizer's tensors of this rank, by name."""
     found: dict[str, torch.Tensor] = {}
     for name, weight in engine.model.named_parameters():
         if not weight.requires_grad:

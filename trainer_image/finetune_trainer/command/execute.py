@@ -50,7 +50,7 @@ def execute(run: Run) -> int:
             write_stopped(run)
         except KeyboardInterrupt:
             return INTERRUPTED
-        except Exception as error:  # noqa: BLE001 - the last line of defence: every failure is recorded and explained
+        except Exception as error:  # noqa: BLE001 - every failure has to be recorded and explained
             return _report_failure(run, error)
     progress = last_progress(run.logs / PROGRESS_FILE)
     if progress is not None and progress.state == "stopped":

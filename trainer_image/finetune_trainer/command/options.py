@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 CLUSTER_WORKER_FAILURES = 3
-"""How often a cluster's workers are started anew, unless the command line says."""
+"""How often the workers of a cluster are restarted, unless the command line says otherwise."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors have exit code 1: 2 is for the contents of the configuration."""
+    """An argument parser that exits with code 1 on an error: 2 is for errors in the configuration."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit."""
@@ -82,5 +82,5 @@ def make_run(options: argparse.Namespace, config: TrainerConfig) -> Run:
 
 
 def _worker_failures(asked: int | None) -> int:
-    """On a laptop a lost worker is for its user to look at; in a cluster nodes come and go."""
+    """A cluster loses nodes, so its workers are restarted. On a laptop the user should look at a lost worker."""
     return asked if asked is not None else CLUSTER_WORKER_FAILURES if addresses_cluster() else 0

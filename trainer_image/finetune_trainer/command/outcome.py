@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def write_report(run: Run, progress: Progress) -> None:
-    """The report of a run that ended before its time is a help, no more: what went wrong is told already."""
+    """Write the report of a run that ended early. It only helps the user: the failure is reported already."""
     if manifest.is_finished(run.output_dir):
         return  # the report is part of a result
     try:
-        with suppress(OSError):  # of a volume that is full, say
+        with suppress(OSError):  # for example, the volume is full
             report.write_interrupted(run, progress)
-    except Exception as error:  # noqa: BLE001 - it must not take the place of the failure that it is about
+    except Exception as error:  # noqa: BLE001 - it must not hide the failure that the report is about
         console.complain(f"warning: no {report.REPORT_FILE} was written: {error}")
 
 
@@ -66,7 +66,7 @@ def write_finished(run: Run, output: Output) -> None:
 
 
 def record_failure(logs: Path, attempt: int, error: TrainerError) -> Progress:
-    """Write the failure into progress.json, beside what the run had reached; give what there is to tell."""
+    """Add the failure to what progress.json says about the run; return the new content."""
     path = logs / PROGRESS_FILE
     last = last_progress(path)
     if last is None or last.attempt != attempt:

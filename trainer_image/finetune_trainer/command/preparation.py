@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def already_finished(run: Run) -> bool:
-    """Whether an earlier attempt at this run has left a complete result. Then progress.json tells of it again."""
+    """Whether an earlier attempt at this run has left a complete result. If so, progress.json says it again."""
     output = manifest.find_result(run.output_dir, run.run_name) if run.run_name else None
     if output is None:
         return False
@@ -33,7 +33,7 @@ def already_finished(run: Run) -> bool:
 
 
 def prepare_output(run: Run) -> None:
-    """Make the output folder, and clear it of what an interrupted run has left that this one does not go on from."""
+    """Make the output folder, and remove files of an interrupted run that this run does not resume."""
     try:
         run.logs.mkdir(parents=True, exist_ok=True)
         stop.clear(run.logs)
@@ -46,7 +46,7 @@ def prepare_output(run: Run) -> None:
 
 
 def write_starting(run: Run) -> None:
-    """Only when signals are looked after already: from then on a stop is expected to be orderly."""
+    """Write the first progress file. Call it after the signal handlers are set: from then on a stop has to be orderly."""
     try:
         write_progress(run.logs / PROGRESS_FILE, Progress(attempt=run.attempt, last_report_time=now()))
     except OSError as error:
@@ -54,7 +54,7 @@ def write_starting(run: Run) -> None:
 
 
 def check_inputs(run: Run) -> None:
-    """Refuse broken rows, and a checkpoint that is none, before anything heavy starts, and before an older result goes."""
+    """Refuse broken rows and an unusable checkpoint before anything heavy starts and before an older result is removed."""
     for key, source in (("base_model", run.model_source), ("tokenizer_name", run.tokenizer_source)):
         if Path(source).resolve() in {(run.output_dir / part).resolve() for part in ("", MERGED)}:
             why = f"{source} is an older result in the output folder, whose place the new one would take"
@@ -68,7 +68,7 @@ def check_inputs(run: Run) -> None:
 
 
 def remove_older_result(run: Run) -> None:
-    """Remove an older result. Checkpoints stay."""
+    """Remove an older result, but no checkpoint."""
     try:
         manifest.remove_result(run.output_dir)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the user should know about keys that are accepted and do not do what they once did."""
+"""Warnings about keys that have no effect, or not the effect that they once had."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def config_notes(config: TrainerConfig) -> list[str]:
-    """What the user should know about keys that are accepted and do not do what they once did; one line each."""
+    """One line for each key that is set and has no effect, or not the effect that it once had."""
     return [*_obsolete_keys(config), *_inactive_keys(config), *_renamed_optimizer(config)]
 
 

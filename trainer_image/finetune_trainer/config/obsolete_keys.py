@@ -11,12 +11,12 @@ OBSOLETE_KEYS: dict[str, str] = {
     "Training.hpu_execution_mode": "Gaudi is not supported",
     "Training.deepspeed_config_file": "DeepSpeed is not supported; use accelerate_mode FSDP",
 }
-"""Keys that are accepted and have no meaning any more → why. They are named to the user, never dropped in silence."""
+"""Keys that are accepted and have no meaning any more → why. The user is warned about each."""
 
 
 INACTIVE_KEYS: dict[str, str] = {
     "Dataset.block_size": "the rows of a batch are joined whatever their length",
     "Dataset.padding": "the rows of a batch are padded to the longest, or joined without padding (Dataset.group)",
 }
-"""Keys that this release accepts without effect → what happens instead. They are named when they are set to anything
-but their default."""
+"""Keys that this release accepts without effect → what happens instead. The user is warned about each that is not at
+its default."""

@@ -26,4 +26,4 @@ mid-2024 and Hugging Face's OptimizerNames afterwards; users have YAML files of 
 
 
 RENAMED_OPTIMIZERS = ("adamw_hf", "adamw_apex_fused", "adamw_anyprecision")
-"""Names whose implementation current releases have no more: AdamW of torch takes their place, and the user is told."""
+"""Names that current releases do not implement any more: torch's AdamW is used instead, and the user is warned."""

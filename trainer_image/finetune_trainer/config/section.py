@@ -15,7 +15,7 @@ def lower(value: Any) -> Any:
 
 
 def yaml_no(value: Any) -> Any:
-    """YAML 1.1 parsers read a bare `no` as False, YAML 1.2 parsers as the word: both mean the same here."""
+    """Treat a bare `no` alike whether a YAML 1.1 parser has read it as False or a YAML 1.2 parser as text."""
     return "no" if value is False or value in _NO else lower(value)
 
 
@@ -36,6 +36,6 @@ def cel(rule: str, message: str, max_length: int = 32) -> WithJsonSchema:
 
 
 class Section(BaseModel):
-    """A part of the YAML. Frozen; unknown keys are left to `unknown_keys`, so that they can be named together."""
+    """A section of the YAML. It ignores unknown keys: `unknown_keys` reports all of them together."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, use_attribute_docstrings=True)

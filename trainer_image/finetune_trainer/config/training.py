@@ -54,7 +54,7 @@ TRAINING_RULES: list[JsonValue] = [
         "message": "device CPU forbids resources_per_worker.GPU above 0",
     },
 ]
-"""What the API server checks between the keys of Training; `Training._device_agrees` says the same in Python."""
+"""Rules between the keys of Training for the API server; `Training._device_agrees` checks the same in Python."""
 
 
 _DEVICE_RULE = "self.lowerAscii() in ['cpu', 'gpu']"

@@ -24,7 +24,7 @@ def unknown_keys(raw: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _nearest(key: str, known: list[str]) -> str | None:
-    """The same last word in another section is nearer than a similar whole name."""
+    """The nearest known key. A key with the same last word in another section is nearer than one with a similar whole name."""
     last = key.rpartition(".")[2]
     moved = [name for name in known if name.rpartition(".")[2] == last]
     return next(iter(moved or difflib.get_close_matches(key, known, n=1)), None)
@@ -38,7 +38,7 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _keys(raw: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the keys in the file, in its order; not below free-form or unknown keys."""
+    """Dotted names of the keys in the file, in its order, without keys below free-form or unknown ones."""
     fields = _fields(model)
     spelling = {name.lower(): name for name in fields} if model is TrainerConfig else {}
     for written, value in raw.items():
@@ -50,7 +50,7 @@ def _keys(raw: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> I
 
 
 def _fields(model: type[BaseModel]) -> dict[str, type[BaseModel] | None]:
-    """Names as written in YAML → the model of that part, if it is one."""
+    """Names as written in YAML → the model of that section; None: the key is no section."""
     fields = model.model_fields.items()
     return {field.serialization_alias or name: _model_in(field.annotation) for name, field in fields}
 

@@ -1,4 +1,4 @@
-"""Read the finetuning YAML, and tell the user about all of its faults at once.
+"""Read the finetuning YAML, and report all of its errors at once.
 
 Neither torch nor Ray is imported here: the operator's command line checks files with the same function.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A valid configuration, and what the user should know about the file."""
+    """A valid configuration, and warnings about the file."""
 
     config: TrainerConfig
     warnings: tuple[str, ...]
@@ -40,7 +40,7 @@ def load_config(path: str | os.PathLike[str], *, strict: bool = False) -> Loaded
         strict: unknown keys are errors.
 
     Raises:
-        ConfigError: with all errors, each as one line that starts with the file.
+        ConfigError: it has all errors, each on one line that starts with the file.
     """
     name = os.fspath(path)
     raw = read_mapping(name)
@@ -60,7 +60,7 @@ def read_mapping(name: str) -> Mapping[str, Any]:
     """Read a file of YAML 1.2 that holds a mapping.
 
     Raises:
-        ConfigError: it cannot be read, or where it is not YAML.
+        ConfigError: it cannot be read, or it is not YAML; the message has the line.
     """
     return _parse(name, _read(name))
 

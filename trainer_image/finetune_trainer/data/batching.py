@@ -1,9 +1,4 @@
-"""Which rows make up which batch on which rank, and the tensors of a batch.
-
-Every rank computes the same plan from the seed, so the number of supervised tokens of a step is known everywhere
-without asking. A global batch is formed first and dealt out to the ranks afterwards: the result of a step does not
-depend on how many workers share it.
-"""
+"""Make the tensors of a batch: rows that are packed without padding, or padded to one length."""
 
 from __future__ import annotations
 
@@ -28,18 +23,18 @@ MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of the rows that one rank takes through the model at once, B rows of T positions."""
+    """Tensors of the rows of one forward pass on one rank, B rows of T positions."""
 
     input_ids: torch.Tensor
     """[B, T], int64."""
     targets: torch.Tensor
     """[B, T], int64: the token to be predicted at each position, or IGNORED."""
     attention_mask: torch.Tensor | None = None
-    """[B, T], int64; None: padding is on the right, where causal attention never looks."""
+    """[B, T], int64; None: padding is on the right, which causal attention ignores."""
     position_ids: torch.Tensor | None = None
     """[B, T], int64; None: counted from the left."""
     packed: tuple[int, ...] = ()
-    """Tokens of the rows that lie one behind the other in the only line; none: each row has a line of its own."""
+    """Lengths of the rows that are packed into one line, in tokens; empty: each row has a line of its own."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -49,11 +44,11 @@ class Batch:
 
 
 def pack(examples: Examples, rows: NDArray[np.int64]) -> Batch:
-    """Make the tensors of some rows, one behind the other in a single line, each with positions from 0.
+    """Pack rows: make tensors of one line that holds one row after the other, each with positions from 0.
 
     Args:
         examples: all rows.
-        rows: numbers of the rows in the batch; none: row 0 without any loss, as in `collate`.
+        rows: numbers of the rows in the batch; if empty, row 0 is used without any loss, as in `collate`.
     """
     taken = [examples.row(int(index)) for index in rows] or [examples.row(0)]
     lengths = [len(ids) for ids in taken]
@@ -69,7 +64,7 @@ def pack(examples: Examples, rows: NDArray[np.int64]) -> Batch:
 
 
 def batches_with_one_target() -> tuple[Batch, Batch]:
-    """Two batches of two joined rows each: the first rows differ, and of the second only the last token is wanted."""
+    """Two batches of two packed rows each: the first rows differ, and only the last token of the second row is a target."""
     positions = torch.arange(MULTIPLE).repeat(2)[None]
     one = positions + 1
     other = torch.cat([one[:, :MULTIPLE].flip(1), one[:, MULTIPLE:]], dim=1)
@@ -80,15 +75,15 @@ def batches_with_one_target() -> tuple[Batch, Batch]:
 
 
 def collate(examples: Examples, rows: NDArray[np.int64], pad: int, side: str, longest: int | None) -> Batch:
-    """Make the tensors of some rows, padded to the longest of them.
+    """Make the tensors of rows that are padded to the longest of them.
 
     Args:
         examples: all rows.
-        rows: numbers of the rows in the batch; none: row 0 without any loss, so that a rank that is left without
-            rows at the end of an epoch still takes part in the reduction of gradients.
-        pad: id that fills up; it is masked by position, so it may be a token with a meaning.
+        rows: numbers of the rows in the batch; if empty, row 0 is used without any loss, so that a rank without rows
+            at the end of an epoch still takes part in the reduction of gradients.
+        pad: id of the padding; its positions are masked, so any token may be used.
         side: left or right.
-        longest: positions that the model has, no fewer than a row is long; None: no limit.
+        longest: number of positions of the model, at least the length of a row; None: no limit.
     """
     taken = [examples.row(int(index)) for index in rows] or [examples.row(0)]
     width = math.ceil(max(len(ids) for ids in taken) / MULTIPLE) * MULTIPLE

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class CacheWriter:
-    """A cache that is being written, piece by piece; a context manager that leaves nothing half done."""
+    """Writes a cache piece by piece; a context manager that removes an incomplete cache."""
 
     def __init__(self, folder: Path, key: str) -> None:
         self._final = folder / key
-        # Never the same twice: a rank that Ray has given up may still be writing.
+        # The name is unique: a worker that Ray considers lost may still be writing.
         self._draft = folder / f".{key[:16]}-{uuid.uuid4().hex[:8]}.tmp"
         self._files = ExitStack()
         self._digests = {name: hashlib.sha256() for name in ARRAYS}
@@ -46,7 +46,7 @@ class CacheWriter:
         shutil.rmtree(self._draft, ignore_errors=True)
 
     def add(self, encoded: Encoded) -> None:
-        """Write the rows of a piece behind those before.
+        """Append the rows of a piece.
 
         Raises:
             OSError: the volume is full or not writable.
@@ -70,7 +70,7 @@ class CacheWriter:
         self._out[name].write(data)
 
     def complete(self) -> None:
-        """Bring everything to the disk, and give the cache its name.
+        """Sync all files to the disk, and rename the folder: the cache is complete now.
 
         Raises:
             OSError: the volume is full or not writable.
@@ -83,6 +83,6 @@ class CacheWriter:
         marker = self._draft / MARKER
         marker.write_text(json.dumps(self.contents.model_dump(mode="json", by_alias=True)) + "\n", encoding="utf-8")
         sync(marker)
-        # What is there already is broken: else it would have been used.
+        # An existing cache is broken: otherwise it would have been used.
         shutil.rmtree(self._final, ignore_errors=True)
         self._draft.replace(self._final)

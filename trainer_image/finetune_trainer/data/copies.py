@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 COPIES = "copies"
-"""Folder below that of the tokens."""
+"""Folder of the copies, below the folder of the tokens."""
 
 
 KEYS = ("instruction", "context", "response", "text")
@@ -31,7 +31,7 @@ TABLES = {".csv": "csv", ".parquet": "parquet"}
 
 
 def copies_of(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) -> Path:
-    """The folder of the copies, which are made unless this run has them already."""
+    """The folder of the copies. They are made unless this run has them already."""
     try:
         files = [(str(file), describe_file(path.parent, str(file)).sha256) for file in files_below(path)]
     except OSError as error:
@@ -62,14 +62,14 @@ def _write(splits: dict[str, Any], wanted: list[tuple[str, ...]], folder: Path, 
 
 
 def files_below(path: Path) -> list[Path]:
-    """A file, or the files below a folder but the hidden ones, seen from the folder around it; none: it is on the hub."""
+    """A file, or all files below a folder except hidden ones, relative to the parent folder; empty: the data is on the hub."""
     files = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
     below = [path.name / file for file in files if not any(part.startswith(".") for part in file.parts)]
     return [Path(path.name)] if path.is_file() else below
 
 
 def _load(name: str, path: Path) -> dict[str, Any]:
-    """The splits of a local file or folder, or of a data set of the hub, each something to iterate over.
+    """The splits of a local file or folder, or of a data set of the hub, as iterables of rows.
 
     Raises:
         DatasetNotFound: it does not exist, or may not be read.
@@ -92,7 +92,7 @@ def _load(name: str, path: Path) -> dict[str, Any]:
 
 
 def _as_text(path: Path) -> dict[str, Any]:
-    """Options for CSV files: a response such as 007 or NA is a text."""
+    """Options for CSV files: a response such as 007 or NA is text."""
     there = any(file.suffix.lower() == ".csv" for file in files_below(path))
     return {"converters": dict.fromkeys(KEYS, str), "keep_default_na": False} if there else {}
 
@@ -101,7 +101,7 @@ def _copy(rows: Iterable[dict[str, Any]], path: Path, name: str) -> None:
     """Write rows to a JSONL file.
 
     Raises:
-        DatasetInvalid: they cannot be read, or there is nothing to learn in them.
+        DatasetInvalid: they cannot be read, or they lack the columns.
     """
     with path.open("w", encoding="utf-8") as file:
         for number, row in enumerate(_read(rows, name)):
@@ -132,7 +132,7 @@ def _not_on_hub(name: str, path: Path, error: Exception) -> DatasetNotFound:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what went wrong first."""
+    """The first line of the message of the original error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

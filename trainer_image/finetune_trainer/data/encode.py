@@ -1,4 +1,4 @@
-"""Turn rows into token ids: prompts and responses, cut to the configured lengths, with the tokens that count in the loss."""
+"""Turn rows into token ids, cut to the configured lengths, and mark the supervised tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str)
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> Encoded:
-    """As `encode_rows`; rows that are too long are told rather than refused."""
+    """Encode as `encode_rows` does, but return the rows that are too long instead of raising an error."""
     kept: list[tuple[int, list[int], int]] = []
     refused: list[tuple[int, str]] = []
     cut: tuple[list[int], list[int]] = ([], [])
@@ -59,7 +59,7 @@ def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> E
 
 
 def _pack(kept: list[tuple[int, list[int], int]], config: Dataset, name: str) -> Examples:
-    """Lay the rows one behind the other: of each its line, its tokens, and how many of them are prompt; none for a text."""
+    """Concatenate rows, each given by its line, its tokens, and the number of tokens of its prompt, 0 for a text."""
     lines = np.array([line for line, _, _ in kept], dtype=np.int64)
     lengths = np.array([len(ids) for _, ids, _ in kept], dtype=np.int64)
     prompts = np.array([prompt for _, _, prompt in kept], dtype=np.int64)

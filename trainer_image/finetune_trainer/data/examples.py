@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """Token ids of all rows, one behind the other."""
+    """Token ids of all rows, one row after the other."""
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
@@ -30,7 +30,7 @@ class Examples:
     highest: int
     """The highest token id."""
     digest: str = ""
-    """SHA-256, in hex, of all of the above but lines and name; empty for rows that are not on disk."""
+    """SHA-256, in hex, of all fields above except lines and name; empty for rows that are not on disk."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -52,13 +52,13 @@ class Examples:
         return self.tokens[self.starts[index] : self.starts[index + 1]]
 
     def place(self, index: int) -> str:
-        """Where one row stands, in the manner of `data.jsonl:17`."""
+        """File and line of one row, in the form `data.jsonl:17`."""
         return f"{self.name}:{self.lines[index]}"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of some rows."""
+    """Tokenised rows, and which rows were refused or cut."""
 
     examples: Examples
     refused: tuple[tuple[int, str], ...]

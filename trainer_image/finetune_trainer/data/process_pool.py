@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def in_processes(encode: Callable[[Piece], Any], pieces: Iterator[Piece], processes: int) -> Iterator[Any]:
-    """Encode pieces in processes of their own; give what comes out in the pieces' order, with few pieces at a time in memory.
+    """Encode pieces in other processes; yield the results in the pieces' order, with few pieces in memory at a time.
 
     Raises:
         OutOfMemory: the system has killed a process.
     """
-    context = multiprocessing.get_context("spawn")  # threads are running here, which a fork would not survive
+    context = multiprocessing.get_context("spawn")  # this process has threads, so it must not fork
     pool = ProcessPoolExecutor(processes, context, _start_process, (encode,))
     try:
         waiting = deque(pool.submit(_encode_there, piece) for piece in itertools.islice(pieces, 2 * processes))
@@ -41,18 +41,18 @@ def in_processes(encode: Callable[[Piece], Any], pieces: Iterator[Piece], proces
 
 
 _encode: Callable[[Piece], Any]
-"""What this process encodes pieces with; set where one was started for that."""
+"""The function that encodes pieces in a process of the pool."""
 
 
 def _start_process(encode: Callable[[Piece], Any]) -> None:
-    global _encode  # noqa: PLW0603 - the tokenizer comes once for each process, not once for each piece
+    global _encode  # noqa: PLW0603 - the tokenizer is sent once to each process, not with each piece
     _encode = encode
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A process whose parent was killed would wait for its next piece for ever."""
+    """End this process when its parent ends: otherwise it would wait forever for its next piece."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-r"""Turn rows into token ids: the prompt, the masked prompt, and one end-of-sequence token.
+r"""Turn rows into the parts of a prompt and a response, in tokens.
 
 With E as the tokenizer's end-of-sequence token, `data_preprocess_type: neural_chat` gives
 
@@ -7,8 +7,8 @@ With E as the tokenizer's end-of-sequence token, `data_preprocess_type: neural_c
     ### Response:\n{response}E
 
 in these segments, each tokenised by itself. Text of the user is never read as special tokens: an E in a response
-stays text, so that every example ends with exactly one E. A row that is a text is another matter: it is taken as it
-is, with the special tokens that are written in it.
+stays text, so that every example ends with exactly one E. A row with text is tokenised as it is: special tokens in
+it are recognised.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def parts_of(rows: Sequence[Row], tokenizer: Any, config: Dataset) -> Iterable[P
         lacks = f"{tokenizer.name_or_path} has no end-of-sequence token"
         remedy = "name another tokenizer, or set eos_token in its tokenizer_config.json"
         raise ConfigError([f"General.tokenizer_name: {lacks}; {remedy}"])
-    talks, texts = [row for row in rows if not row.text], [row for row in rows if row.text]
-    made = {False: iter(_talk_parts(talks, tokenizer, config)), True: iter(_text_parts(texts, tokenizer))}
+    bodies, texts = [row for row in rows if not row.text], [row for row in rows if row.text]
+    made = {False: iter(_instruction_parts(bodies, tokenizer, config)), True: iter(_text_parts(texts, tokenizer))}
     return (next(made[bool(row.text)]) for row in rows)
 
 
-def _talk_parts(rows: Sequence[Row], tokenizer: Any, config: Dataset) -> Iterable[Parts]:
+def _instruction_parts(rows: Sequence[Row], tokenizer: Any, config: Dataset) -> Iterable[Parts]:
     if not rows:
         return []
     if config.chat_template == "model":
@@ -67,12 +67,12 @@ def _body(row: Row) -> str:
 
 
 def _plain_prompts(rows: Sequence[Row], tokenizer: Any) -> Iterable[tuple[list[int], list[int], list[int]]]:
-    """The same text as one piece, with the special tokens that the tokenizer puts in front."""
+    """The same text in one piece, with the special tokens that the tokenizer puts in front."""
     end = tokenizer.eos_token
     marker = len(ids_of(tokenizer, [RESPONSE])[0])
     texts = [f"{INTRO}{end}\n{_body(row)}{end}\n{RESPONSE}" for row in rows]
     for ids in tokenizer(texts)["input_ids"]:
-        # Some tokenizers close every text with E; a prompt is not closed yet.
+        # Some tokenizers append E to every text, but a prompt must not end with it.
         prompt = ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
         yield [], prompt[:-marker], prompt[-marker:]
 
@@ -82,7 +82,7 @@ def _text_parts(rows: Sequence[Row], tokenizer: Any) -> Iterable[Parts]:
         return
     end = tokenizer.eos_token_id
     opening = _opening(tokenizer)
-    # A text may be closed already; then blanks behind that would hide it.
+    # A text may end with E already, followed by white space.
     texts = [row.text.rstrip() if row.text.rstrip().endswith(tokenizer.eos_token) else row.text for row in rows]
     for ids in ids_of_markup(tokenizer, texts):
         start = len(opening) if ids[: len(opening)] == opening else 0

@@ -1,7 +1,7 @@
-"""Find the rows: a JSONL file; or a file or folder of another kind, or a data set of the hub, of which a copy is made.
+"""Find the data: a JSONL file; or a JSONL copy of another kind of file, of a folder, or of a data set of the hub.
 
-The copy is a JSONL file below the output folder, made once by who looks first, which is the driver: so a worker needs no
-way to the hub, there is one way from rows to tokens, and a later attempt at the run sees the same rows.
+The driver makes the copy once, below the output folder: so the workers need no access to the hub, all data is tokenised
+in the same way, and a later attempt at the run uses the same rows.
 
     <output_dir>/.tokens/copies/<key>/train.jsonl, validation.jsonl
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION = ("train",), ("validation", "test", "train")
-"""Splits that are taken of a data set for train_file, and for validation_file: the first that it has."""
+"""Names of the split for train_file, and for validation_file: the first one that the data set has is used."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(r".*\.(jsonl?|csv|parquet|txt|tsv|gz|zip)", re.IGNORECASE)
@@ -36,11 +36,11 @@ class Source:
 
     path: Path
     name: str
-    """What messages call it: the file as the user wrote it, or data set and split, as in `owner/name[train]`."""
+    """Its name in messages: the file as the user wrote it, or data set and split, as in `owner/name[train]`."""
 
 
 def find_sources(run: Run) -> tuple[Source, Source | None]:
-    """Find the rows to train on; and those to evaluate on, unless they are to be split off the former.
+    """Find the rows to train on, and those to evaluate on; None: they are split off the former.
 
     Raises:
         DatasetNotFound: there is no such file, folder, or data set on the hub, or it has no such split.
@@ -61,7 +61,7 @@ def check(run: Run) -> None:
 
     Raises:
         DatasetNotFound, OutputVolumeFull, OutputNotWritable: as `find_sources`.
-        DatasetInvalid: rows are broken, or there is none.
+        DatasetInvalid: rows are broken, or there are no rows.
     """
     for source in find_sources(run):
         if source is not None:
@@ -69,18 +69,18 @@ def check(run: Run) -> None:
 
 
 def remove(run: Run) -> None:
-    """Remove the tokens and copies of a run whose result is there."""
+    """Remove the tokens and copies of a run whose result is complete."""
     shutil.rmtree(run.tokens, ignore_errors=True)
 
 
 def _find(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) -> list[Source]:
-    """The first wanted split, and those of the others that there are.
+    """The first wanted split, and those of the others that exist.
 
     Args:
-        run: whose output folder takes a copy.
+        run: its output folder takes a copy.
         name: file, folder or data set as the user wrote it.
-        path: where it is, if it is here.
-        wanted: of each split the names that it may have, the best one first.
+        path: its place, if it is local.
+        wanted: for each split its possible names, the preferred one first.
     """
     table = path.is_file() and path.suffix.lower() in TABLES
     on_hub = not path.exists() and _HUB_NAME.fullmatch(name) and not _FILE_NAME.fullmatch(name)

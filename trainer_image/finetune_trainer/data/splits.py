@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """Tokenised rows, to train on and to evaluate on."""
+    """The tokenised rows of a run, to train on and to evaluate on."""
 
     train: Examples
     train_rows: NDArray[np.int64]
@@ -30,7 +30,7 @@ class Data:
 def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split row numbers into those to train on and those to evaluate on, both in the file's order.
 
-    The share is rounded up, as in llm-on-ray, and leaves at least one row to train on.
+    The number of evaluation rows is rounded up, as in llm-on-ray. At least one row is left to train on.
     """
     count_eval = min(math.ceil(count * percentage / 100), count - 1)
     order = np.random.default_rng(seed).permutation(count)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 WINDOW = 50
-"""Global batches that are sorted by length together. Rows of alike length meet in a batch, and the order of batches
-stays random; larger windows save little more padding."""
+"""Number of global batches whose rows are sorted by length together. Rows of similar length share a batch, and the order
+of the batches stays random. Larger windows save little more padding."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
 def plan_steps(
     lengths: NDArray[np.int64], workers: int, config: TrainerConfig, done: int = 0, *, by_length: bool = False
 ) -> Iterator[Step]:
-    """Steps without end: epoch after epoch, each with every row once.
+    """An endless sequence of steps: epoch after epoch, each with every row once.
 
     Args:
         lengths: tokens of each row.
-        workers: ranks that share a step.
+        workers: number of ranks.
         config: sizes, order and seed.
-        done: steps that are left out at the beginning, since a checkpoint holds them.
-        by_length: whether rows of alike length meet in a batch, so that little is padded.
+        done: steps that are skipped at the start, since a checkpoint includes them.
+        by_length: whether rows of similar length share a batch, to reduce padding.
     """
     training, dataset = config.training, config.dataset
     size, accumulate = training.batch_size * workers, training.gradient_accumulation_steps
@@ -74,7 +74,7 @@ def plan_steps(
 def _epoch(
     lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None, *, by_length: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The order of the rows, of which each batch takes the next `size`; and the order of those batches."""
+    """The order of the rows, which are taken `size` at a time, and the order of the resulting batches."""
     order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
     batches = np.arange(math.ceil(len(order) / size))
     if rng is None or not by_length:
@@ -86,7 +86,7 @@ def _epoch(
 
 
 def split_across_ranks(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> tuple[NDArray[np.int64], ...]:
-    """Deal the rows of a global batch out, longest first, to and fro: each rank gets about the same work."""
+    """Split a global batch across the ranks: the longest rows first, forwards then backwards, so that the work is even."""
     ordered = batch[np.argsort(-lengths[batch], kind="stable")]
     turn = np.arange(len(ordered)) % (2 * workers)
     rank = np.minimum(turn, 2 * workers - 1 - turn)

@@ -4,8 +4,8 @@
         tokens, starts, first, last, lines   the arrays of Examples, as they lie in memory
         complete.json                        written last: how many there are, and their SHA-256
 
-It is written under a temporary name and renamed at the end: a folder with the name of a key is whole. The key is that of
-what the rows depend on: the bytes of the data file, the tokenizer, and settings.
+A cache is written under a temporary name and renamed at the end: a folder with the name of a key is complete. The key is
+a digest of what the tokens depend on: the bytes of the data file, the tokenizer, and settings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MARKER = "complete.json"
 
 FORMAT = 1
-"""Part of each key. It changes when the same rows and settings become other tokens, or the files others."""
+"""Part of each key. Change it when the same rows and settings give other tokens, or when the files change."""
 
 SETTINGS = {"max_length", "max_source_length", "truncation", "truncation_side", "mask_input", "mask_response",
             "data_preprocess_type", "chat_template"}  # fmt: skip
@@ -43,11 +43,11 @@ ARRAYS: dict[str, type[np.int32 | np.int64]] = {
     "last": np.int64,
     "lines": np.int64,
 }
-"""Files of a cache, and the kind of their numbers."""
+"""Files of a cache → the type of their numbers."""
 
 
 class Cut(BaseModel):
-    """How many rows had to be cut, and which ones come first."""
+    """How many rows were cut, and the lines of the first ones."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,7 +55,7 @@ class Cut(BaseModel):
     lines: tuple[int, ...] = ()
 
     def plus(self, lines: tuple[int, ...]) -> Cut:
-        """With further lines."""
+        """The same with further lines."""
         return Cut(count=self.count + len(lines), lines=(self.lines + lines)[:SHOWN_ROWS])
 
 
@@ -81,7 +81,7 @@ class Contents(BaseModel):
 
 
 def key_of(path: Path, tokenizer: Any, config: Dataset) -> str:
-    """What the tokens of a data file depend on, as SHA-256 in hex.
+    """SHA-256, in hex, of all that the tokens of a data file depend on.
 
     Raises:
         OSError: the file cannot be read.
@@ -101,7 +101,7 @@ def _serialised(tokenizer: Any) -> bytes:
 
 
 def find(folder: Path, key: str) -> Contents | None:
-    """What a cache holds, if it is there and what was written."""
+    """The contents of a cache, if it exists and is intact."""
     path = folder / key
     try:
         contents = Contents.model_validate_json((path / MARKER).read_bytes())

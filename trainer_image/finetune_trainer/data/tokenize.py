@@ -1,4 +1,4 @@
-"""From data files to tokens on disk: once for all ranks, by as many processes as there are CPUs."""
+"""Tokenise the data files into the cache: once for all ranks, with as many processes as there are CPUs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Tokens:
 
 
 def tokenize_files(run: Run, tokenizer: Any, options: TokenizeOptions) -> tuple[Tokens, Tokens | None]:
-    """Tokenise the rows to train on and, if they are apart, those to evaluate on; or find what an earlier attempt left.
+    """Tokenise the rows to train on and, if they are in another file, those to evaluate on, unless the cache has them.
 
     Args:
-        run: which data, and the output folder.
+        run: the data and the output folder.
         tokenizer: a tokenizer of transformers.
-        options: by how many processes, and the like.
+        options: number of processes, and sizes.
 
     Raises:
         DatasetNotFound, DatasetInvalid: as `sources.check`, and when rows are too long.
@@ -64,18 +64,18 @@ def tokenize_files(run: Run, tokenizer: Any, options: TokenizeOptions) -> tuple[
 
 
 def count_processes(run: Run, available: float, workers_here: int = 1) -> int:
-    """How many processes tokenise: as configured; else as many as there are CPUs, with Ray those of the workers.
+    """Number of processes: as configured; else one for each CPU, or with Ray one for each CPU of the workers.
 
     Args:
         run: the configuration.
         available: CPUs that this process may use.
-        workers_here: workers on this host: all of them wait for this one.
+        workers_here: workers on this host, which all wait for this one.
     """
     asked = run.config.dataset.preprocessing_num_workers
     if asked is not None:
         return asked
     if run.config.training.num_training_workers > 1 or addresses_cluster():
-        # The pods of workers have no limit: the node's other CPUs belong to others.
+        # The pods of workers have no CPU limit, and other pods need the node's other CPUs.
         available = min(available, workers_here * math.ceil(run.config.training.resources_per_worker.CPU))
     return max(1, int(available))
 
@@ -116,7 +116,7 @@ def _fill(draft: cache_writer.CacheWriter, source: Source, tokenizer: Any, confi
 def encode_piece(
     piece: Piece, source: Source, tokenizer: Any, config: Dataset
 ) -> tuple[Piece, list[tuple[int, str]], Encoded | None]:
-    """Read and tokenise a piece of a data file: its broken lines, and what became of the others, if there are any."""
+    """Read and tokenise a piece of a data file; return its broken lines, and its tokenised rows if there are any."""
     there, broken = jsonl.read_piece(source.path, source.name, piece)
     return piece, broken, encode(there, tokenizer, config, source.name) if there else None
 
@@ -135,7 +135,7 @@ def _warn_of_cuts(contents: token_cache.Contents, name: str, config: Dataset) ->
 
 
 def _remove_others(run: Run, used: set[Path]) -> None:
-    """Remove what earlier starts with other data, settings or tokenizers have left."""
+    """Remove caches and copies of earlier starts with other data, settings or tokenizers."""
     copies = run.tokens / COPIES
     for path in (*run.tokens.iterdir(), *copies.glob("*")):
         if path not in used and path != copies:

@@ -12,39 +12,39 @@ if TYPE_CHECKING:
 
 
 TAIL_TOKENS = 3
-"""Tokens kept at the end of a prompt that is cut in the middle, as in llm-on-ray: they hold E and the line feed."""
+"""Tokens that are kept at the end of a prompt that is cut in the middle, as in llm-on-ray: E and the line feed."""
 
 
 class TooLong(Exception):  # noqa: N818 - it says what the row is
-    """A row that does not fit while `truncation` is off."""
+    """A row is too long, and `truncation` is off."""
 
 
 def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
-    """The prompt, within max_source_length; and whether it had to be cut.
+    """The prompt, cut to max_source_length, and whether it was cut.
 
     Raises:
         ConfigError: the fixed parts alone are too long.
         TooLong: it is too long, and truncation is off.
     """
     fixed = len(parts.head) + len(parts.tail)
-    room, talk = config.max_source_length - fixed, parts.talk
-    if talk and room <= TAIL_TOKENS:
+    room, body = config.max_source_length - fixed, parts.body
+    if body and room <= TAIL_TOKENS:
         needed = fixed + TAIL_TOKENS + 1
         raise ConfigError([f"Dataset.max_source_length: the fixed part of the prompt alone needs {needed} tokens"])
-    is_cut = len(talk) > max(room, 0)
+    is_cut = len(body) > max(room, 0)
     if is_cut and not config.truncation:
         limit = f"Dataset.max_source_length {config.max_source_length}"
-        raise TooLong(f"the prompt has {fixed + len(talk)} tokens, more than {limit}, and truncation is off")
+        raise TooLong(f"the prompt has {fixed + len(body)} tokens, more than {limit}, and truncation is off")
     if is_cut:
-        talk = talk[: room - TAIL_TOKENS] + talk[-TAIL_TOKENS:]
-    return [*parts.head, *talk, *parts.tail], is_cut
+        body = body[: room - TAIL_TOKENS] + body[-TAIL_TOKENS:]
+    return [*parts.head, *body, *parts.tail], is_cut
 
 
 def cut_response(prompt: int, response: list[int], config: Dataset, place: str) -> tuple[list[int], bool]:
-    """The response, cut to what the prompt leaves of max_length; and whether it had to be.
+    """The response, cut to what the prompt leaves of max_length, and whether it was cut.
 
     Raises:
-        ConfigError: there is no room at all.
+        ConfigError: there is no room for a response.
         TooLong: it is too long, and truncation is off.
     """
     room = config.max_length - prompt - 1

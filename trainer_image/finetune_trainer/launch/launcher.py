@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def launch(run: Run) -> None:
-    """Do the run and wait for its end.
+    """Train, and wait for the end.
 
     Raises:
         TrainerError: a failure with a known cause.

@@ -1,12 +1,12 @@
-"""Start the workers: in this process when one is enough, else with Ray Train, locally or in a cluster.
+"""Start the workers with Ray Train, from the driver.
 
-Ray Train starts, places and watches the workers. They need nothing from it but an address for their rendezvous, so the driver
-and Ray's controller never import torch: that saves seconds and hundreds of megabytes on the head node.
+Ray Train starts, places and watches the workers. They need nothing from it but an address for their rendezvous, so the
+driver and Ray's controller never import torch: that saves seconds and hundreds of megabytes on the head node.
 
-When a node is drained through Ray, by its autoscaler or `ray drain-node`, Ray Train tells the workers within some five
-seconds. They write a checkpoint and train on until the deadline; then Ray Train starts them anew on the nodes that are
-left, up to `max_worker_failures` times, apart from those for lost workers. Of an eviction by Kubernetes Ray knows
-nothing before the pod is gone: the run goes on from the checkpoint before.
+When a node is drained through Ray, by its autoscaler or `ray drain-node`, Ray Train notifies the workers within about
+five seconds. They write a checkpoint and continue until the deadline; then Ray Train restarts them on the remaining
+nodes, up to `max_worker_failures` times, counted apart from lost workers. Ray is not notified of an eviction by
+Kubernetes: the run resumes from the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-"""Defaults for Ray: no telemetry; the end of a short run is seen at once, not two seconds later; the workers stay in
+"""Defaults for Ray: no telemetry; the end of a short run is noticed at once, not two seconds later; the workers stay in
 their working folder."""
 
 LOCAL_ENVIRONMENT = {
@@ -75,7 +75,7 @@ def train_with_ray(run: Run) -> None:
             run_config=RunConfig(
                 name=run.run_name,
                 storage_path=str(storage),
-                # What is left when Ray Train gives up, the operator decides about, with what it knows of the failure.
+                # When Ray Train gives up, the operator decides what follows, since it knows more about the failure.
                 failure_config=FailureConfig(max_failures=failures, max_preemption_failures=failures),
                 callbacks=[final_errors(run)],
                 worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
@@ -119,7 +119,7 @@ def _ray(run: Run) -> Iterator[None]:
 
 
 def _trainer_class() -> Any:
-    """Ray Train's trainer without its own answer to Ctrl-C, which is to throw the run away."""
+    """Ray Train's trainer without its handler of Ctrl-C, which would abort the run."""
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Trainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types

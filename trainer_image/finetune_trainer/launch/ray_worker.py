@@ -22,11 +22,11 @@ def train_on_worker(config: dict[str, Any]) -> None:
         with logbook.keep(run.logs, run.attempt, f"rank-{rank}"):
             _train_in_group(run, train.report)
     except Exception as error:
-        # The group is not left: else the other ranks would fail by that, and Ray Train might hear of them first.
+        # Keep the process group: otherwise the other ranks would fail too, and Ray Train might report them first.
         known = explain(error, run)
         if known is error:
             raise
-        # Ray drops the traceback, and an error of some library may not survive the way to the driver.
+        # Ray drops the traceback, and some libraries' errors cannot be pickled for the driver.
         raise known or in_words(error, f"rank {rank}: ") from error
 
 
@@ -39,7 +39,7 @@ def _train_in_group(run: Run, report: Any) -> None:
 
 
 def is_preempted() -> bool:
-    """Whether Ray has told this worker that the node of a worker is going to be taken away."""
+    """Whether Ray has notified this worker that the node of a worker will be taken away."""
     # Ray's public get_preemption_info is a barrier of all workers across an actor, too slow for every step.
     from ray.train.v2._internal.execution.context import get_train_context
 

@@ -10,7 +10,7 @@ from finetune_trainer.config.run import RESTARTS
 
 
 def rendezvous() -> Any:
-    """A backend for Ray Train that tells all workers where rank 0 listens, and how many groups there were before."""
+    """A backend for Ray Train that tells all workers where rank 0 listens, and how many groups preceded theirs."""
     from ray.train._internal.utils import get_address_and_port
     from ray.train.backend import Backend, BackendConfig
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_adapters(model: Any, run: Run) -> Any:
-    """Put LoRA adapters on the model; only they learn.
+    """Put LoRA adapters on the model; only they are trained.
 
     Raises:
         ConfigError: target modules are missing, or PEFT has no default for this family.
@@ -41,7 +41,7 @@ def add_adapters(model: Any, run: Run) -> Any:
     )
     try:
         with warnings.catch_warnings():
-            # PEFT names settings that it corrects by itself, and calls what transformers renamed: nothing to act on.
+            # PEFT warns about settings that it corrects itself and about names that transformers has changed.
             warnings.simplefilter("ignore")
             adapted = peft.get_peft_model(model, config)
     except ValueError as error:
@@ -52,7 +52,7 @@ def add_adapters(model: Any, run: Run) -> Any:
 
 
 def _adaptable(model: nn.Module, *, every_part: bool = False) -> list[str]:
-    """Names of the layers that LoRA can adapt: their last parts, or every tail of their dotted names."""
+    """Names of the layers that LoRA can adapt: their last parts, or all suffixes of their dotted names."""
     kinds = (nn.Linear, nn.Embedding, transformers.pytorch_utils.Conv1D)
     names = [name for name, part in model.named_modules() if isinstance(part, kinds)]
     if not every_part:

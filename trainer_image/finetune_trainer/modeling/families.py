@@ -1,7 +1,7 @@
-"""What the trainer knows of each family of models: one row each. Read it before you add a model.
+"""The table of model families: one row each. Read it before you add a family.
 
-The first eight are the families of llm-on-ray, and tests/trainer/test_families.py holds each to everything the trainer
-does. The others share their architecture with one of these.
+The first eight are the families of llm-on-ray; tests/trainer/test_families.py tests all features with each of them. The
+others share their architecture with one of these.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Family:
     plain_head: bool = False
     """Whether logits are the output layer on the last hidden state and nothing else: no scaling, no soft cap."""
     packs_rows: bool = False
-    """Whether the rows of a batch may lie one behind the other, without padding: attention takes our implementation of
-    it, and positions are those that the model is told. ALiBi has none to be told, and GPT-J its own attention only."""
+    """Whether rows may be packed without padding: the model must accept our attention and explicit positions. Models with
+    ALiBi have no positions, and GPT-J accepts only its own attention."""
 
 
 QUERY_VALUE = ("q_proj", "v_proj")
@@ -56,12 +56,12 @@ UNKNOWN = Family()
 
 
 def family_of(model_type: str) -> Family:
-    """The row of a family; of one without a row the safe defaults."""
+    """The row of a family; the safe defaults for a family without a row."""
     return FAMILIES.get(model_type, UNKNOWN)
 
 
 def warn_if_unknown(model_type: str) -> None:
-    """Say what a model without a row has to do without."""
+    """Warn about the features that a model without a row lacks."""
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         log.warning("the trainer is not tested with models of type %s (but with %s): rows are padded, and the output "
@@ -93,5 +93,5 @@ def has_plain_head(model: Any) -> bool:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether the model has to be told at which position of its row a token stands: those with ALiBi need not."""
+    """Whether the model takes the positions of the tokens as input; models with ALiBi do not."""
     return "position_ids" in inspect.signature(unwrapped(model).forward).parameters

@@ -1,4 +1,4 @@
-"""Load the tokenizer and the base model, and put LoRA adapters on it."""
+"""Load the tokenizer and the base model."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def load_tokenizer(run: Run) -> Any:
     """Load the tokenizer.
 
     Raises:
-        ModelNotFound: there is none under this name or in this folder.
-        ModelAccessDenied: the hub does not give it to this user.
+        ModelNotFound: nothing exists under this name or in this folder.
+        ModelAccessDenied: the hub does not let this user download it.
         ModelInvalid: a file of it is broken.
     """
     from transformers import AutoTokenizer
@@ -39,11 +39,11 @@ def load_model(run: Run, dtype: torch.dtype) -> Any:
 
     Args:
         run: what to load.
-        dtype: compute type. Frozen weights are held in it; weights that learn are held in float32.
+        dtype: compute type. Frozen weights are held in it; trainable weights are held in float32.
 
     Raises:
-        ModelNotFound: there is none under this name or in this folder.
-        ModelAccessDenied: the hub does not give it to this user.
+        ModelNotFound: nothing exists under this name or in this folder.
+        ModelAccessDenied: the hub does not let this user download it.
         ModelInvalid: a file of it is broken.
         ConfigError: LoRA's target modules are not in the model.
     """
@@ -53,14 +53,14 @@ def load_model(run: Run, dtype: torch.dtype) -> Any:
     if general.lora_config is not None:
         model = add_adapters(model, run)
     if general.enable_gradient_checkpointing:
-        # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients of their own.
+        # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     return model.train()
 
 
 def longest_input(model: Any) -> int | None:
-    """Positions that the model can tell apart; None: no limit is known."""
+    """Number of positions of the model; None: no limit is known."""
     config = model.config
     limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return int(limit) if limit else None
@@ -70,8 +70,8 @@ def load_base(run: Run, dtype: torch.dtype) -> Any:
     """Load the base model as it is, in host memory.
 
     Raises:
-        ModelNotFound: there is none under this name or in this folder.
-        ModelAccessDenied: the hub does not give it to this user.
+        ModelNotFound: nothing exists under this name or in this folder.
+        ModelAccessDenied: the hub does not let this user download it.
         ModelInvalid: a file of it is broken.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -91,6 +91,6 @@ def load_base(run: Run, dtype: torch.dtype) -> Any:
 
 
 def _hub_options(run: Run, source: str) -> dict[str, Any]:
-    """The revision is the base model's: a tokenizer of its own has another history."""
+    """Options for loading. The revision is that of the base model and does not apply to a separate tokenizer."""
     options: dict[str, Any] = {"trust_remote_code": run.config.general.config.trust_remote_code}
     return options | ({"revision": run.model_revision} if run.model_revision and source == run.model_source else {})

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 PACKAGES = ("torch", "transformers", "peft", "ray")
-"""Whose versions matter."""
+"""Packages whose versions are reported."""
 
 
 def describe_environment(world: World) -> dict[str, str]:
-    """Versions of what took part, and where it ran."""
+    """Versions, workers, hosts and devices, as lines of a table."""
     hosts = Counter(world.hosts)
     return {
         "Trainer": trainer_version(),

@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from finetune_trainer.tracking.progress import Output
 
 SCRATCH = ".export"
-"""Folder below the output folder in which the result is prepared: on the same volume, so that a rename moves it."""
+"""Folder below the output folder in which the result is prepared: on the same volume, so that files can be renamed."""
 
 
 @dataclass(frozen=True)
 class ExportInput:
-    """What a run has made."""
+    """What is exported."""
 
     model: Any
     """The trained model, adapted or not."""
     weights: dict[str, Any] | None
-    """What `gather_weights` gave."""
+    """The return value of `gather_weights`."""
     tokenizer: Any
-    """As it was loaded."""
+    """The tokenizer, as it was loaded."""
     dtype: torch.dtype
     """Type in which a full model is saved."""
 
@@ -46,7 +46,7 @@ class ExportInput:
 def gather_weights(model: Any) -> dict[str, Any] | None:
     """Collect sharded weights in host memory on rank 0; None: they are not sharded. A collective.
 
-    Of an adapted model only the weights that learn are collected.
+    Of an adapted model only the trainable weights are collected.
     """
     if not parallel.is_sharded(model):
         return None
@@ -61,13 +61,13 @@ def export(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     """Write all files of the result into the output folder, and declare it complete.
 
     Args:
-        run: where to, and the names that the result carries.
+        run: the output folder, and the names for the result.
         inputs: what to write.
         summary: for the report and the model card.
 
     Raises:
         OutputVolumeFull: no space left.
-        OutputNotWritable: the folder refuses to be written.
+        OutputNotWritable: the folder is not writable.
     """
     try:
         return _write(run, inputs, summary)
@@ -103,16 +103,16 @@ def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
 
 
 def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:
-    # The adapter carries the model's name: the folder from which it was loaded means nothing elsewhere.
+    # The adapter names the model rather than the folder it was loaded from, which other machines do not have.
     inputs.model.peft_config["default"].base_model_name_or_path = base_model
-    # PEFT would look on the hub whether the vocabulary was enlarged; it never is.
+    # PEFT would ask the hub whether the vocabulary was enlarged; it never is.
     inputs.model.save_pretrained(folder, state_dict=inputs.weights, save_embedding_layers=False)
 
 
 def _save_model(inputs: ExportInput, folder: Path) -> None:
     model, dtype = inputs.model, inputs.dtype
     state = model.state_dict() if inputs.weights is None else inputs.weights
-    # Weights that are one in the model are two once they were gathered or changed their type.
+    # Tied weights are separate tensors after they were gathered or converted.
     tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
     state = {
         name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items() if name not in tied
@@ -123,12 +123,12 @@ def _save_model(inputs: ExportInput, folder: Path) -> None:
 
 
 def _save_merged(run: Run, inputs: ExportInput, scratch: Path) -> None:
-    """Merge the adapter that was just saved into the base model, loaded anew: the trained one may lie in shards."""
+    """Merge the saved adapter into the base model, which is loaded again: the trained one may be sharded."""
     import peft
 
     base = load.load_base(run, torch.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT calls what transformers renamed
+        warnings.simplefilter("ignore")  # PEFT uses names that transformers has changed
         adapted = peft.PeftModel.from_pretrained(base, scratch)
         _untie_adapted_head(base)
         merged = adapted.merge_and_unload()
@@ -138,7 +138,7 @@ def _save_merged(run: Run, inputs: ExportInput, scratch: Path) -> None:
 
 
 def _untie_adapted_head(model: Any) -> None:
-    """Give an adapted output layer weights of its own, so that the embeddings stay what they are."""
+    """Untie an adapted output layer from the embeddings, so that merging does not change them."""
     plain = getattr(model.get_output_embeddings(), "base_layer", None)
     if plain is not None and plain.weight is model.get_input_embeddings().weight:
         plain.weight = torch.nn.Parameter(plain.weight.detach().clone())
@@ -146,7 +146,7 @@ def _untie_adapted_head(model: Any) -> None:
 
 
 def _move(source: Path, target: Path) -> list[str]:
-    """Move the files one by one; give their names."""
+    """Move the files one by one; return their names."""
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)

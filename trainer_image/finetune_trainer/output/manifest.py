@@ -1,6 +1,6 @@
 """The completion manifest: which files make up the result, with sizes and checksums. It is written last.
 
-A folder with a manifest holds a complete result; one without holds nothing that may be relied upon.
+A folder with a manifest holds a complete result; without one, its files must not be used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Outpu
     Args:
         folder: the output folder.
         files: the files of the result, relative to it.
-        about: what the manifest says beside the files.
+        about: the manifest without its files.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -56,7 +56,7 @@ def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Outpu
 
 
 def find_result(folder: Path, run_name: str) -> Output | None:
-    """The result of an earlier attempt at the same run, if it is complete and unharmed."""
+    """The result of an earlier attempt at the same run, if it is complete and undamaged."""
     manifest = _read(folder)
     if manifest is None or manifest.run_name != run_name:
         return None

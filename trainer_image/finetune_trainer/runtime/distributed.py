@@ -1,4 +1,4 @@
-"""The process group of a run: who takes part, the collectives that the loop needs, DDP and FSDP2.
+"""The process group of a run: its workers, and the collectives that the loop needs.
 
 Without Ray there is one worker and no process group: every collective is the identity.
 """
@@ -29,7 +29,7 @@ GROUP_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
 
 LONG_TIMEOUT = timedelta(days=7)
-"""How long ranks wait for what rank 0 alone does, as tokenising the rows or writing the model. Ray ends them if it is lost."""
+"""How long ranks wait for work of rank 0 alone, such as tokenising or the export. Ray ends them if rank 0 is lost."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Worker:
     backend: str = ""
     """Back end of the process group, as torch.distributed takes it; empty: there is no group."""
     restarts: int = 0
-    """How many groups of this run came to grief before this one."""
+    """How many groups of workers of this attempt have failed before this one."""
     long_timeout_group: dist.ProcessGroup | None = None
-    """The same ranks, for what one of them does while the others wait, however long; None: as all else."""
+    """A group of the same ranks for work of one rank that the others wait for; None: the default group is used."""
 
     @property
     def is_rank0(self) -> bool:
@@ -95,7 +95,7 @@ def init_process_group(training: Training) -> Worker:
 
 
 def create_groups(backend: str, rank: int, size: int, init_method: str | None = None) -> dist.ProcessGroup:
-    """Form the process group; give the `long_timeout_group` one of a Worker.
+    """Form the process group; return the `long_timeout_group` of a Worker.
 
     Args:
         backend: as torch.distributed takes it.
@@ -109,13 +109,13 @@ def create_groups(backend: str, rank: int, size: int, init_method: str | None = 
 
 
 def destroy_process_group() -> None:
-    """Leave the process group."""
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def describe(worker: Worker, strategy: Any, dtype: str) -> World:
-    """Gather who trains on what, by rank. A collective."""
+    """Gather the hosts and devices of all ranks. A collective."""
     mine = (socket.gethostname(), str(worker.device))
     everyone: list[Any] = [mine]
     if dist.is_initialized():
@@ -127,7 +127,7 @@ def describe(worker: Worker, strategy: Any, dtype: str) -> World:
 
 
 def broadcast_from_rank0(worker: Worker, make: Callable[[], Made]) -> Made:
-    """Let rank 0 make a value and give it to all. An error of rank 0 is raised by every rank. A collective."""
+    """Let rank 0 make a value, and broadcast it. Every rank raises an error of rank 0. A collective."""
     if not dist.is_initialized():
         return make()
     box: list[Any] = [None, None]
@@ -144,7 +144,7 @@ def broadcast_from_rank0(worker: Worker, make: Callable[[], Made]) -> Made:
 
 
 def all_gather(worker: Worker, make: Callable[[], Made]) -> list[Made]:
-    """Let each rank make a value and give all of them to all, by rank. An error of any is raised by all. A collective."""
+    """Let each rank make a value, and gather all values, by rank. Every rank raises an error of any rank. A collective."""
     mine: tuple[Any, Exception | None]
     try:
         mine = (make(), None)
@@ -171,7 +171,7 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def broadcast_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Give all ranks what rank 0 has. A collective."""
+    """Broadcast a tensor of rank 0 to all ranks. A collective."""
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
     return tensor

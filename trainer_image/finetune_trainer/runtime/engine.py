@@ -1,4 +1,4 @@
-"""The engine of a worker: the model with everything that moves it, and the rows that it learns from."""
+"""The engine of a worker: the model, its optimizer and schedule, and the rows that it is trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Engine:
-    """What a step needs, apart from its rows."""
+    """The state that an optimizer step works on."""
 
     run: Run
     worker: Worker
@@ -33,19 +33,19 @@ class Engine:
     model: Any
     """The model, adapted or not."""
     loss: torch.nn.Module
-    """SupervisedLoss in its DDP or FSDP wrapping."""
+    """SupervisedLoss, wrapped by DDP or FSDP."""
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler
     packs_rows: bool
-    """Whether the rows of a batch lie one behind the other, without padding."""
+    """Whether the rows of a batch are packed, without padding."""
     optimizer: torch.optim.Optimizer = field(init=False)
     schedule: Any = field(init=False)
     weights: list[torch.nn.Parameter] = field(init=False)
-    """Those that learn."""
+    """The trainable ones."""
 
     @property
     def sorts_by_length(self) -> bool:
-        """Whether rows of alike length meet in a batch."""
+        """Whether rows of similar length share a batch."""
         return self.run.config.dataset.group and not self.packs_rows
 
     @property

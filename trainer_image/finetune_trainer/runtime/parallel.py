@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
-    """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
+    """Move the module that computes the loss to its device, and wrap it so that gradients are averaged over the ranks.
 
     A collective.
     """
     if strategy == "FSDP" and dist.is_initialized():
-        # It takes one layer after the other to the device: the whole model need not fit.
+        # FSDP moves one layer after the other to the device: the whole model need not fit.
         return _shard(module, worker, dtype)
     module.to(worker.device)
     if not dist.is_initialized():
         return module
     ids = None if worker.device.type == "cpu" else [worker.device]
-    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
-    # 0's, which costs once and forgives a difference.
+    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still
+    # broadcasts those of rank 0, which costs little and removes a difference.
     ddp = nn.parallel.DistributedDataParallel
     renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
     no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -40,8 +40,8 @@ def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.d
 
 
 def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
-    """FSDP2: each decoder layer is gathered when it is needed, and the rest as one group."""
-    # Imported here, since it takes seconds.
+    """Shard with FSDP2: each decoder layer by itself, and the rest as one group."""
+    # The import takes seconds, so it is made here.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -56,24 +56,24 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Forward passes without dropout and gradients; afterwards the module is as it was."""
+    """Run forward passes without dropout and gradients; restore the module afterwards."""
     module.eval()
     with torch.no_grad():
         yield
     module.train()
     reshard: Any = getattr(module, "reshard", None)  # of FSDP2
     if reshard is not None:
-        # Without a backward pass the outermost group stays gathered, and its parameters would be other objects.
+        # Without a backward pass the outermost group stays gathered, and its parameters are other objects.
         reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights only."""
+    """Whether each rank holds only a part of the weights."""
     return any(hasattr(weight, "full_tensor") for weight in module.parameters())
 
 
 def no_sync_unless(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Hold back the reduction of gradients in all micro-batches of a step but the last."""
+    """Reduce gradients only in the last micro-batch of a step."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         context: AbstractContextManager[None] = module.no_sync()
         return context

@@ -1,4 +1,4 @@
-"""What the user sees: a progress bar on a terminal, one plain line for each logging step elsewhere.
+"""Show the progress to the user: by a bar on a terminal, otherwise by a line for each logging step.
 
 It reads the files that rank 0 writes, so it is the same whether the workers are in this process or in a cluster.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
 
 POLL_SECONDS = 0.2
-"""How often the files are looked at."""
+"""Seconds between two looks at the files."""
 
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
-"""Without tqdm's own rate and rest: they count from the first look at the file, ours from the first steady step."""
+"""The format has no rate and remaining time of tqdm, which would count from the first look at the file."""
 
 
 def say(text: str) -> None:
@@ -53,7 +53,7 @@ def set_up_logging() -> None:
 
 
 def line_of(record: dict[str, Any]) -> str:
-    """One logging step in words: `step 10/40 (25 %) epoch 0.5 loss 2.31 lr 1.0e-05 202 tok/s eta 1m20s`."""
+    """A record as a line: `step 10/40 (25 %) epoch 0.5 loss 2.31 lr 1.0e-05 202 tok/s eta 1m20s`."""
     if "event" in record:
         return f"{record['event']} after step {record['step']}, attempt {record['attempt']}"
     if "evalLoss" in record:
@@ -67,7 +67,7 @@ def line_of(record: dict[str, Any]) -> str:
 
 
 def duration(seconds: int) -> str:
-    """Seconds in the manner of `1m20s`."""
+    """Seconds in the form `1m20s`."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -84,7 +84,7 @@ class Console(Poller):
         self._progress = run.logs / PROGRESS_FILE
         self._stream = stream or sys.stdout
         self._seen: list[bytes] = []
-        """Lines of the metrics that are on the screen, or were on that of an earlier attempt."""
+        """Lines of the metrics that were shown, by this attempt or an earlier one."""
         self._inode = self._offset = 0
         with suppress(OSError):
             list(self._new_lines())
@@ -111,7 +111,7 @@ class Console(Poller):
         with self._metrics.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._inode:
-                # The file was replaced: a restart has taken back the steps after its checkpoint.
+                # The file was replaced: a restart has removed the records of steps after its checkpoint.
                 kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._seen, file, strict=False)))
                 self._inode, self._seen = inode, self._seen[:kept]
                 self._offset = sum(map(len, self._seen))
@@ -132,7 +132,7 @@ class Console(Poller):
         if self._bar is None:
             from tqdm import tqdm
 
-            # not tqdm's own measure of the terminal: it draws nothing on one that tells no size
+            # tqdm itself would draw nothing on a terminal that reports no size
             columns, lines = shutil.get_terminal_size()
             self._bar = tqdm(total=progress.total_steps, file=self._stream, ncols=columns, nrows=lines, bar_format=BAR)
         self._bar.n = progress.step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepDone:
-    """How an optimizer step went."""
+    """Measurements of an optimizer step."""
 
     step: int
     """Steps done, this one included."""
@@ -26,7 +26,7 @@ class StepDone:
 
 @dataclass
 class RunningLoss:
-    """What the loop carries from step to step for its log."""
+    """The running loss that the loop logs."""
 
     loss: float = 0.0
     """Summed over the supervised tokens since the last logging step."""
@@ -38,29 +38,29 @@ class RunningLoss:
     """Mean loss per token of the first step."""
 
     def add(self, loss: float, tokens: int) -> float:
-        """A step is done; give the mean loss since the last logging step."""
+        """Add a step; return the mean loss since the last logging step."""
         self.loss, self.tokens = self.loss + loss, self.tokens + tokens
         self.mean = self.loss / max(self.tokens, 1)
         self.first = self.mean if self.first is None else self.first
         return self.mean
 
     def clear(self) -> None:
-        """A logging step is done."""
+        """Start again after a logging step."""
         self.loss, self.tokens = 0.0, 0
 
 
 LARGEST_EXPONENT = math.log(1e300)
-"""Of a loss above it there is no perplexity: e to its power is no number any more."""
+"""The largest loss that has a perplexity: above it, the exponential is too large for a float."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good the model is at rows that it does not learn from."""
+    """The loss of the model over the evaluation rows."""
 
     loss: float
     """Mean per supervised token; finite."""
 
     @property
     def perplexity(self) -> float | None:
-        """The exponential of the loss; None when that is too large for a number."""
+        """The exponential of the loss; None when it is too large for a float."""
         return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None

@@ -1,8 +1,8 @@
-"""What the trainer tells the world while it runs: `progress.json`, its model and its writer.
+"""The file `progress.json`, which reports the progress of a run: its model, its writer and its reader.
 
 Rank 0 writes the file below the output folder; in a cluster the driver copies it to the head's Ray log folder, where
-the operator reads it through the Ray dashboard. The keys are those of a FinetuneJob's ``status``, so no heavy import
-may enter here: the operator shares these models.
+the operator reads it through the Ray dashboard. The keys are those of a FinetuneJob's ``status``. The operator
+shares these models, so this module must not import anything heavy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RAY_LOG_FILE = "finetune-progress.json"
 
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-"""A number of things that every JSON reader holds exactly."""
+"""A count that every JSON reader represents exactly."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """JSON has neither NaN nor infinity."""
@@ -72,7 +72,7 @@ class Output(Report):
 
 
 class Result(Report):
-    """How good the model has become."""
+    """The losses of the trained model."""
 
     train_loss: Number | None = None
     """Mean loss per supervised token over the last logging window."""
@@ -96,7 +96,7 @@ class Checkpoint(Report):
 
 
 class Failure(Report):
-    """Why the run failed, in words for the user."""
+    """Why the run failed: a reason, and a message for the user."""
 
     reason: FailureReason
     message: str
@@ -106,7 +106,7 @@ class Progress(Report):
     """The whole file. Times are RFC 3339 in UTC, durations are in seconds."""
 
     attempt: Count = 1
-    """Which submission wrote it."""
+    """The attempt that wrote the file."""
     state: Literal["starting", "training", "exporting", "finished", "stopped", "failed"] = "starting"
     step: Count = 0
     """Optimizer steps done."""
@@ -122,7 +122,7 @@ class Progress(Report):
     """Non-padding input tokens of all ranks per second of steady steps."""
     last_report_time: AwareDatetime
     restarts: Count = 0
-    """How often Ray Train has started the workers anew in this attempt, after one was lost."""
+    """How often Ray Train has restarted the workers in this attempt, after one was lost."""
     checkpoint: Checkpoint | None = None
     world: World | None = None
     output: Output | None = None
@@ -149,5 +149,5 @@ def read_progress(path: Path) -> Progress | None:
 
 
 def now() -> datetime:
-    """The time in UTC, in whole seconds."""
+    """The current time in UTC, in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)

@@ -1,7 +1,4 @@
-"""Rank 0's account of the run: progress.json for the operator and the console, metrics.jsonl for the record.
-
-A line of metrics.jsonl is a logging step, an evaluation (it has `evalLoss`) or an event (it has `event`).
-"""
+"""Track the progress of a run on rank 0: in progress.json for the operator and the console, and in metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -30,12 +27,12 @@ WRITE_INTERVAL = 0.5
 
 @dataclass
 class Tracker:
-    """Keeps and writes the progress of a run. Only rank 0 has one that writes."""
+    """Tracks the progress of a run. Only the tracker of rank 0 writes files."""
 
     run: Run
     writes: bool
     clock: Callable[[], float] = time.monotonic
-    """Seconds since some moment."""
+    """A monotonic clock, in seconds."""
     progress: Progress = field(init=False)
     _written: float = 0.0
     _since: float = 0.0
@@ -44,7 +41,7 @@ class Tracker:
     _steps: int = 0
     _began: float = 0.0
     _evaluated: int = 0
-    """Step of the last evaluation on record."""
+    """Step of the last recorded evaluation."""
     _tensorboard: TensorBoardWriter | None = None
 
     def __post_init__(self) -> None:
@@ -56,7 +53,7 @@ class Tracker:
         return self.clock() - self._began
 
     def start(self, world: World, total_steps: int, checkpoint: Checkpoint | None = None, restarts: int = 0) -> None:
-        """Training begins, or goes on from a checkpoint: what was recorded after it is forgotten."""
+        """Record that training starts, or resumes from a checkpoint: records of later steps are removed."""
         step = 0 if checkpoint is None else checkpoint.step
         percent = 100 * step // total_steps
         self._update(state="training", world=world, total_steps=total_steps, restarts=restarts)
@@ -70,11 +67,11 @@ class Tracker:
         self._since = self._began = self.clock()
 
     def step(self, done: StepDone, *, logs: bool) -> None:
-        """An optimizer step is done.
+        """Record an optimizer step.
 
         Args:
-            done: which one, and how it went.
-            logs: whether it is a logging step, or the first or last one: it goes on record.
+            done: its measurements.
+            logs: whether the step goes into metrics.jsonl: it is a logging step, or the first or last one.
         """
         speed, pace = self._measure(done.tokens)
         self._update(
@@ -94,13 +91,13 @@ class Tracker:
             self._write()
 
     def save(self, save: Callable[[], Checkpoint]) -> None:
-        """A checkpoint is made."""
+        """Save a checkpoint, and record it."""
         with self.untimed():
             self._update(checkpoint=save())
             self._write()
 
     def evaluated(self, step: int, epoch: float, evaluation: Evaluation) -> None:
-        """The model was evaluated after a step; after the one from which a run goes on it may have been before."""
+        """Record an evaluation after a step, unless it is on record: a run may resume after the step of an evaluation."""
         self._update(eval_loss=evaluation.loss)
         if step != self._evaluated:
             measured = {"evalLoss": evaluation.loss, "perplexity": evaluation.perplexity}
@@ -109,42 +106,42 @@ class Tracker:
         self._write()
 
     def heartbeat(self) -> None:
-        """Something long goes on that is no training."""
+        """Update the time of the report during long work other than training."""
         if self.clock() - self._written >= WRITE_INTERVAL:
             self._update()
             self._write()
 
     @contextmanager
     def untimed(self) -> Iterator[None]:
-        """The time until the end of the block does not count as training."""
+        """Exclude the time of the block from the measurement of speed."""
         before = self.clock()
         yield
         self._since += self.clock() - before
 
     def close(self) -> None:
-        """No step comes any more, whatever the reason."""
+        """Close the files after the last step, whether or not the run succeeds."""
         if self._tensorboard is not None:
             self._guard(self._tensorboard.close)
             self._tensorboard = None
 
     def stop(self) -> None:
-        """The run ends before its time, as it was asked to."""
+        """Record that the run was stopped."""
         self._update(state="stopped", eta_seconds=None)
         self._write()
 
     def export(self, result: Result) -> None:
-        """Training and evaluation are done; the result is being written."""
+        """Record that training is done and the export starts."""
         self._update(state="exporting", eta_seconds=0, result=result)
         self._write()
 
     def finish(self, output: Output) -> None:
-        """The result is complete."""
+        """Record that the result is complete."""
         changes = {} if self.run.saving.after_export else {"checkpoint": None}
         self._update(state="finished", output=output, **changes)
         self._write()
 
     def _measure(self, tokens: int) -> tuple[float, float]:
-        """Tokens per second, and seconds per step. The first step is slower: it counts only while it is alone."""
+        """Tokens per second, and seconds per step. The first step is slower, so it is excluded once there is another."""
         now = self.clock()
         elapsed = max(now - self._since, 1e-9)
         self._steps += 1
@@ -180,7 +177,7 @@ class Tracker:
 
         Raises:
             OutputVolumeFull: no space left.
-            OutputNotWritable: the folder refuses to be written.
+            OutputNotWritable: the folder is not writable.
         """
         try:
             return write()

@@ -1,4 +1,4 @@
-"""Remove what a run needs no longer once its result is complete."""
+"""Remove what a run no longer needs after its result is complete."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(engine: Engine, heartbeat: Callable[[], None]) -> Evaluation | None:
-    """Evaluate the model as it is; None: there are no rows for it, or the loss is not finite. A collective.
+    """Evaluate the model; None: there are no evaluation rows, or the loss is not finite. A collective.
 
     Args:
         engine: the model and the rows.

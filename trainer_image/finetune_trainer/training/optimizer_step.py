@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 MAX_GRADIENT_NORM = 1.0
-"""Gradients are clipped to this norm: the default of the HF Trainer, so of llm-on-ray."""
+"""Gradients are clipped to this norm, the default of the HF Trainer and thus of llm-on-ray."""
 
 
 def take_step(engine: Engine, step: step_plan.Step, tokens: int) -> float:
-    """One optimizer step. The gradient is that of the mean over the step's supervised tokens, on all ranks alike.
+    """Take an optimizer step. Its gradient is that of the mean loss over the supervised tokens of all ranks.
 
     Args:
-        engine: the model and what moves it.
+        engine: the model, the optimizer and the schedule.
         step: the rows.
         tokens: supervised tokens of the step, of all ranks.
 
@@ -30,7 +30,7 @@ def take_step(engine: Engine, step: step_plan.Step, tokens: int) -> float:
         The loss summed over this rank's tokens.
     """
     worker = engine.worker
-    # DDP and FSDP average gradients over the ranks; the sum over tokens has to be divided by their number only.
+    # DDP and FSDP divide the gradients by the number of ranks, but they are to be divided by the number of tokens only.
     scale = worker.size / max(tokens, 1)
     summed = torch.zeros((), device=worker.device)
     for position, shares in enumerate(step.micro, start=1):

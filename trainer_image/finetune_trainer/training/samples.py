@@ -1,4 +1,4 @@
-"""What the model answers to a few prompts before the first step and after the last one."""
+"""Sample answers: the model answers a few prompts before the first step and after the last one."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class SamplePrompts:
 
 
 def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts:
-    """Ask for the first time; a run that goes on takes the first answers from where its checkpoint is. A collective.
+    """Answer the prompts before training; a resumed run takes the answers of the run that made its checkpoint. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
-        OutputNotWritable: the folder refuses to be written.
+        OutputNotWritable: the folder is not writable.
     """
     prompts = choose(engine, tokenizer)
     if start.checkpoint is None:
@@ -54,11 +54,11 @@ def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts
 
 
 def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> tuple[Sample, ...]:
-    """Ask for the last time. A collective.
+    """Answer the prompts after training. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
-        OutputNotWritable: the folder refuses to be written.
+        OutputNotWritable: the folder is not writable.
     """
     return _keep(engine, prompts, "after", answer(engine, tokenizer, prompts)).samples
 
@@ -81,7 +81,7 @@ def _keep(engine: Engine, prompts: SamplePrompts, when: str, answers: list[Answe
 
 
 def choose(engine: Engine, tokenizer: Any) -> SamplePrompts:
-    """The first rows for evaluation, or to train on if there are none of those."""
+    """Choose the prompts: the first evaluation rows, or the first training rows if there are none."""
     data = engine.data
     examples, rows = (data.eval, data.eval_rows) if len(data.eval_rows) else (data.train, data.train_rows)
     token_ids, samples, stops = [], [], {tokenizer.eos_token_id}
@@ -95,7 +95,7 @@ def choose(engine: Engine, tokenizer: Any) -> SamplePrompts:
 
 
 def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
-    """Tokens of a row's prompt, and of the rest; a row that is learned as a whole is cut in the middle."""
+    """Split a row into the tokens of its prompt and the rest; a row without a prompt is split in the middle."""
     ids, first, last = examples.row(row).tolist(), int(examples.first[row]), int(examples.last[row])
     # Exactly one of both parts is masked, or none is.
     end = first if first > 1 else last if last < len(ids) else (len(ids) + 1) // 2
@@ -103,7 +103,7 @@ def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
 
 
 def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> list[Answer | None]:
-    """Have the model answer all prompts; nothing on ranks whose answers are not needed. A collective."""
+    """Let the model answer all prompts; ranks whose answers are not needed return none. A collective."""
     sharded = parallel.is_sharded(engine.loss)
     if not prompts.token_ids or not (sharded or engine.worker.is_rank0):
         return []
@@ -128,7 +128,7 @@ def _read(tokenizer: Any, ids: list[int], stops: tuple[int, ...]) -> Answer:
 
 
 def pad(prompts: tuple[list[int], ...], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as [B, T], padded on the left, and the mask of what is no padding; both int64."""
+    """Prompts as [B, T], padded on the left, and the attention mask; both int64."""
     width = max(map(len, prompts))
     ids = [[filler] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -137,7 +137,7 @@ def pad(prompts: tuple[list[int], ...], filler: int) -> tuple[torch.Tensor, torc
 
 @contextmanager
 def own_attention(model: Any) -> Iterator[None]:
-    """Ours takes no mask, which prompts of different lengths need: until the end of the block it is the family's."""
+    """Use the family's attention during the block: ours takes no mask, which prompts of different lengths need."""
     model = families.unwrapped(model)
     packs = model.config._attn_implementation == attention.NAME  # noqa: SLF001 - it has no public name
     if packs:

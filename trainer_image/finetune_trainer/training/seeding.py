@@ -1,4 +1,4 @@
-"""Make what is random in a run repeatable."""
+"""Seed the random numbers of a run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Make what is random from here on repeatable: the first weights of adapters, and dropout."""
+    """Seed all generators: for the initial weights of adapters, and for dropout."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - model code of others may use the global generator
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - code of models may use the global generator
     torch.manual_seed(seed)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make a step's randomness depend on nothing that came before, so that a checkpoint need not hold it."""
+    """Seed a step by its number and rank alone, so that a checkpoint need not store the state of generators."""
     seed_everything(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -1,4 +1,4 @@
-"""The model with everything that moves it: how rows, weights, optimizer and schedule come together before the first step."""
+"""Set up the engine of a worker before the first step: rows, model, optimizer and schedule."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
-    """Have rank 0 tokenise the rows, and map the tokens into the memory of each rank. A collective."""
+    """Let rank 0 tokenise the rows, and map the tokens into the memory of each rank. A collective."""
     config = run.config
     options = tokenize_options.TokenizeOptions(tokenize.count_processes(run, cpu.available_cpus(), worker.local_size))
     made, apart = distributed.broadcast_from_rank0(worker, lambda: tokenize.tokenize_files(run, tokenizer, options))
@@ -42,7 +42,7 @@ def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
 
 
 def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> Engine:
-    """Load the model, spread it over the workers, and make optimizer and schedule."""
+    """Load the model, wrap it for data-parallel training, and make optimizer and schedule."""
     config, training = run.config, run.config.training
     model = load.load_model(run, dtype)
     if worker.is_rank0:
@@ -51,7 +51,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     loss = parallel.parallelize(SupervisedLoss(model), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
-        # FSDP lowers the weights itself.
+        # FSDP converts the weights itself.
         if dtype == torch.float32 or parallel.is_sharded(loss):
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
@@ -68,9 +68,9 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
 
 
 def packs_rows(loss: torch.nn.Module, model: Any, device: torch.device) -> bool:
-    """Whether a model takes the rows of a batch without padding, each for itself; from then on its attention does so.
+    """Switch the model to attention over packed rows if it keeps the rows apart; return whether it does.
 
-    It is tried: a row's loss is the same, bit for bit, when the row before it is another one. A collective.
+    The check: the loss of a row is exactly the same when the row before it in the line is another one. A collective.
     """
     model = families.unwrapped(model)
     family, before = model.config.model_type, model.config._attn_implementation  # noqa: SLF001 - it has no public name
@@ -86,7 +86,7 @@ def packs_rows(loss: torch.nn.Module, model: Any, device: torch.device) -> bool:
 
 
 def check_fit(model: Any, rows: Data) -> None:
-    """Refuse rows that the model has no position or no embedding for.
+    """Refuse rows that are too long for the model, or whose tokens the model does not have.
 
     Raises:
         ConfigError: the configuration does not fit the model.

@@ -1,4 +1,4 @@
-"""What each worker runs, from the rows to the exported model. Read it from top to bottom."""
+"""Train, evaluate and export: the whole run of a worker, from top to bottom."""
 
 from __future__ import annotations
 
