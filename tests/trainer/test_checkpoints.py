@@ -296,7 +296,7 @@ def test_signal_stops_after_the_step_with_a_checkpoint(
     reached, path = progress["checkpoint"]["step"], progress["checkpoint"]["path"]
     assert (progress["state"], progress["step"]) == ("stopped", reached)
     assert 3 <= reached < LONG
-    way = "the same command goes on from there" if name else f"to go on, set General.resume_from_checkpoint: {path}"
+    way = "the same command resumes from there" if name else f"to resume, set General.resume_from_checkpoint: {path}"
     assert f"stopped at step {reached}; {way}" in out
     assert names(long) == [f"step-{reached:08}"]
 
@@ -375,7 +375,7 @@ def test_interrupted_export_is_completed_by_the_next_start(command: Command) -> 
     outcome = run(command, "--attempt", "2")
     assert outcome.code == 0, outcome.err
     assert steps(outcome) == []
-    assert "going on from checkpoint" in outcome.err
+    assert "resuming from checkpoint" in outcome.err
     assert not (command.output / ".export").exists()
     assert not (command.output / "checkpoints").exists()
     result = manifest.find_result(command.output, "r")

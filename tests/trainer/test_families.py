@@ -191,7 +191,7 @@ def resumes(case: Case) -> None:
     assert (abs(whole.losses[0] - learned.losses[0]) > DROPPED) == (case.family != "mpt")
     command.train_until(1, "r")
     resumed = command.run("--run_name", "r")
-    assert "going on from checkpoint" in resumed.err
+    assert "resuming from checkpoint" in resumed.err
     assert [line.split()[1] for line in resumed.out.splitlines() if line.startswith("step ")] == [f"{STEPS}/{STEPS}"]
     check_same(whole, resumed, 0.0)
 

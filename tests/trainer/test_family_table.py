@@ -122,7 +122,7 @@ def test_model_that_mixes_joined_rows_is_found_out(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, "finetune_trainer"):
         logging.getLogger("finetune_trainer").propagate = True
         assert not packs_rows(SupervisedLoss(model), model, torch.device("cpu"))
-    assert "does not keep joined rows apart: rows are padded" in caplog.text
+    assert "does not keep packed rows apart: rows are padded" in caplog.text
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -140,7 +140,7 @@ class Checkpointer:
         if refusal is not None:
             raise refusal
         if worker.is_rank0:
-            log.warning("there is no complete checkpoint in %s to begin from", folder)
+            log.warning("there is no complete checkpoint in %s to start from", folder)
         return None
 
     def _load_other(self, path: Path, marker: Marker) -> Start:
@@ -162,7 +162,7 @@ class Checkpointer:
         distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
         tensors.put_tensors(engine, saved)
         if worker.is_rank0:
-            log.info("going on from checkpoint %s", path)
+            log.info("resuming from checkpoint %s", path)
         if not exact:
             return Start()
         return Start(marker.step, tensors.load_rest(engine, rest), _describe(path, marker))

@@ -51,9 +51,9 @@ def say_stopped(run: Run, reached: Checkpoint | None) -> None:
     if reached is None:
         console.say("stopped before the first step")
     elif run.run_name:
-        console.say(f"stopped at step {reached.step}; the same command goes on from there")
+        console.say(f"stopped at step {reached.step}; the same command resumes from there")
     else:
-        console.say(f"stopped at step {reached.step}; to go on, set General.resume_from_checkpoint: {reached.path}")
+        console.say(f"stopped at step {reached.step}; to resume, set General.resume_from_checkpoint: {reached.path}")
 
 
 def write_finished(run: Run, output: Output) -> None:

@@ -27,14 +27,14 @@ class Dataset(Section):
     max_length: Annotated[int, Field(ge=8, le=1048576)] = 512
     """Longest example in tokens: prompt, response, and the token that ends it. Longer responses and texts are cut."""
     group: bool = True
-    """Join the rows of a batch without padding; none sees another. GPT-J, BLOOM and MPT cannot: there rows of similar
-    length share a batch, so that little is padded. false: batches of any rows, padded."""
+    """Pack the rows of a batch without padding; no row attends to another. GPT-J, BLOOM and MPT do not support it: there
+    rows of similar length share a batch to reduce padding. false: batches of any rows, padded."""
     block_size: Annotated[int, Field(ge=8, le=1048576)] = 512
-    """Accepted; a batch is joined whatever its length, and rows are never cut at the borders of blocks."""
+    """Accepted without effect: a batch is packed whatever its length, and rows are never cut at the borders of blocks."""
     shuffle: bool = True
-    """Shuffle the rows anew in each epoch, by Training.seed."""
+    """Shuffle the rows in each epoch, by Training.seed."""
     max_source_length: Annotated[int, Field(ge=4, le=1048576)] = 384
-    """Longest prompt in tokens; of a longer one, the end of instruction and context is cut off."""
+    """Longest prompt in tokens; the end of instruction and context of a longer one is cut off."""
     padding_side: Annotated[Literal["left", "right"], BeforeValidator(lower)] = "right"
     """Side on which short examples are padded, where they are: right or left."""
     truncation_side: Annotated[Literal["left", "right"], BeforeValidator(lower)] = "right"
@@ -42,11 +42,11 @@ class Dataset(Section):
     max_seq_length: Annotated[int, Field(ge=1, le=1048576)] | None = None
     """Obsolete, accepted and ignored."""
     truncation: bool = True
-    """Cut what is longer than max_source_length and max_length; false: refuse it, by line."""
+    """Cut rows that are longer than max_source_length or max_length; false: refuse them, by line."""
     padding: bool = True
     """Accepted: without group, the examples of a batch are always padded to one length."""
     mask_input: bool = True
-    """Leave the prompt out of the loss. A row that is a text has none, and all of it is learned."""
+    """Leave the prompt out of the loss. A row with text has no prompt: all of it is supervised."""
     mask_response: bool = False
     """Leave the response out of the loss (with mask_input false)."""
     data_preprocess_type: Annotated[str, Field(min_length=1, max_length=64)] = "neural_chat"

@@ -70,13 +70,13 @@ class General(Section):
     output_dir: Annotated[str, Field(min_length=1, max_length=256)] = "/tmp/llm-ray/output"  # noqa: S108 - the documented default of llm-on-ray
     """Folder of the result. In a FinetuneJob it is mapped to the job's own folder on the output claim."""
     report_to: Annotated[Literal["none", "tensorboard"], BeforeValidator(lower)] = "none"
-    """Where the curves of logs/metrics.jsonl go besides: none, or tensorboard (event files in logs/tensorboard)."""
+    """Where the records of logs/metrics.jsonl are also written: none, or tensorboard (event files in logs/tensorboard)."""
     sample_prompts: Annotated[int, Field(ge=0, le=16)] = 3
     """How many prompts the model answers before the first step and after the last one, for the report: the first
     evaluation rows, or training rows if there are none. 0: none. An addition to llm-on-ray's keys."""
     resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """A checkpoint of this trainer (a folder checkpoints/step-N) to go on from: exactly, if configuration, rows and
-    workers are the same; else weights and optimizer only. A run goes on from its own checkpoints by itself."""
+    """A checkpoint of this trainer (a folder checkpoints/step-N) to resume from: exactly, if configuration, rows and
+    workers are the same; else weights and optimizer only. A run resumes from its own checkpoints by itself."""
     save_strategy: Annotated[
         Literal["no", "epoch", "steps"],
         BeforeValidator(yaml_no),

@@ -81,7 +81,7 @@ def packs_rows(loss: torch.nn.Module, model: Any, device: torch.device) -> bool:
         one, other = (float(loss(batch.to(device))) for batch in batching.batches_with_one_target())
     if one != other:
         model.set_attn_implementation(before)
-        log.warning("this model of type %s does not keep joined rows apart: rows are padded", family)
+        log.warning("this model of type %s does not keep packed rows apart: rows are padded", family)
     return one == other
 
 
