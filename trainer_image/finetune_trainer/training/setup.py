@@ -14,7 +14,7 @@ from finetune_trainer.data import batching, tokenize
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.runtime import cpu, devices, distributed
+from finetune_trainer.runtime import devices, distributed, host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ class Engine:
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     """Have rank 0 tokenise the rows, and map the tokens into the memory of each rank. A collective."""
     config = run.config
-    work = tokenize.Work(tokenize.count_processes(run, cpu.available_cpus(), worker.local_size))
+    work = tokenize.Work(tokenize.count_processes(run, host.available_cpus(), worker.local_size))
     made, apart = distributed.from_first(worker, lambda: tokenize.tokenise(run, tokenizer, work))
     train = tokenize.open_tokens(run, made)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
