@@ -55,7 +55,7 @@ def without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
