@@ -40,6 +40,13 @@ assert not hasattr(os, "sched_getaffinity")
 print(json.dumps([os.cpu_count(), host.available_cpus(), cpu.bind(1, 0, 2), host.peak_memory(), cpu.amx_state()]))
 """
 
+PRECISION = """
+import json, os, sys
+from finetune_trainer.runtime import cpu
+sys.executable = "/no/such/python"  # a matmul that is tried in a process of its own fails
+print(json.dumps([cpu.choose_precision("bf16").dtype, cpu.ISA_VARIABLE in os.environ]))
+"""
+
 UNIT = """
 import resource, sys
 sys.platform = sys.argv[1]
@@ -99,6 +106,13 @@ def test_every_module_can_be_imported() -> None:
 def test_what_the_system_does_not_tell_has_a_fallback() -> None:
     cpus, available, bound, memory, amx = json.loads(python("-c", CPU))
     assert (available, bound, memory, amx) == (cpus, [], 0, "absent")
+
+
+@pytest.mark.usefixtures("without_linux")
+def test_instruction_sets_of_x86_are_not_set_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv("FINETUNE_CPU_BF16", "1")
+    assert json.loads(python("-c", PRECISION)) == ["float32", False]
 
 
 @pytest.mark.parametrize(("system", "unit"), [("linux", "1024"), ("darwin", "1")])
