@@ -1,4 +1,4 @@
-# The project's commands. Each sets up what it needs: a fresh machine wants Python 3.11+, make and a C compiler.
+# The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
 .PHONY: help venv format check lint unit test demo crds docs lock intel benchmark images cluster-up cluster-down clean
 
