@@ -21,7 +21,7 @@ PATCHES = {"mock.patch", "patch", ".setattr", "patch.object", "mock.patch.object
 
 
 def python_files() -> Iterator[Path]:
-    for folder in ("operator", "trainer_image", "tests", "examples"):
+    for folder in ("operator", "trainer_image", "tests", "examples", "requirements"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
