@@ -19,28 +19,31 @@ need_go() { # the machine's Go if it is new enough; else one from the Python pac
   export PATH=$CLUSTER_HOME/go/bin:$PATH
 }
 
-inputs() { cat "$here"/build.sh go.{mod,sum} ./*/*.go | sha256sum; }
 built() { # true if everything is there, and was built from these inputs
   local name
   for name in "${programs[@]}" "${parts[@]}"; do [[ -x $bin/$name ]] || return; done
-  [[ -d $CLUSTER_HOME/kuberay-crds && -e $CLUSTER_HOME/kueue.yaml && $(cat "$bin/.inputs" 2> /dev/null) == "$(inputs)" ]]
+  [[ -d $CLUSTER_HOME/kuberay-crds && -e $CLUSTER_HOME/kueue.yaml && $(cat "$bin/.inputs" 2> /dev/null) == "$inputs" ]]
 }
 
 cd "$here/go"
+inputs=$(cat "$here/build.sh" go.{mod,sum} ./*/*.go | sha256sum)
 if built; then exit; fi
 say "building Kubernetes and its add-ons"
 need_go
 mkdir -p "$bin"
 rm -f "$bin/.inputs"
-version() { sed -n "s#^\t$1 v\([^ ]*\).*#\1#p" go.mod; }
-kubernetes=$(version k8s.io/kubernetes)
+kubernetes=$(sed -n 's#^\tk8s.io/kubernetes v##p' go.mod)
 v=k8s.io/component-base/version
-# Go compiles and links only what changed since the last build, as long as its cache is there.
-go build -ldflags "-s -w -X $v.gitVersion=v$kubernetes -X $v.gitMajor=1 -X $v.gitMinor=$(cut -d. -f2 <<< "$kubernetes")" -o "$bin/" ./... tool
+build() { # Go compiles and links only what changed since the last build, as long as its cache is there
+  go build -ldflags "-s -w -X $v.gitVersion=v$kubernetes -X $v.gitMajor=1 -X $v.gitMinor=$(cut -d. -f2 <<< "$kubernetes")" -o "$bin/" "$@"
+}
+build ./... github.com/ray-project/kuberay/ray-operator helm.sh/helm/v4/cmd/helm k8s.io/kubernetes/cmd/kubectl sigs.k8s.io/kueue/cmd/kueue
+# By itself: it imports logrus by an older path, which differs from the others' in a capital letter only.
+build github.com/rancher/local-path-provisioner
 for part in "${parts[@]}"; do ln -sf kubernetes "$bin/$part"; done
 
 folder() { go list -m -f '{{.Dir}}' "$1"; }
 rm -rf "$CLUSTER_HOME/kuberay-crds"
 cp -r --no-preserve=mode "$(folder github.com/ray-project/kuberay/ray-operator)/config/crd/bases" "$CLUSTER_HOME/kuberay-crds"
 "$bin/kubectl" kustomize "$(folder sigs.k8s.io/kueue)/config/default" > "$CLUSTER_HOME/kueue.yaml"
-inputs > "$bin/.inputs"
+echo "$inputs" > "$bin/.inputs"
