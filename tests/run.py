@@ -91,12 +91,12 @@ def parts() -> list[Part]:
     local = ["unit", "packaging", "system", "trainer"]
     found = [
         Part("lint", [["make", "--no-print-directory", "lint"]]),
-        Part("local", [[*PYTEST, "-n", "2", "--dist", "loadgroup", *(f"tests/{folder}" for folder in local)]], niceness=5),
+        Part("local", [[*PYTEST, "-n", "2", "--dist", "loadfile", *(f"tests/{folder}" for folder in local)]], niceness=5),
     ]
     if why_not and not os.environ.get("CI"):
         print(why_not, flush=True)
         return found
-    cluster = [[*PYTEST, "tests/api"], [*PYTEST, "-n", "2", "--dist", "loadgroup", "tests/e2e"]]
+    cluster = [[*PYTEST, "tests/api"], [*PYTEST, "-n", "2", "--dist", "loadfile", "tests/e2e"]]
     return [*found, Part("build", [[str(CLUSTER), "prepare"]], niceness=2), Part("cluster", cluster, after=("build",))]
 
 

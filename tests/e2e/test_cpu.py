@@ -13,7 +13,6 @@ from tests.support.jobs import MODEL, WITH_WORDS, finetune_job, tool_pod
 from tests.support.kubectl import Kubectl, Object, Watch, wait_until, watching
 
 NAME = "cpu-ddp"
-pytestmark = pytest.mark.xdist_group("words")
 
 
 @dataclass(frozen=True)

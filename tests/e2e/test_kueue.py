@@ -11,7 +11,6 @@ from tests.support.cluster import applied, ended, job_status
 from tests.support.jobs import WITH_WORDS, finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until, watching
 
-pytestmark = pytest.mark.xdist_group("words")
 API = "kueue.x-k8s.io/v1beta1"
 QUEUE, URGENT = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 

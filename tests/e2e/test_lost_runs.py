@@ -14,7 +14,6 @@ from tests.support.kubectl import Kubectl, Object, after, wait_until, watching
 
 STEPS = 160
 EVERY = 20
-pytestmark = pytest.mark.xdist_group("lost runs")
 
 KILL_DRIVER = """
 import os, signal

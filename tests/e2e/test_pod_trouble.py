@@ -100,7 +100,6 @@ def test_pods_that_exceed_a_quota_are_told_and_come_when_there_is_room(jobs: Kub
         jobs.run("delete", "resourcequota", "small", "--ignore-not-found")
 
 
-@pytest.mark.xdist_group("words")
 def test_a_worker_with_too_little_memory_is_named_with_its_limit(jobs_with_words: Kubectl) -> None:
     jobs = jobs_with_words
     job = finetune_job("little-memory", **WITH_WORDS, workers={"memory": "1Gi"}, Training__max_train_steps=100)
@@ -138,7 +137,6 @@ def volume(name: str, folder: Path) -> Object:
     return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
 
 
-@pytest.mark.xdist_group("words")
 def test_a_full_output_volume_is_told_and_the_last_checkpoint_is_whole(
     jobs_with_words: Kubectl, release: Release, small_volume: str
 ) -> None:

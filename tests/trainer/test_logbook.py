@@ -167,7 +167,6 @@ def test_log_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @pytest.mark.filterwarnings("ignore")
 def test_error_of_a_worker(command: Command, ray_head: RayHead) -> None:
     command.change("Training", num_training_workers=2)

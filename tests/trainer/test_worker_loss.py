@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.ray_head import RayHead
     from tests.support.trainer import Command
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 STEPS = 60
 KUBERNETES_GRACE_SECONDS = 30
 """Time between SIGTERM and SIGKILL, unless a pod says otherwise."""

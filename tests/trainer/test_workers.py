@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.support.ray_head import RayHead
     from tests.support.trainer import Command
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None:
