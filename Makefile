@@ -37,10 +37,10 @@ lint: venv ## Format, lint, types and layers
 	$(BIN)/lint-imports --no-logo | tail -n 2
 
 unit: venv ## The quick tests
-	$(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not cluster and not benchmark' tests/unit tests/system tests/packaging tests/trainer
 
-test: lint ## Lint, all tests, and the end-to-end tests on a real cluster
-	$(BIN)/pytest -m 'not benchmark'
+test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
+	$(BIN)/python -m tests.run
 
 demo: venv ## Finetune a small real model here, from the manifest that kubectl would apply
 	@$(BIN)/python examples/fetch_smollm2.py --output $(MODELS)/SmolLM2-135M-Instruct
