@@ -102,7 +102,7 @@ def test_pods_that_exceed_a_quota_are_told_and_come_when_there_is_room(jobs: Kub
 
 def test_a_worker_with_too_little_memory_is_named_with_its_limit(jobs_with_words: Kubectl) -> None:
     jobs = jobs_with_words
-    job = finetune_job("little-memory", **WITH_WORDS, workers={"memory": "1Gi"}, Training__max_train_steps=100)
+    job = finetune_job("little-memory", **WITH_WORDS | {"workers": {"memory": "1Gi"}}, Training__max_train_steps=100)
     with applied(jobs, job):
         status = wait_until("the end", lambda: ended(jobs, "little-memory"), 300)
         assert (status["phase"], status["reason"]) == ("Failed", "WorkerOOMKilled"), status["message"]

@@ -42,7 +42,7 @@ BASE: Object = {
         "model": {"persistentVolumeClaim": {"claimName": "models", "subPath": SMALL_MODEL}},
         "output": {"size": "1Gi"},
         "head": {"cpu": "100m", "memory": "3Gi"},
-        "workers": {"memory": "4Gi"},
+        "workers": {"memory": "2560Mi"},
     },
 }
 """LoRA on two CPU workers: two such jobs fit on a node of two cores. No answers, which take longer than the steps."""
@@ -50,6 +50,7 @@ BASE: Object = {
 WITH_WORDS: Object = {
     "General__base_model": f"HuggingFaceTB/{MODEL}",
     "model": {"persistentVolumeClaim": {"claimName": "models", "subPath": MODEL}},
+    "workers": {"memory": "4Gi"},
 }
 """Changes of a job to have it train the model that knows words."""
 
