@@ -1,4 +1,4 @@
-"""Two Ray workers: one is killed, both are stopped, both go on; the result is that of an undisturbed run."""
+"""Two Ray workers: one is killed, both are stopped, both resume; the result is that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
     assert same(whole, resumed)
 
 
-def test_an_error_that_would_come_again_is_not_tried_again(command: Command) -> None:
+def test_an_error_that_would_recur_is_not_retried(command: Command) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
     before = time.monotonic()
     outcome = command.run_apart("--max_worker_failures", "5")
