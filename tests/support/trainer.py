@@ -54,6 +54,22 @@ def with_dropout(base: Path, folder: Path) -> Path:
     return folder
 
 
+def make_model(family: str, tokenizer: Any, folder: Path, **sizes: int) -> Path:
+    """Write a model with random weights and without dropout, and its tokenizer; give the folder."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family] | sizes)
+    for name in NO_DROPOUT:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    config.eos_token_id = config.bos_token_id = config.pad_token_id = 0
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_tokenizer(end: str = "<|endoftext|>") -> Any:
     """A byte-level BPE tokenizer, trained on the sample rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -203,9 +219,10 @@ def edit_checkpoint(path: Path, edit: Callable[[Path, dict[str, Any]], None]) ->
 class Apart:
     """The command in a process of its own, which is sent signals."""
 
-    def __init__(self, command: Command, *options: str) -> None:
+    def __init__(self, command: Command, *options: str, **environment: str) -> None:
         self.logs = command.output / "logs"
-        self.process = subprocess.Popen(command.line(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, **environment}}
+        self.process = subprocess.Popen(command.line(*options), text=True, **pipes)
 
     def wait_for(self, step: int) -> None:
         """Wait until a step is on record."""

@@ -67,7 +67,7 @@ class RunSummary:
             "Tokens per second": f"{speeds[-1]:.0f}" if speeds else NOT_MEASURED,
             f"Duration since step {self.resumed[-1]['step']}" if self.resumed else "Duration": took,
             "Steps": f"{self.steps} of {self.total_steps}" if self.ended else str(self.steps),
-            "Memory of rank 0": f"{max(memory) / 2**30:.2f} GiB" if memory else NOT_MEASURED,
+            "Memory of rank 0": f"{max(memory) / 2**30:.2f} GiB" if any(memory) else NOT_MEASURED,
         }
 
     @property

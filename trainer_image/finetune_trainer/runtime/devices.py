@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_trainer.errors import DeviceNotFound
-from finetune_trainer.runtime import intel
+from finetune_trainer.runtime import host, intel
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +119,7 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.xpu.max_memory_allocated(device))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return host.peak_memory()
 
 
 def _missing(ray_ids: list[str] | None) -> str:

@@ -14,7 +14,7 @@ from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.runtime import cpu, devices, distributed, parallel
+from finetune_trainer.runtime import devices, distributed, host, parallel
 from finetune_trainer.runtime.engine import Engine
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     """Let rank 0 tokenise the rows, and map the tokens into the memory of each rank. A collective."""
     config = run.config
-    options = tokenize_options.TokenizeOptions(tokenize.count_processes(run, cpu.available_cpus(), worker.local_size))
+    options = tokenize_options.TokenizeOptions(tokenize.count_processes(run, host.available_cpus(), worker.local_size))
     made, apart = distributed.broadcast_from_rank0(worker, lambda: tokenize.tokenize_files(run, tokenizer, options))
     train = tokenize.open_tokens(run, made)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
