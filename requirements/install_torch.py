@@ -67,8 +67,8 @@ def sources(only: str) -> Iterator[tuple[str, list[str], str, str]]:
         yield build, [], PYPI_SIZES.get((system, machine), "up to 3 GB"), ""
 
 
-def install(uv: Uv, version: str, only: str, *, dry_run: bool) -> None:
-    """Take the first source that has this version, and say which."""
+def install(uv: Uv, version: str, only: str, *, dry_run: bool) -> bool:
+    """Take the first source that has this version, and say which; whether it was installed from PyPI."""
     hashed = (platform.system(), platform.machine(), sys.version_info[:2]) == HASHED
     reasons: list[str] = []
     for name, options, size, lacking in sources(only):
@@ -77,10 +77,10 @@ def install(uv: Uv, version: str, only: str, *, dry_run: bool) -> None:
             continue
         print(f"torch: {version} {name}; downloads {size}" + (f" ({'; '.join(reasons)})" if reasons else ""), flush=True)
         if dry_run:
-            return
+            return False
         locked = CPU_LOCK if lacking else PYPI_LOCK
         uv.take([*options, *(["--require-hashes", "-r", str(locked)] if hashed or not lacking else [f"torch=={version}"])])
-        return
+        return not lacking
     sys.exit(f"torch: TORCH_SOURCE={only} has no torch {version}: {'; '.join(reasons) or 'there is no such folder with a wheel'}")
 
 
@@ -109,8 +109,8 @@ def main() -> None:
     if only not in {"", "wheels", "index", "pypi"}:
         sys.exit(f"TORCH_SOURCE must be wheels, index or pypi, not {only!r}")
     version = (HERE / "torch.in").read_text(encoding="utf-8").strip().removeprefix("torch==")
-    install(Uv(arguments.python), version, only, dry_run=arguments.dry_run)
-    if arguments.slim and not arguments.dry_run:
+    from_pypi = install(Uv(arguments.python), version, only, dry_run=arguments.dry_run)
+    if arguments.slim and from_pypi:
         subprocess.run([arguments.python, "-W", "ignore", "-c", SLIM], check=True)
         subprocess.run([arguments.python, "-W", "ignore", "-c", "import torch.distributed"], check=True)
 

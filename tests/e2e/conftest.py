@@ -80,7 +80,8 @@ def jobs(kubectl: Kubectl, release: Release, tmp_path_factory: pytest.TempPathFa
     rows = (cluster.ROOT / "examples" / "data" / "sample_finetune_data.jsonl").read_text(encoding="utf-8")
     lines = rows.splitlines()
     broken = "\n".join([*lines[:16], '{"instruction": "no response"}', *lines[16:]])
-    small = make_model("llama", make_tokenizer(), tmp_path_factory.mktemp("models") / SMALL_MODEL, **SMALL_SIZES)
+    tokenizer = make_tokenizer(texts=lines, vocabulary=2000)
+    small = make_model("llama", tokenizer, tmp_path_factory.mktemp("models") / SMALL_MODEL, **SMALL_SIZES)
     cluster.fill(namespace, release.trainer_image, small, {"rows.jsonl": rows, "broken.jsonl": broken})
     return namespace
 

@@ -11,7 +11,7 @@ MODEL = "SmolLM2-135M-Instruct"
 """A model that knows words, for what is about words, memory or the size of files."""
 
 SMALL_MODEL = "small-llama"
-SMALL_SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+SMALL_SIZES = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6}
 """A model with random weights for everything else: it loads at once, and a step takes about a tenth of a second."""
 
 BASE: Object = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pytest
 
@@ -60,7 +60,7 @@ def make_model(family: str, tokenizer: Any, folder: Path, **sizes: int) -> Path:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family] | sizes)
+    config = CONFIG_MAPPING[family](vocab_size=max(VOCABULARY, len(tokenizer)), **SIZES[family] | sizes)
     for name in NO_DROPOUT:
         if hasattr(config, name):
             setattr(config, name, 0.0)
@@ -70,8 +70,8 @@ def make_model(family: str, tokenizer: Any, folder: Path, **sizes: int) -> Path:
     return folder
 
 
-def make_tokenizer(end: str = "<|endoftext|>") -> Any:
-    """A byte-level BPE tokenizer, trained on the sample rows."""
+def make_tokenizer(end: str = "<|endoftext|>", texts: Iterable[str] = (), vocabulary: int = VOCABULARY) -> Any:
+    """A byte-level BPE tokenizer, trained on these texts, or on the sample rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,8 +79,8 @@ def make_tokenizer(end: str = "<|endoftext|>") -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator([json.dumps(row) for row in sample_rows()], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts or [json.dumps(row) for row in sample_rows()], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
 
 
