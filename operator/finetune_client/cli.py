@@ -13,7 +13,7 @@ from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors have exit code 1: 2 is for the contents of a file."""
+    """An argument parser that exits with code 1 on an error: 2 is for errors in a file."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit."""
@@ -62,7 +62,7 @@ def _claim(text: str) -> tuple[str, Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; give the exit code: 0 done, 1 failed, refused or wrong usage, 2 an invalid file."""
+    """Run the command line; return the exit code: 0 done, 1 failed, refused or wrong usage, 2 an invalid file."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments:
         parser().print_help(sys.stderr)

@@ -1,4 +1,4 @@
-"""``finetune suspend``, ``resume``, ``cancel`` and ``retry``: what a person asks of a job in a cluster.
+"""``finetune suspend``, ``resume``, ``cancel`` and ``retry``: commands for a job in a cluster.
 
 The login is kubectl's: KUBECONFIG or ~/.kube/config, with its current context and namespace.
 """
@@ -23,7 +23,7 @@ CHANGES: dict[str, tuple[Object, str, str]] = {
     "resume": ({"suspend": False}, "let a suspended job go on from its checkpoint", "will go on"),
     "cancel": ({"cancel": True}, "end a job for good", "will be cancelled"),
 }
-"""Command → the change of the spec, what it is for, and what comes of it."""
+"""Command → the change of the spec, its help text, and its message."""
 
 FIELD_MANAGER = "finetune"
 """Who wrote a field, in managedFields."""
@@ -45,7 +45,7 @@ _TOOL_LABELS = frozenset({"app.kubernetes.io/instance", "app.kubernetes.io/manag
 
 
 class ClusterError(Exception):
-    """The cluster cannot be asked, or says no; the message is for the user."""
+    """The cluster cannot be reached, or refuses; the message is for the user."""
 
 
 def add_commands(commands: Any) -> None:
@@ -130,7 +130,7 @@ def retry_name(stem: str, number: int) -> str:
 
 
 def build_retry(old: Mapping[str, Any], name: str) -> Object:
-    """The job that takes up an earlier one: its spec, and those of its labels and annotations that no tool lives by."""
+    """The job that continues an earlier one: its spec, and its labels and annotations except those of tools."""
     given = old["metadata"]
     metadata = {"name": name, "namespace": given["namespace"]}
     for field in ("labels", "annotations"):

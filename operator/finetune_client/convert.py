@@ -1,7 +1,7 @@
 """``finetune convert``: print a FinetuneJob made from a finetuning YAML of llm-on-ray.
 
 Keys and values stay as the user wrote them. What cannot work in a cluster, a path of this machine or a token in the
-open, is changed or left out, and told on stderr.
+open, is changed or left out, and reported on stderr.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Converted:
-    """A FinetuneJob, and what its user should know."""
+    """A FinetuneJob, and notes for its user."""
 
     manifest: Object
     notes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""``finetune run --local``: the trainer in a process here, the same decisions about what comes of it.
+"""``finetune run --local``: run the trainer as a process on this machine, with the same decisions about its outcome.
 
 Folders stand for PersistentVolumeClaims, a subprocess for the Ray job; what the job's status says is decided by the
 operator's own `decide`.
@@ -180,5 +180,5 @@ def _print(manifest: Mapping[str, Any], job: FinetuneJob) -> None:
 
 
 def _local_status(status: FinetuneJobStatus) -> dict[str, Any]:
-    """Without what tells of a Ray cluster: none was made."""
+    """Remove the parts of the status about a Ray cluster, since none was created."""
     return dump(status.model_copy(update={"ray": None, "attempt_history": ()}))

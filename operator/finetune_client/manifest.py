@@ -1,6 +1,6 @@
 """Reads manifests as kubectl does, and keeps the line of every value.
 
-kubectl cuts a file at lines that begin with ``---``, reads each document by YAML 1.1 as go-yaml 2 understands it (``no``
+kubectl splits a file at lines that begin with ``---``, reads each document by YAML 1.1 as go-yaml 2 understands it (``no``
 is false, ``010`` is 8, ``1e-5`` is a number), and sends what comes of it as JSON. ruamel.yaml parses; what a scalar is,
 what a merge does, and which keys there are, is decided here.
 """

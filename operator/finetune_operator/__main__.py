@@ -1,4 +1,4 @@
-"""``finetune-operator``: starts the watches, the workers, the resync and the metrics, and ends when any of them does."""
+"""``finetune-operator``: starts the watches, the workers, the resync and the metrics, and ends when one of them ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WATCHED: tuple[tuple[Kind, str], ...] = ((FINETUNE_JOBS, ""), (RAY_CLUSTERS, JOB
 
 
 async def refill(kube: KubeClient, cache: Cache, namespaces: tuple[str, ...]) -> None:
-    """LIST every watched kind and forget what is gone."""
+    """LIST every watched kind, and forget objects that are gone."""
     for kind, label in WATCHED:
         known = cache.keys(kind.plural)
         listed = [raw for namespace in namespaces or (None,) for raw in await kube.list(kind, namespace, label)]
@@ -38,9 +38,9 @@ async def refill(kube: KubeClient, cache: Cache, namespaces: tuple[str, ...]) ->
 
 
 async def resync(kube: KubeClient, memo: handlers.Memo, namespaces: tuple[str, ...]) -> None:
-    """Look at every job once in a while, whatever events said, and soon after a watch had to begin anew.
+    """Reconcile every job periodically, whatever the events were, and soon after a watch had to start again.
 
-    An API server that is away is not an error here.
+    An unavailable API server is not an error here.
     """
     cache, queue = memo.cache, memo.queue
     while True:
@@ -57,7 +57,7 @@ async def resync(kube: KubeClient, memo: handlers.Memo, namespaces: tuple[str, .
 
 
 def add_all(cache: Cache, queue: WorkQueue[Key]) -> None:
-    """Have every job looked at, those that have not ended first: of the others there may be thousands."""
+    """Queue every job, first those that have not ended: there may be thousands of others."""
 
     def has_ended(key: Key) -> bool:
         job = cache.get(PLURAL, key) or {}
@@ -68,7 +68,7 @@ def add_all(cache: Cache, queue: WorkQueue[Key]) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Run until a signal comes, or until any part ends: a part that is dead and not missed would be worse.
+    """Run until a signal arrives, or until any part ends: the process must not continue without one of its parts.
 
     Raises:
         Exception: whatever ended a part.

@@ -1,4 +1,4 @@
-"""Names and numbers that several modules share; each says below why it has its value."""
+"""Names and numbers that several modules share; the text below each explains its value."""
 
 from __future__ import annotations
 
@@ -69,20 +69,20 @@ RAY_CONTAINER_UID = 1000
 """User of the trainer image."""
 
 STOP_GRACE_SECONDS = 120
-"""Time that a run has to write a checkpoint when it is asked to stop."""
+"""Time that a run has to write a checkpoint after a request to stop."""
 
 MESSAGE_LIMIT = 4096
 """Longest status.message in characters: the end of a log fits, and the object stays far below etcd's limits."""
 
 RESYNC_SECONDS = 300.0
-"""Every job is reconciled at least this often: what an event lost is made good by then."""
+"""Every job is reconciled at least this often, in case an event was lost."""
 
 RELIST_PAUSE_SECONDS = 2.0
-"""A watch that could not go on where it was (410) has missed deletions. Our own LIST, which finds them, follows when
-kopf's has handed over nothing for so long."""
+"""A watch that could not continue (410) has missed deletions. Our own LIST, which finds them, follows when kopf's LIST has
+delivered nothing for this time."""
 
 PROGRESS_WRITE_SECONDS = 5.0
 """Least time between two writes that change nothing but progress: it bounds the load on the API server."""
 
 PROGRESS_HEARTBEAT_SECONDS = 30.0
-"""Progress below one percent is written this often all the same."""
+"""A change of progress by less than one percent is still written at this interval."""

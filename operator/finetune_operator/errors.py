@@ -3,7 +3,7 @@
 OperatorError
 ├── InvalidSpecError       the FinetuneJob cannot be run as it is; never retried
 ├── KubeError              the Kubernetes API refused: status and message
-│   ├── ConflictError      409 on a write: somebody else wrote first; reconcile again
+│   ├── ConflictError      409 on a write: another client wrote first; reconcile again
 │   ├── NotFoundError          404 for an object; the clients turn it into None
 │   ├── KindMissingError   404 for a whole kind: its CRD is not installed
 │   └── KubeUnavailableError  429, 5xx, time-outs, no connection: the outcome is unknown; try again
@@ -34,7 +34,7 @@ class KubeError(OperatorError):
 
 
 class ConflictError(KubeError):
-    """Somebody else wrote the object first."""
+    """Another client wrote the object first."""
 
 
 class NotFoundError(KubeError):

@@ -1,4 +1,4 @@
-"""kopf's side: events become cache entries and queued keys. No logic beyond that."""
+"""The handlers of kopf: events become cache entries and queued keys. There is no other logic."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Memo(kopf.Memo):
     cache: Cache
     queue: WorkQueue[Key]
     listed: asyncio.Event
-    """Set when a watch begins, or begins anew: what was deleted before that it never tells."""
+    """Set when a watch starts, or starts again: it does not report earlier deletions."""
 
 
 def configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
-    """Settings of kopf, each against a fault that was seen."""
+    """Settings of kopf; each prevents a fault that was observed."""
     settings.posting.enabled = False  # our events are our own; kopf's are one per log line
     settings.watching.server_timeout = 300  # streams fall silent behind load balancers
     settings.watching.client_timeout = 330
@@ -33,7 +33,7 @@ def configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = [min(0.5 * 2**n, 3) for n in range(120)]  # ≤ 3 s, so that sight returns at once
     settings.scanning.disabled = not clusterwide  # a Role cannot list CRDs or namespaces
-    settings.watching.label_selectors["", "v1", "pods"] = JOB_LABEL  # or every pod of the cluster would come in
+    settings.watching.label_selectors["", "v1", "pods"] = JOB_LABEL  # otherwise every pod of the cluster would be watched
     settings.watching.label_selectors[RAY_GROUP, RAY_VERSION_API, RAY_PLURAL] = JOB_LABEL
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a reconcile has seen, frozen: the input of `decide` beside the job and the time."""
+"""What a reconcile has observed, frozen: the input of `decide`, with the job and the time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _conditions(status: Raw) -> dict[str, Raw]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A RayCluster, as far as it matters."""
+    """The relevant fields of a RayCluster."""
 
     name: str
     uid: str
@@ -36,7 +36,7 @@ class Cluster:
     workers_ready: int
     workers_desired: int
     message: str
-    """What KubeRay says is wrong, or empty."""
+    """The problem that KubeRay reports, or empty."""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> Cluster:
@@ -92,7 +92,7 @@ class Pod:
 
 
 def queue_words(workload: Raw) -> str:
-    """Why a Workload of Kueue has no quota: its preemption before its waiting."""
+    """Why a Workload of Kueue has no quota: a preemption is reported before waiting."""
     conditions = _conditions(workload.get("status") or {})
     preempted, reserved = conditions.get("Preempted", {}), conditions.get("QuotaReserved", {})
     words = [item.get("message", "") for item, waits in ((preempted, "True"), (reserved, "False")) if item.get("status") == waits]
@@ -115,7 +115,7 @@ UNKNOWN = RayJob("Unknown")
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that a job needs and that is not there."""
+    """Something that a job needs and that does not exist."""
 
     reason: Reason
     message: str
@@ -141,23 +141,23 @@ class Observed:
     """Everything outside the job that a decision depends on."""
 
     missing: tuple[Missing, ...] = ()
-    """What the job cannot begin without."""
+    """Missing objects without which the job cannot start."""
     resume: ResumeStatus | None = None
-    """Where a job that has not begun begins from, if spec.resumeFrom names another."""
+    """The source of a job that has not started, if spec.resumeFrom names another job."""
     cluster: Cluster | None = None
     pods: tuple[Pod, ...] = ()
     lost: tuple[Pod, ...] = ()
-    """Pods of the cluster that are gone, and what they died of, as far as this process has seen it."""
+    """Deleted pods of the cluster and the causes of their deaths, as far as this process has observed them."""
     queue: str = ""
-    """Why Kueue holds the cluster back, in its words, where they may be read."""
+    """The reason of Kueue for holding the cluster back, if the operator may read it."""
     ray_job: RayJob = UNKNOWN
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""
     problem: tuple[Reason, str] | None = None
-    """Why the objects of the attempt could not be made just now: reason and message."""
+    """Why the objects of the attempt could not be created: reason and message."""
 
     @property
     def trouble(self) -> Pod | None:
-        """The first pod that something is wrong with; the head before workers."""
+        """The first pod with a trouble; the head comes before workers."""
         troubled = sorted((pod for pod in self.pods if pod.trouble), key=lambda pod: (not pod.is_head, pod.name))
         return troubled[0] if troubled else None

@@ -1,4 +1,4 @@
-"""What is wrong with a pod, in the words of scheduler, kubelet and kernel."""
+"""Find what is wrong with a pod: what scheduler, kubelet and kernel report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "Err
 _CONTAINER = frozenset({"CreateContainerError", "RunContainerError", "CreatePodSandboxError"})
 
 _BY_SIGNAL = frozenset({128 + signal.SIGKILL, 128 + signal.SIGTERM})
-"""Exit codes of containers whose pod was deleted: that is no trouble of its own."""
+"""Exit codes of containers whose pod was deleted, which is no trouble."""
 
 GONE = frozenset({Reason.WORKER_OOM_KILLED, Reason.EVICTED, Reason.POD_FAILED})
-"""Troubles that a pod does not survive: the pod that takes its place tells nothing of them."""
+"""Troubles that a pod does not survive. The pod that replaces it does not report them."""
 
 
 def find_trouble(raw: Raw) -> Trouble | None:
@@ -45,7 +45,7 @@ def _of_condition(condition: Raw) -> Iterator[Trouble]:
         yield Reason.EVICTED, f"{condition.get('reason', '')}: {message}"
     if condition.get("type") != "PodScheduled" or condition.get("reason") != "Unschedulable":
         return
-    # the scheduler has no word of its own for a pod that waits for its volume
+    # the scheduler has no reason for a pod that waits for its volume
     waits_for_claim = "persistentvolumeclaim" in message.lower() or "persistent volumes to bind" in message
     yield Reason.CLAIM_NOT_BOUND if waits_for_claim else Reason.UNSCHEDULABLE, message
 

@@ -1,6 +1,6 @@
-"""What a job needs and has to be there already, looked for before anything is made.
+"""Look for the objects that a job needs before anything is created for it.
 
-Secrets are not looked for: the operator may not read them, and a pod that misses one says so. Nodes and PriorityClasses
+Secrets are not looked for: the operator may not read them, and a pod reports a missing one. Nodes and PriorityClasses
 belong to the whole cluster, so only an install that watches all namespaces may see them.
 """
 
@@ -21,11 +21,11 @@ from finetune_operator.observed import Missing, Observed
 from finetune_operator.settings import Settings
 
 NODES_SECONDS = 5.0
-"""How long a look at the nodes serves: many waiting jobs make one LIST."""
+"""How long a LIST of the nodes is reused: many waiting jobs share one."""
 
 
 class Preflight:
-    """Looks for what jobs name."""
+    """Looks for the objects that jobs name."""
 
     def __init__(self, kube: KubeClient, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._kube = kube
@@ -36,7 +36,7 @@ class Preflight:
         self._nodes_seen: float | None = None
 
     async def observe(self, job: FinetuneJob) -> Observed:
-        """What is missing, and where the job begins from.
+        """What is missing, and the source from which the job starts.
 
         Raises:
             KubeUnavailableError: the API server did not answer.
@@ -48,7 +48,7 @@ class Preflight:
         return Observed(missing=await self.missing(job.model_copy(update={"status": status})), resume=found)
 
     async def _resume_point(self, job: FinetuneJob) -> ResumeStatus | Missing | None:
-        """What spec.resumeFrom comes to. A name that comes up twice is that of a job which was made anew."""
+        """Resolve spec.resumeFrom. A name that occurs twice belongs to a job that was deleted and created again."""
         found: ResumeStatus | Missing | str | None = job.status.resume or job.spec.resume_from
         seen = {job.metadata.name}
         while isinstance(found, str):
@@ -61,7 +61,7 @@ class Preflight:
         return found
 
     async def missing(self, job: FinetuneJob) -> tuple[Missing, ...]:
-        """Everything that is not there, in the order of the spec.
+        """All missing objects, in the order of the spec.
 
         Raises:
             KubeUnavailableError: the API server did not answer.
@@ -79,7 +79,7 @@ class Preflight:
         return Missing.of_kind(name, key, wanted, namespace) if found is None else None
 
     async def _look_for_node(self, job: FinetuneJob) -> Missing | None:
-        """A node with as many GPUs as a worker asks for; whether they are free is the scheduler's business."""
+        """Find a node with as many GPUs as a worker requests; whether they are free is decided by the scheduler."""
         if not self._settings.check_nodes:
             return None
         for resource, wanted in gpu_resources(job).items():
@@ -93,7 +93,7 @@ class Preflight:
         return None
 
     async def _all_nodes(self) -> list[dict[str, Any]]:
-        async with self._looking:  # jobs that come at once share the answer, too
+        async with self._looking:  # jobs that arrive together share the answer, too
             now = self._clock()
             if self._nodes_seen is None or now - self._nodes_seen >= NODES_SECONDS:
                 self._nodes = await _unless_forbidden(self._kube.list(NODES), [])
@@ -113,7 +113,7 @@ def _allocatable(node: dict[str, Any], resource: str) -> int:
 
 
 async def _unless_forbidden(look: Any, otherwise: Any) -> Any:
-    """What the administrator does not let the operator see is taken to be there: the scheduler's words serve then."""
+    """Treat what the operator may not read as existing: then the scheduler reports what is missing."""
     try:
         return await look
     except KubeUnavailableError:

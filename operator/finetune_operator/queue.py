@@ -1,4 +1,4 @@
-"""A keyed work queue: one reconcile per key at a time, duplicates fall together, failures back off."""
+"""A keyed work queue: one reconcile per key at a time, duplicates are merged, failures back off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 BACKOFF_SECONDS = (0.5, 60.0)
-"""First and longest pause after a failed reconcile; it doubles in between."""
+"""First and longest pause after a failed reconcile; each pause is twice the previous one."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class WorkQueue(Generic[K]):
         return len(self._queued)
 
     def add(self, key: K, after: float = 0.0) -> None:
-        """Have a key worked on, now or after some seconds; an earlier time that is set already holds."""
+        """Queue a key, now or after some seconds; an earlier time that is already set has precedence."""
         if after > 0:
             self._add_later(key, after)
         elif key in self._running:
@@ -48,7 +48,7 @@ class WorkQueue(Generic[K]):
             self._ready.put_nowait(key)
 
     async def run_worker(self) -> None:
-        """Work for ever. Run as many of these as reconciles may run at the same time."""
+        """Work forever. Run as many of these as reconciles may run at the same time."""
         while True:
             key = await self._ready.get()
             self._queued.discard(key)

@@ -1,4 +1,4 @@
-"""Joins the halves: gather what exists, decide, act, report. The only place where I/O and decisions meet."""
+"""Reconcile a job: gather what exists, decide, act, report. Only this module combines I/O and decisions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from finetune_trainer.tracking.progress import Progress
 logger = logging.getLogger(__name__)
 
 CONFLICT_SECONDS = 0.2
-"""Pause after a write that met a newer version, so that two writers do not chase each other."""
+"""Pause after a write that met a newer version, so that two writers do not conflict repeatedly."""
 
 UNANSWERED_SECONDS = 1.0
 """Pause after a submission without an answer."""
@@ -50,7 +50,7 @@ Problem = tuple[Reason, str]
 
 
 class Reconciler:
-    """Brings one FinetuneJob a step further, from whatever state it is found in."""
+    """Takes one FinetuneJob a step further, from any state."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Reconciler:
                 return None
             plan = await self._plan(raw)
             if plan.actions or _ends(raw, plan):
-                # consequential: decide once more on what the API server says now, not on what a watch has brought
+                # the plan has consequences: decide again by the current state of the API server rather than by the watch's
                 if (raw := await self._refresh(key)) is None:
                     return None
                 plan = await self._plan(raw)
@@ -134,7 +134,7 @@ class Reconciler:
         return Observed(cluster=cluster, pods=pods, lost=lost, ray_job=ray_job, progress=progress)
 
     async def _queue_words(self, job: FinetuneJob, cluster: Cluster) -> str:
-        """Why Kueue holds a cluster back; empty where its Workloads may not be read."""
+        """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
         try:
             found = await self._kube.list(WORKLOADS, job.metadata.namespace, f"kueue.x-k8s.io/job-uid={cluster.uid}")
         except KubeUnavailableError:
@@ -148,7 +148,7 @@ class Reconciler:
         ray_job = await self._ray.job(dashboard, naming.submission_id(job, job.status.attempt or 1))
         if ray_job == UNKNOWN or ray_job.state in {"Missing", "PENDING"}:
             return ray_job, None
-        # after the state, never before it: the driver's last report precedes its end
+        # read the report after the state: the driver's last report precedes its end
         progress = await self._ray.progress(dashboard, cluster.head_ip)
         return ray_job, progress if progress is not None and progress.attempt == job.status.attempt else None
 
@@ -172,7 +172,7 @@ class Reconciler:
         return requeue_after
 
     async def _act(self, job: FinetuneJob, actions: tuple[Action, ...]) -> Problem | None:
-        """Carry actions out, each repeatable; a refusal that a user can mend comes back as a problem."""
+        """Execute actions, each of which can be repeated; return a refusal that the user can resolve as a problem."""
         try:
             for action in actions:
                 await self._act_once(job, action)
@@ -198,7 +198,7 @@ class Reconciler:
                 await self._kube.delete(FINETUNE_JOBS, *job.key, job.metadata.uid)
 
     async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
-        """The cluster last: when it is there, everything that it needs was made before."""
+        """Create the objects of an attempt. The cluster comes last: when it exists, all that it needs exists."""
         for manifest in (build_output_claim(job), build_token_secret(job, self._keys), build_config_map(job)):
             if manifest is not None:
                 await self._kube.create(manifest)
@@ -226,7 +226,7 @@ class Reconciler:
         return Cluster.from_raw(raw) if raw else None
 
     async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
-        """Write the status once, if it differs; then tell of a change of phase."""
+        """Write the status once, if it differs; then write an event about a change of phase."""
         old = FinetuneJobStatus.model_validate(raw.get("status") or {})
         new = throttle_progress(old, new)
         patch = status_patch(old, new)
@@ -251,7 +251,7 @@ class Reconciler:
 
 
 def read_job(raw: dict[str, Any]) -> tuple[FinetuneJob, str | None]:
-    """A job, and why this operator cannot run it: the object may be older than the rules that would have refused it.
+    """A job, and why this operator cannot run it: the object may be older than the rules that would refuse it now.
 
     A job that cannot be run has metadata and status, and no spec.
     """
@@ -267,7 +267,7 @@ def read_job(raw: dict[str, Any]) -> tuple[FinetuneJob, str | None]:
 
 
 def _problem(error: KubeError | RayError) -> Problem:
-    """What a refusal means to the user; raised again when it is not theirs to mend."""
+    """What a refusal means to the user; raised again if the user cannot resolve it."""
     if isinstance(error, RayError):
         return Reason.SUBMISSION_FAILED, str(error)
     if isinstance(error, KindMissingError):

@@ -12,7 +12,7 @@ from finetune_operator.api.checks import Policy
 
 
 class Settings(BaseSettings):
-    """What an administrator chooses. Knows nothing of kopf or Kubernetes."""
+    """The settings of an administrator. They do not depend on kopf or Kubernetes."""
 
     model_config = SettingsConfigDict(env_prefix="FINETUNE_", frozen=True, use_attribute_docstrings=True)
 

@@ -22,7 +22,7 @@ from finetune_trainer.tracking.progress import Checkpoint, Progress, Result
 
 
 def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Hold a text to a length; the end is kept, since an error's last lines say most."""
+    """Limit a text to a length; the end is kept, since the last lines of an error are the most useful."""
     text = "".join(char for char in text if char.isprintable() or char in "\n\t").strip()
     return text if len(text) <= limit else "…" + text[-(limit - 1) :]
 
@@ -100,12 +100,12 @@ def result_status(result: Result) -> ResultStatus:
 
 
 def _significant(value: float | None) -> float | None:
-    """Four significant digits: enough to read, and a column stays narrow."""
+    """Round to four significant digits, which keeps a column narrow."""
     return None if value is None else float(f"{value:.4g}")
 
 
 def output_status(claim: str, path: str, progress: Progress | None) -> OutputStatus:
-    """Where the result lies; with what it is once the trainer has written its manifest."""
+    """The place of the result; with its summary once the trainer has written the manifest."""
     output = progress.output if progress else None
     if output is None:
         return OutputStatus(persistent_volume_claim=claim, path=path)
@@ -119,7 +119,7 @@ def output_status(claim: str, path: str, progress: Progress | None) -> OutputSta
 
 
 def throttle_progress(old: FinetuneJobStatus, new: FinetuneJobStatus) -> FinetuneJobStatus:
-    """Keep the stored progress when a change of nothing else would be written too often."""
+    """Keep the stored progress if nothing else has changed and the last write is recent."""
     if old.progress is None or new.progress is None:
         return new
     if old.model_copy(update={"progress": None}) != new.model_copy(update={"progress": None}):

@@ -1,4 +1,4 @@
-"""What was last seen of each watched object. Events feed it; LIST-and-prune makes good what a watch has lost."""
+"""Cache the last state of each watched object. Events fill it; a LIST corrects what a watch has lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Object = dict[str, Any]
 
 
 DELETED_KEPT = 500
-"""How many deleted pods are remembered: one that came to grief is replaced within a second, and explains what follows."""
+"""How many deleted pods are remembered: a failed pod is replaced within a second, and explains later failures."""
 
 
 class Cache:
@@ -26,13 +26,13 @@ class Cache:
         self._deleted: OrderedDict[str, Object] = OrderedDict()
 
     def put(self, plural: str, raw: Object) -> bool:
-        """Keep an object, slimmed; False when a newer or equal one is kept already."""
+        """Keep an object without unused fields; False if a newer or equal one is already kept."""
         key = _key(raw)
         old = self._objects[plural].get(key)
         if old is not None and old["metadata"]["uid"] == raw["metadata"]["uid"] and _version(raw) <= _version(old):
             return False
         if old is not None:
-            self._forget(plural, key, old)  # it may have been another job's
+            self._forget(plural, key, old)  # it may have belonged to another job
         self._objects[plural][key] = _slim(raw)
         if (owner := job_of(raw)) is not None:
             self._by_job[plural][owner].add(key)
@@ -50,7 +50,7 @@ class Cache:
                 self._deleted.popitem(last=False)
 
     def prune(self, plural: str, listed: Iterable[Object], known_before: set[Key]) -> None:
-        """Take over a LIST: what was known before it began and is not in it has gone."""
+        """Apply a LIST: objects that were known before it started and are not in it are gone."""
         names = set()
         for raw in listed:
             names.add(_key(raw))
@@ -72,7 +72,7 @@ class Cache:
         return [self._objects[plural][key] for key in sorted(self._by_job[plural].get(job, ()))]
 
     def deleted_pods(self, job: Key) -> list[Object]:
-        """Pods with a job's label as they were when they were deleted, the first to go first; the oldest are forgotten."""
+        """The last states of deleted pods with a job's label, in the order of their deletion; the oldest are forgotten."""
         return [raw for raw in self._deleted.values() if job_of(raw) == job]
 
     def _forget(self, plural: str, key: Key, old: Object) -> None:
@@ -96,7 +96,7 @@ def _key(raw: Object) -> Key:
 
 
 def _version(raw: Object) -> int:
-    """Resource versions of one kind are ordered since Kubernetes 1.35 by promise, and always were with etcd."""
+    """Compare resource versions of one kind: Kubernetes 1.35 guarantees their order, and etcd always had it."""
     version = raw["metadata"].get("resourceVersion", "0")
     return int(version) if version.isdigit() else 0
 

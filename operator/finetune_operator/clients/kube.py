@@ -1,4 +1,4 @@
-"""The Kubernetes API as the operator uses it: plain JSON objects; outcomes as values, refusals as the error tree."""
+"""The client of the Kubernetes API: plain JSON objects; outcomes are values, refusals are exceptions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class KubeClient:
         return options.host, aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(ssl=tls))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
-        """An object, or None when there is none of that name. The namespace of a cluster's own object is empty."""
+        """An object, or None if it does not exist. The namespace of a cluster-scoped object is empty."""
         try:
             return await self._request("GET", _path(kind, namespace, name))
         except NotFoundError:
@@ -114,7 +114,7 @@ class KubeClient:
             raise
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """Delete this very object; nothing when it is gone, or another has taken its name."""
+        """Delete the object with this UID; do nothing if it is gone, or another one has its name."""
         options = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
             await self._request("DELETE", _path(kind, namespace, name), body=options)
@@ -172,7 +172,7 @@ def _refusal(status: int, data: bytes, path: str) -> KubeError:
     answer = answer if isinstance(answer, dict) else {}
     message = str(answer.get("message") or data[:500].decode(errors="replace"))
     if status == 404:
-        # the API server names the object that it does not have; a kind that it does not know has no names
+        # the API server names a missing object; the answer for an unknown kind has no name
         named = (answer.get("details") or {}).get("name")
         return NotFoundError(status, message) if named else KindMissingError(status, f"{path}: {message}")
     if status == 409:

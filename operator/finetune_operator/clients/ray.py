@@ -23,7 +23,7 @@ POLL_TIMEOUT = aiohttp.ClientTimeout(total=5)
 SUBMIT_TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 MAX_MILLISECONDS = 10**14
-"""Beyond the year 5000: no time that Python can hold is later by mistake."""
+"""Times beyond the year 5000 are rejected: Python could not represent much later ones."""
 
 _STATES: dict[str, Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]] = {
     "PENDING": "PENDING",
@@ -36,7 +36,7 @@ _STATES: dict[str, Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED
 
 @dataclass(frozen=True, repr=False)
 class Dashboard:
-    """Where a cluster's dashboard is, and the token that it wants."""
+    """The address of a cluster's dashboard, and its token."""
 
     url: str
     token: str
@@ -60,7 +60,7 @@ class RayClient:
         self._session = session
 
     async def submit(self, dashboard: Dashboard, submission: dict[str, Any]) -> None:
-        """Submit once: an id that Ray knows already is a success, so it may be called again after a crash.
+        """Submit once: an id that Ray already knows is a success, so the call can be repeated after a crash.
 
         Raises:
             RayUnavailableError: no answer; whether the job was submitted is unknown.
@@ -74,7 +74,7 @@ class RayClient:
         raise RayError(f"Ray refused the submission ({status}): {body[-2000:]}")
 
     async def stop(self, dashboard: Dashboard, submission_id: str) -> None:
-        """Ask a run to stop; it may be asked again. Ray sends SIGTERM, and SIGKILL after the time that its head was told.
+        """Ask a run to stop; the call can be repeated. Ray sends SIGTERM, and SIGKILL after a time that is set on the head.
 
         Raises:
             RayUnavailableError: no answer; whether it was asked is unknown.
@@ -90,7 +90,7 @@ class RayClient:
         except RayUnavailableError:
             return UNKNOWN
         if status == 404 and submission_id in body:
-            return RayJob("Missing")  # Ray's own words; a 404 of a proxy does not name the id
+            return RayJob("Missing")  # this is Ray's own answer; a 404 of a proxy does not name the id
         details = _json(body)
         state = _STATES.get(str(details.get("status")))
         if status >= 300 or state is None:
@@ -98,7 +98,7 @@ class RayClient:
         return RayJob(state, str(details.get("message") or ""), _time(details.get("end_time")))
 
     async def progress(self, dashboard: Dashboard, head_ip: str) -> Progress | None:
-        """What the trainer last reported; None when it has not, or the dashboard does not answer."""
+        """The last report of the trainer; None: there is none, or the dashboard does not answer."""
         query = f"/api/v0/logs/file?node_ip={head_ip}&filename={RAY_LOG_FILE}&lines=1"
         try:
             status, body = await self._call("GET", dashboard, query, POLL_TIMEOUT)
@@ -117,7 +117,7 @@ class RayClient:
     ) -> tuple[int, str]:
         headers = {"x-ray-authorization": f"Bearer {dashboard.token}"}
         try:
-            # no redirects: the user chose the image that answers, and neither credential is for anybody else
+            # no redirects: the user chose the image that answers, and no other server may get the credentials
             async with self._session.request(
                 method, dashboard.url + path, headers=headers, timeout=limit, allow_redirects=False, **body
             ) as answer:

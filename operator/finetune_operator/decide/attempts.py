@@ -1,7 +1,7 @@
 """Attempts at a job's run: how one begins, how one ends, and when another follows.
 
-A failure of the trainer on a healthy Ray cluster is tried again on that cluster, under a new submission id. When the
-cluster was lost, the next attempt has a new one. The trainer itself goes on from its newest complete checkpoint.
+After a failure of the trainer on a healthy Ray cluster, the next attempt uses that cluster with a new submission id.
+After the loss of the cluster it uses a new one. The trainer itself resumes from its newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import output_status, set_condition, set_phase
 
 MENDED_BY_A_RETRY = frozenset({Reason.TRAINING_FAILED, Reason.HEAD_LOST, Reason.WORKER_LOST, Reason.EVICTED, Reason.POD_FAILED})
-"""Anything else, such as a broken row, too little memory or a loss that is not finite, would come again."""
+"""Failures that another attempt may avoid. Others, such as a broken row, too little memory or a NaN loss, would recur."""
 
 
 PODS_GONE_SECONDS = 60.0
-"""How long the pods of a lost cluster are waited for, so that two attempts do not write at the same time. Those of a dead
-node may never go."""
+"""How long to wait for the end of a lost cluster's pods, so that two attempts do not write at the same time. Pods of a dead
+node may never end."""
 
 
 def begin_attempt(job: FinetuneJob, status: FinetuneJobStatus, cluster: str | None, now: datetime) -> FinetuneJobStatus:
@@ -40,7 +40,7 @@ def begin_attempt(job: FinetuneJob, status: FinetuneJobStatus, cluster: str | No
 
 
 def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
-    """Another attempt, or the end of the job when none would help or none is left."""
+    """Plan another attempt, or end the job if none would help or none is left."""
     policy = job.spec.retry_policy or RetryPolicy()
     count = (status.failed_attempts or 0) + 1
     if count > 1:
@@ -60,7 +60,7 @@ def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, 
 
 
 def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
-    """Wait out the pause, delete a cluster that was lost, and begin the next attempt."""
+    """Wait until the pause is over, delete a lost cluster, and begin the next attempt."""
     cluster, last = observed.cluster, status.attempt_history[-1]
     reusable = last.reason != Reason.HEAD_LOST and cluster is not None and _is_healthy(cluster)
     if cluster is not None and not reusable:

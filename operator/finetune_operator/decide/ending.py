@@ -1,4 +1,4 @@
-"""How a job ends, and what becomes of it afterwards: deadlines, and what is kept for how long."""
+"""How a job ends, and what happens afterwards: deadlines, and how long objects are kept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ATTEMPTS_KEPT = 5
 """Entries of status.attemptHistory."""
 
 CLEAN_UP_SECONDS = 5.0
-"""How often a deletion is asked for until the object is gone; events tell sooner."""
+"""How often a deletion is repeated until the object is gone; usually an event comes sooner."""
 
 
 def end(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, now: datetime, **changes: Any) -> Plan:
-    """End the job. Its cluster goes in a later reconcile, once this is stored."""
+    """End the job. A later reconcile deletes its cluster, after this is stored."""
     outcomes = {ConditionType.COMPLETE: phase is Phase.SUCCEEDED, ConditionType.FAILED: phase is Phase.FAILED}
     status = set_condition(status, ConditionType.PROGRESSING, False, reason, "", now)
     for type_, holds in outcomes.items():
@@ -79,7 +79,7 @@ def _begun_at(status: FinetuneJobStatus) -> datetime | None:
 
 
 def within_deadlines(job: FinetuneJob, stored: FinetuneJobStatus, plan: Plan, now: datetime) -> Plan:
-    """Hold a plan that does not end the job to its deadlines: one that is over does, and the next is looked at when due.
+    """Apply the deadlines to a plan that does not end the job: end it if one is over, else look again when the next is due.
 
     The plan comes first: a run that has started or ended meanwhile is not failed by a clock that was looked at late, as
     after a restart.

@@ -1,4 +1,4 @@
-"""Why a run failed or lost a worker: from the trainer's own word, the pods, or what Ray says."""
+"""Why a run failed or lost a worker: by the trainer's report, the pods, or Ray's message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def explain_failure(observed: Observed) -> tuple[Reason, str]:
 
 
 def explain_loss(observed: Observed) -> str:
-    """What is known of the end of the head or of a worker, to be put behind a message; empty: nothing."""
+    """What is known about the end of the head or of a worker, to append to a message; empty: nothing."""
     pod = _first_dead(observed)
     return f": {describe(pod)}" if pod is not None else ""
 
@@ -36,6 +36,6 @@ def describe(pod: Pod) -> str:
 
 
 def _first_dead(observed: Observed) -> Pod | None:
-    """The first pod that came to grief; lack of memory says more than what followed from it."""
+    """The first pod that failed; but lack of memory comes first, since it explains other failures."""
     dead = [pod for pod in (*observed.lost, *observed.pods) if pod.trouble in GONE]
     return min(dead, key=lambda pod: pod.trouble is not Reason.WORKER_OOM_KILLED, default=None)

@@ -41,17 +41,17 @@ from finetune_operator.status import (
 from finetune_trainer.config.notes import config_notes
 
 PREFLIGHT_SECONDS = 5.0
-"""How often a missing claim is looked for: claims are read by name, not watched."""
+"""How often to look for a missing claim: claims are read by name, not watched."""
 
 PROVISIONING_SECONDS = 5.0
-"""Events tell of every change of the cluster; this is for those that are lost."""
+"""Every change of the cluster causes an event; this is for lost events."""
 
 POLL_SECONDS = (0.5, 10.0)
-"""Shortest and longest pause between two polls of a run, which are a quarter of its expected rest."""
+"""Shortest and longest pause between two polls of a run; a pause is a quarter of the remaining time."""
 
 
 LAST_REPORT_SECONDS = 120.0
-"""How long a finished run's last report is asked for. Clocks of pods and operator may differ by seconds."""
+"""How long to poll for the last report of a finished run. Clocks of pods and operator may differ by seconds."""
 
 
 def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
@@ -155,7 +155,7 @@ def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -
     if report is None:
         return status
     if report.total_steps or status.progress is None:
-        # until an attempt knows what it has before it, the steps of the one before show
+        # until an attempt reports its total, show the steps of the previous one
         status = status.model_copy(update={"progress": progress_status(report)})
     if report.checkpoint is None:
         return status
@@ -184,7 +184,7 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
 
 
 def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[Reason, str]:
-    """What a running job says while workers are missing; Ray Train waits for them."""
+    """The message of a running job while workers are missing; Ray Train waits for them."""
     message, trouble = _workers_ready(cluster), observed.trouble
     if observed.lost:
         reason, message = Reason.WORKER_LOST, f"{message}; a worker was lost{explain_loss(observed)}"
@@ -194,7 +194,7 @@ def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[R
 
 
 def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[Reason, str]:
-    """Whether steps are being made. The message of a stall does not count seconds: it would be written at each poll."""
+    """Whether the run makes progress. The message about a stall has no seconds, which would change at each poll."""
     progress = status.progress
     since, step = training_since(status) or now, 0
     if progress is not None:

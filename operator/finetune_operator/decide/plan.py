@@ -1,4 +1,4 @@
-"""What a decision is: actions as values, the next status, and when to look again."""
+"""The result of a decision: actions as values, the next status, and when to look again."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class CreateCluster:
 
 @dataclass(frozen=True)
 class Submit:
-    """Hand the driver of an attempt to Ray."""
+    """Submit the driver of an attempt to Ray."""
 
     attempt: int
 
 
 @dataclass(frozen=True)
 class StopRun:
-    """Ask the driver of an attempt for a checkpoint and its end."""
+    """Ask the driver of an attempt to write a checkpoint and end."""
 
     attempt: int
 
 
 @dataclass(frozen=True)
 class DeleteCluster:
-    """Delete this very RayCluster."""
+    """Delete the RayCluster with this UID."""
 
     name: str
     uid: str
@@ -46,7 +46,7 @@ Action = CreateCluster | Submit | StopRun | DeleteCluster | DeleteJob
 
 @dataclass(frozen=True)
 class Plan:
-    """The outcome of a decision. The status says what is, not what the actions will bring about."""
+    """The outcome of a decision. The status describes the present, not the effect of the actions."""
 
     status: FinetuneJobStatus
     actions: tuple[Action, ...] = ()

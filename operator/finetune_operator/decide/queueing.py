@@ -1,4 +1,4 @@
-"""Kueue: a RayCluster that it holds back, or takes the pods of, and that it lets go on.
+"""Kueue: it holds a RayCluster back, or removes its pods, and admits it.
 
 It sees the RayCluster by a label and sets its ``spec.suspend``; `status.state` is not asked, since it reads ``suspended``
 while admitted pods start (https://kueue.sigs.k8s.io/docs/tasks/run/rayclusters/).
@@ -16,11 +16,11 @@ from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import condition_is_true, set_condition, set_phase
 
 QUEUED_SECONDS = 10.0
-"""How often the queue's reason is asked for; that it lets the cluster go is an event."""
+"""How often the queue's reason is read; the admission itself causes an event."""
 
 
 def hold(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
-    """What a queue makes of the job; None: no queue has a say just now."""
+    """The plan for a job in a queue; None: no queue affects it at present."""
     cluster = observed.cluster
     if cluster is None or cluster.deleting:
         return None
@@ -30,7 +30,7 @@ def hold(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: d
 
 
 def _wait(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
-    """The cluster is held back. A run that was on it has ended when its head has, and no attempt is counted."""
+    """The cluster is held back. Its run has ended once its head has, and the attempt is not counted."""
     submitted = condition_is_true(status, ConditionType.SUBMITTED)
     preempted = submitted or status.reason == Reason.PREEMPTED
     reason = Reason.PREEMPTED if preempted else Reason.QUEUED
@@ -45,7 +45,7 @@ def _wait(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: 
 
 
 def _admit(job: FinetuneJob, status: FinetuneJobStatus, cluster: Cluster, now: datetime) -> Plan:
-    """The cluster is let go: its start counts from now, and a run that was ended is followed by the next attempt."""
+    """The cluster is admitted: its start counts from now, and the next attempt follows a run that was ended."""
     status = set_condition(status, ConditionType.QUOTA_RESERVED, True, Reason.ADMITTED, "", now)
     if is_over(status):
         status = begin_attempt(job, status, cluster.name, now)

@@ -1,4 +1,4 @@
-"""``spec.resumeFrom``: what an earlier job has left for a new one."""
+"""``spec.resumeFrom``: the checkpoint of an earlier job from which a new job starts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from finetune_operator.observed import Missing
 
 
 def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
-    """Where a job that names this one begins: at its folder, or where it began itself if it made no checkpoint of its own.
+    """The source for a job that names this one: its folder, or its own source if it has made no checkpoint.
 
-    It is waited for until it has ended or is suspended. A name: it never came to begin from the job of that name.
+    A job waits until this one has ended or is suspended. A name: this one never started from the job of that name.
     """
     name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
     status = FinetuneJobStatus.model_validate(raw.get("status") or {})
@@ -29,7 +29,7 @@ def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
 
 
 def _has_own_checkpoint(status: FinetuneJobStatus, folder: str) -> bool:
-    """Whether the newest checkpoint that it reported is its own: until then it reports the one that it began from."""
+    """Whether its newest reported checkpoint is its own: before its first one it reports the one that it started from."""
     return status.checkpoint is not None and f"/{folder}/" in status.checkpoint.path
 
 

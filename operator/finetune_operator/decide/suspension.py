@@ -1,4 +1,4 @@
-"""``spec.suspend``: a checkpoint, then no pods; and again from the checkpoint when it is false again."""
+"""``spec.suspend``: write a checkpoint and delete the pods; resume from the checkpoint when it is false again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import condition_is_true, find_condition, set_condition, set_phase
 
 STOP_POLL_SECONDS = 1.0
-"""How often a run that was asked to stop is looked at."""
+"""How often to look at a run that was asked to stop."""
 
 
 def is_wanted(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed) -> bool:
@@ -40,7 +40,7 @@ def suspend(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
 
 
 def _still_stopping(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> bool:
-    """Whether a checkpoint may still come: the driver runs, or does not answer, and the grace is not over."""
+    """Whether a checkpoint may still be written: the driver runs, or does not answer, and the grace period is not over."""
     if not condition_is_true(status, ConditionType.SUBMITTED) or cluster.head_lost or cluster.suspended or status.ray is None:
         return False
     since = status.ray.stop_time or now

@@ -16,7 +16,7 @@ EVENT_MESSAGE_LIMIT = 1024
 
 
 def news(old: FinetuneJobStatus, new: FinetuneJobStatus) -> Iterator[FinetuneJobStatus]:
-    """What a change of the status is worth telling, each as the status that an event is made of."""
+    """The changes of the status that need an event, each as the status for the event."""
     told = new.reason in TROUBLE or new.phase is Phase.PENDING
     if new.phase != old.phase or (new.reason != old.reason and told):
         yield new

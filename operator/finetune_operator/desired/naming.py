@@ -1,4 +1,4 @@
-"""Names, labels and owner references: functions of the job, so that any reconcile finds what an earlier one made."""
+"""Names, labels and owner references: functions of the job, so that each reconcile finds the objects of earlier ones."""
 
 from __future__ import annotations
 

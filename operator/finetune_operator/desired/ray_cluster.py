@@ -20,12 +20,12 @@ from finetune_operator.desired.storage import build_volumes
 from finetune_operator.settings import Settings
 
 HEAD_ANNOTATIONS = {"ray.io/disable-provisioned-head-restart": "true"}
-"""With it KubeRay does not make a new head for a lost one: a new head would know nothing of the job, and the loss
-would look like a job that was never submitted."""
+"""It stops KubeRay from replacing a lost head: a new head would not know the job, and the loss would look like a job that
+was never submitted."""
 
 TERMINATION_SECONDS = 10
-"""Ray ends its processes at SIGTERM, and a run that is to be suspended is asked before: nothing makes use of more, and what
-the pod held is free so much sooner."""
+"""Ray ends its processes at SIGTERM, and a run that is to be suspended is stopped before: nothing needs more time, and the
+resources of the pod are free sooner."""
 
 OBJECT_STORE_BYTES = "209715200"
 """Ray's object store, 200 MiB: Ray Train moves no data through it here, and it counts against the pod's memory."""
@@ -40,7 +40,7 @@ _SECURITY = {
 
 
 _COPIED = ("affinity", "imagePullSecrets", "nodeSelector", "priorityClassName", "tolerations")
-"""What stands in a pod's spec as the user wrote it."""
+"""The parts of a pod's spec that the user wrote."""
 
 
 def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _worker_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict
     memory = workers.memory if workers and workers.memory else settings.worker_memory
     cpu = f"{max(1, round(job.spec.config.training.resources_per_worker.CPU * 1000))}m"
     gpus = gpu_resources(job)
-    # no CPU limit: throttling would stop one rank in mid-step and all others would wait for it
+    # no CPU limit: throttling would delay one rank in the middle of a step, and all others would wait for it
     resources = {"requests": {"cpu": cpu, "memory": memory} | gpus, "limits": {"memory": memory} | gpus}
     return _pod_template(job, attempt, settings, "ray-worker", resources, workers)
 
@@ -136,7 +136,7 @@ def _pod_template(
                 "resources": resources,
                 "securityContext": dict(_SECURITY),
                 "volumeMounts": mounts,
-                # what a container said last is in the pod's status, and so in the job's
+                # the last output of a container goes into the pod's status, and so into the job's
                 "terminationMessagePolicy": "FallbackToLogsOnError",
             }
         ],

@@ -16,7 +16,7 @@ from finetune_operator.desired import naming
 
 @dataclass(frozen=True, repr=False)
 class KeyRing:
-    """Master keys, the current one first; older ones serve the clusters that were made with them."""
+    """Master keys, the current one first; older keys belong to clusters that were created with them."""
 
     keys: tuple[bytes, ...]
 

@@ -1,4 +1,4 @@
-"""What is handed to the Ray Jobs API, and the ConfigMap with the finetuning YAML."""
+"""The submission for the Ray Jobs API, and the ConfigMap with the finetuning YAML."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def build_config_map(job: FinetuneJob) -> dict[str, Any]:
 
 
 def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
-    """The driver's command line, which a shell reads. The user's words are in the mounted YAML; of them only the model's
-    revision stands here, whose pattern leaves nothing to a shell.
+    """The driver's command line, which a shell reads. Values of the user are in the mounted YAML; only the model's revision is
+    here, whose pattern excludes all characters that a shell interprets.
 
-    The shell makes way for the driver: a shell that ends at SIGTERM leaves its child to PID 1 of the head, which never
-    collects it, and Ray waits for it until the end of its patience.
+    The driver replaces the shell (`exec`): a shell that ends at SIGTERM would leave the driver to PID 1 of the head, which
+    never reaps it, and Ray would wait for it until its timeout.
     """
     arguments = [
         "python", "-m", "finetune_trainer",
