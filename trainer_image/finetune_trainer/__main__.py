@@ -144,6 +144,7 @@ def execute(run: Run) -> int:
             _prepare(run)
             with stop.on_signal(run.logs):
                 _say_starting(run)
+                console.stage(f"checking the rows of {run.config.dataset.train_file}")
                 _check_inputs(run)
                 _make_way(run)
                 threads.enter_context(console.Console(run))

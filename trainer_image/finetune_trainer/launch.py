@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.config.run import RESTARTS
 from finetune_trainer.errors import TrainerError, TrainingFailed, WorkerLost, explain, in_words
 from finetune_trainer.runtime import stop
-from finetune_trainer.tracking import logbook
+from finetune_trainer.tracking import console, logbook
+from finetune_trainer.tracking.tracker import enter_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,9 @@ LOCAL_ENVIRONMENT = {
 }
 """Further defaults for a Ray that lives as long as this run."""
 
+IMPORTING = "importing torch and transformers"
+"""The first stage of the workers."""
+
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -78,6 +82,7 @@ def launch(run: Run) -> None:
 
 
 def _train_here(run: Run) -> None:
+    enter_stage(run, 0, IMPORTING, first=True)
     from finetune_trainer.runtime import distributed
     from finetune_trainer.training import loop
 
@@ -86,7 +91,9 @@ def _train_here(run: Run) -> None:
 
 
 def _train_with_ray(run: Run) -> None:
+    console.stage("connecting to Ray" if addresses_cluster() else "starting Ray on this machine")
     with _ray(run):
+        console.stage(f"starting {run.config.training.num_training_workers} workers")
         from ray.train import TrainingFailedError
         from ray.train.v2.api.config import FailureConfig, RunConfig
 
@@ -216,6 +223,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     run: Run = config["run"]
     rank = train.get_context().get_world_rank()
     try:
+        enter_stage(run, rank, IMPORTING, first=True)
         with logbook.keep(run.logs, run.attempt, f"rank-{rank}"):
             _train_in_group(run, train.report)
     except Exception as error:

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -28,6 +29,9 @@ POLL_SECONDS = 0.2
 """How often the files are looked at."""
 
 
+BEGAN = time.monotonic()
+"""When the command began, nearly: when this module was imported."""
+
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 """Without tqdm's own rate and rest: they count from the first look at the file, ours from the first steady step."""
 
@@ -40,6 +44,15 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print lines about a problem."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def stage(text: str) -> None:
+    """Print a line about what begins now, with the seconds since the command began."""
+    complain(_stage_line(text))
+
+
+def _stage_line(text: str) -> str:
+    return f"[{time.monotonic() - BEGAN:3.0f} s] {text}"
 
 
 def set_up_logging() -> None:
@@ -90,6 +103,8 @@ class Console:
         with suppress(OSError):
             list(self._new_lines())
         self._bar: Any = None
+        self._stages: tuple[str, ...] = ()
+        """Stages of the workers that are on the screen."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -101,13 +116,32 @@ class Console:
 
     def _follow(self) -> None:
         show = self._draw_bar if self._stream.isatty() else self._print_lines
-        while not self._done.wait(POLL_SECONDS):
-            show()
-        show()
+        done = False
+        while not done:
+            done = self._done.wait(POLL_SECONDS)
+            progress = self._read_progress()
+            show(progress)
+            self._tell_stages(progress)
         if self._bar is not None:
             self._bar.close()
 
-    def _print_lines(self) -> None:
+    def _read_progress(self) -> Progress | None:
+        with suppress(OSError, ValueError):
+            return read_progress(self._progress)
+        return None
+
+    def _tell_stages(self, progress: Progress | None) -> None:
+        stages = () if progress is None else progress.stages
+        # Workers that are started anew begin with their first stage.
+        shown = len(self._stages) if stages[: len(self._stages)] == self._stages else 0
+        for text in stages[shown:]:
+            if self._bar is None:
+                stage(text)
+            else:
+                self._bar.write(_stage_line(text), file=sys.stderr)
+        self._stages = stages
+
+    def _print_lines(self, progress: Progress | None) -> None:  # noqa: ARG002 - it takes what _draw_bar takes
         with suppress(OSError):
             for line in self._new_lines():
                 print(line_of(json.loads(line)), file=self._stream, flush=True)
@@ -128,10 +162,7 @@ class Console:
                 self._offset += len(line)
                 yield line
 
-    def _draw_bar(self) -> None:
-        progress: Progress | None = None
-        with suppress(OSError, ValueError):
-            progress = read_progress(self._progress)
+    def _draw_bar(self, progress: Progress | None) -> None:
         if progress is None or not progress.total_steps:
             return
         if self._bar is None:

@@ -20,6 +20,7 @@ from finetune_trainer.tracking.progress import (
     Progress,
     Result,
     World,
+    read_progress,
     write_atomically,
     write_progress,
 )
@@ -91,6 +92,7 @@ class Tracker:
         step = 0 if checkpoint is None else checkpoint.step
         percent = 100 * step // total_steps
         self._update(state="training", world=world, total_steps=total_steps, restarts=restarts)
+        self._update(stages=(*_stages(self.run), "training") if self.writes else ())
         self._update(step=step, percent=percent, checkpoint=checkpoint)
         self._forget_after(step)
         if self.writes and self.run.config.general.report_to == "tensorboard":
@@ -157,6 +159,11 @@ class Tracker:
         if self._curves is not None:
             self._guard(self._curves.close)
             self._curves = None
+
+    def stage(self, text: str) -> None:
+        """Something begins that comes after the last step."""
+        self._update(stages=(*self.progress.stages, text))
+        self._write()
 
     def stop(self) -> None:
         """The run ends before its time, as it was asked to."""
@@ -232,6 +239,24 @@ class Tracker:
             return write()
         except OSError as error:
             raise output_error(self.run.output_dir, error) from error
+
+
+def enter_stage(run: Run, rank: int, text: str, *, first: bool = False) -> None:
+    """Tell on rank 0, before there is a tracker, what begins; the `first` stage forgets those of workers that were lost."""
+    if rank != 0:
+        return
+    path = run.logs / PROGRESS_FILE
+    stages = () if first else _stages(run)
+    with suppress(OSError, ValueError):  # whoever writes next has to say so
+        last = read_progress(path) or Progress(attempt=run.attempt, last_report_time=now())
+        write_progress(path, last.model_copy(update={"stages": (*stages, text), "last_report_time": now()}))
+
+
+def _stages(run: Run) -> tuple[str, ...]:
+    with suppress(OSError, ValueError):
+        last = read_progress(run.logs / PROGRESS_FILE)
+        return () if last is None else last.stages
+    return ()
 
 
 def read_metrics(logs: Path) -> list[dict[str, Any]]:

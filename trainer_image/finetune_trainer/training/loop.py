@@ -21,7 +21,7 @@ from finetune_trainer.modeling import load
 from finetune_trainer.output import export, summary
 from finetune_trainer.runtime import cpu, devices, distributed, stop
 from finetune_trainer.tracking.progress import Result
-from finetune_trainer.tracking.tracker import StepDone, Tracker
+from finetune_trainer.tracking.tracker import StepDone, Tracker, enter_stage
 from finetune_trainer.training import samples
 from finetune_trainer.training.evaluation import Evaluation, evaluate
 from finetune_trainer.training.setup import Engine, build_engine, load_data, make_batch
@@ -60,8 +60,10 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Ca
         seed_everything(run.config.training.seed)
         compute = choose_dtype(run, worker)
         dtype: torch.dtype = getattr(torch, compute.dtype)
+        enter_stage(run, worker.rank, "turning the rows into tokens")
         tokenizer = load.load_tokenizer(run)
         data = load_data(run, worker, tokenizer)
+        enter_stage(run, worker.rank, f"loading the model {run.config.general.base_model}")
         engine = build_engine(run, worker, data, dtype)
 
         keeper = Keeper(engine)
@@ -77,10 +79,13 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_leaving: Ca
             return
 
         tracker.export(result)
+        if asked.prompts:
+            tracker.stage(f"answering {len(asked.prompts)} sample prompts after training")
         answered = samples.finish(engine, tokenizer, asked)
         trained = export.Trained(engine.causal, export.gather_weights(engine.causal), tokenizer, dtype)
         environment = summary.describe_environment(world) | compute.environment()
 
+    tracker.stage("writing the result")
     told = summary.tell(engine, tracker, answered, environment, heard)
     tracker.finish(distributed.from_first(worker, lambda: export.export(run, trained, told)))
 
@@ -106,6 +111,9 @@ class Watch:
 
     def evaluate(self, engine: Engine, step: int, epoch: float) -> Evaluation | None:
         """Evaluate the model after a step, if there are rows for it. A collective."""
+        rows = len(engine.data.held_rows)
+        if rows and step == engine.total_steps:
+            self.tracker.stage(f"evaluating the model on {rows} rows")
         with self.tracker.aside():
             evaluation = evaluate(engine, self.tracker.alive)
             if evaluation is not None:

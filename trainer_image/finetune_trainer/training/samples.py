@@ -18,6 +18,7 @@ from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
 from finetune_trainer.runtime import devices, distributed
 from finetune_trainer.tracking.progress import write_atomically
+from finetune_trainer.tracking.tracker import enter_stage
 
 if TYPE_CHECKING:
     from finetune_trainer.checkpoint.resume import Start
@@ -46,6 +47,8 @@ def begin(engine: Engine, tokenizer: Any, start: Start) -> Asked:
     """
     asked = choose(engine, tokenizer)
     if start.checkpoint is None:
+        if asked.prompts:
+            enter_stage(engine.run, engine.worker.rank, f"answering {len(asked.prompts)} sample prompts before training")
         before = answer(engine, tokenizer, asked)
     else:
         kept = {sample.prompt: sample.before for sample in read_samples(Path(start.checkpoint.path).parent.parent / LOGS)}
