@@ -1,4 +1,4 @@
-"""Write examples/data/orders.jsonl: 160 orders in words, each with the JSON object that it is to become.
+"""Write examples/data/orders.jsonl: 144 orders in words, each with the JSON object that it is to become.
 
     python tests/support/make_demo_data.py > examples/data/orders.jsonl
 
@@ -16,30 +16,9 @@ INSTRUCTION = "Write the order as JSON."
 
 SEED = 7
 
-ROWS = 160
+ROWS = 144
 
-BEGINNINGS = [
-    "Al",
-    "An",
-    "Ba",
-    "Be",
-    "Bo",
-    "Ca",
-    "Da",
-    "El",
-    "Fa",
-    "Ga",
-    "Ha",
-    "Ida",
-    "Ju",
-    "Ka",
-    "La",
-    "Ma",
-    "No",
-    "Or",
-    "Pa",
-    "Ri",
-]
+BEGINNINGS = ["Al", "An", "Ba", "Be", "Bo", "Ca", "Da", "El", "Fa", "Ga", "Ha", "Ida", "Ju", "Ka", "La", "Ma", "No", "Or", "Pa"]
 ENDINGS = ["bert", "dora", "fina", "gor", "lind", "mira", "nka", "rik"]
 """Each beginning with each ending is one customer."""
 
@@ -47,31 +26,10 @@ NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten
 """From two on."""
 
 ITEMS = [
-    "lamps",
-    "chairs",
-    "books",
-    "apples",
-    "candles",
-    "mirrors",
-    "blankets",
-    "bottles",
-    "clocks",
-    "baskets",
-    "umbrellas",
-    "brushes",
-    "pillows",
-    "buckets",
-    "carpets",
-    "pencils",
-    "hammers",
-    "kettles",
-    "scarves",
-    "ladders",
-    "spoons",
-    "tables",
-    "helmets",
-    "flutes",
-]
+    "lamps", "chairs", "books", "apples", "candles", "mirrors", "blankets", "bottles", "clocks", "baskets", "umbrellas",
+    "brushes", "pillows", "buckets", "carpets", "pencils", "hammers", "kettles", "scarves", "ladders", "spoons", "tables",
+    "helmets", "flutes",
+]  # fmt: skip
 
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 

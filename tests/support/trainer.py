@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,16 @@ class Outcome:
     @property
     def progress(self) -> dict[str, Any]:
         return json.loads((self.output / "logs" / "progress.json").read_text())
+
+    @property
+    def stages(self) -> list[str]:
+        """What was told of stages on the standard error stream, without the seconds."""
+        return re.findall(r"^\[ *\d+ s\] (.+)$", self.err, re.MULTILINE)
+
+    @property
+    def errors(self) -> str:
+        """What else was told there."""
+        return re.sub(r"^\[ *\d+ s\] .+\n", "", self.err, flags=re.MULTILINE)
 
     @property
     def losses(self) -> list[float]:
