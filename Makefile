@@ -1,4 +1,4 @@
-# The project's commands. Each sets up what it needs: a fresh machine wants Python 3.11+, make and a C compiler.
+# The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
 .PHONY: help venv format check lint unit test demo crds docs lock intel benchmark images cluster-up cluster-down clean
 
@@ -7,8 +7,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 MODELS := $(CACHE)/models
-# A folder with torch's CPU wheel, for where its index cannot be reached.
-TORCH_WHEELS ?= $(firstword $(wildcard build/wheels ../shared/wheels))
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
 
 help: ## Show this list
@@ -16,13 +14,11 @@ help: ## Show this list
 
 venv: $(VENV)/ready ## Make the virtual environment, from hash-locked requirements
 
-$(VENV)/ready: requirements/bootstrap.txt requirements/dev.txt requirements/torch-cpu.txt pyproject.toml
+$(VENV)/ready: requirements/bootstrap.txt requirements/dev.txt requirements/torch-cpu.txt requirements/torch-pypi.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
-	$(if $(wildcard $(TORCH_WHEELS)/torch-*.whl), \
-	  $(UV) --require-hashes --no-index --find-links $(TORCH_WHEELS) -r requirements/torch-cpu.txt, \
-	  $(UV) --torch-backend cpu torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements/torch-cpu.txt))
+	@$(BIN)/python requirements/install_torch.py
 	$(UV) --require-hashes -r requirements/dev.txt
 	$(UV) --no-build-isolation --editable .
 	touch $@
@@ -41,10 +37,10 @@ lint: venv ## Format, lint, types and layers
 	$(BIN)/lint-imports --no-logo | tail -n 2
 
 unit: venv ## The quick tests
-	$(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not cluster and not benchmark' tests/unit tests/system tests/packaging tests/trainer
 
-test: lint ## Lint, all tests, and the end-to-end tests on a real cluster
-	$(BIN)/pytest -m 'not benchmark'
+test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
+	$(BIN)/python -m tests.run
 
 demo: venv ## Finetune a small real model here, from the manifest that kubectl would apply
 	@$(BIN)/python examples/fetch_smollm2.py --output $(MODELS)/SmolLM2-135M-Instruct
@@ -71,18 +67,25 @@ cluster-down: ## Stop it
 benchmark: venv ## Compare with KubeRay's RayJob on the same cluster; writes docs/benchmarks
 	$(BIN)/pytest -m benchmark tests/benchmarks -s
 
-LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
-# torch's CPU build is held to its version, so that no CUDA library comes in, and stays out of these locks.
-TORCH := $(if $(wildcard $(TORCH_WHEELS)/torch-*.whl),--find-links $(TORCH_WHEELS),--torch-backend cpu) --no-emit-package torch -c build/torch.txt
+# The locks are the same wherever they are made: for all these platforms and versions of Python, each of which is tried.
+PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
+PYTHONS := 3.11 3.12 3.13
+LOCKED := $(foreach name,bootstrap torch-pypi operator trainer dev,-r requirements/$(name).txt)
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+# torch's builds for the CPU and for CUDA differ in the CUDA libraries alone: torch and these stay out of the other locks.
+TORCH := -c requirements/torch-pypi.txt $$(grep -oE '^(cuda|nvidia|torch|triton)[^=]*' requirements/torch-pypi.txt | sed 's/^/--no-emit-package /')
 
 lock: venv ## Lock all requirements anew, with hashes
-	mkdir -p build && grep -o '^torch==[^ ]*' requirements/torch-cpu.txt > build/torch.txt
 	$(LOCK) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(LOCK) requirements/go.in -o requirements/go.txt
+	$(LOCK) -c requirements/trainer.txt requirements/torch.in -o requirements/torch-pypi.txt
 	$(LOCK) --extra operator pyproject.toml -o requirements/operator.txt
 	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
 	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --extra operator --extra trainer --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) -c requirements/trainer.txt --extra trainer --extra intel --extra dev pyproject.toml -o requirements/intel.txt
+	for platform in $(PLATFORMS); do for version in $(PYTHONS); do \
+	  MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) --dry-run --target build/locked --python-platform $$platform --python-version $$version \
+	    --only-binary :all: --require-hashes $(LOCKED) || exit 1; done; done
 
 # torch 2.8 for the CPU alone is not on the main package index: what comes is the build for CUDA, 3 GB, which runs on a CPU.
 INTEL := build/intel-venv

@@ -22,8 +22,9 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from finetune_client.validate import check_object
 from finetune_operator.api.schema import crd_schema, format_path, unknown_fields, violations
 from finetune_operator.constants import API_VERSION, KIND, MAX_JOB_NAME
+from finetune_trainer.config.notes import config_notes
 from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.config.yaml_file import config_notes, read_mapping
+from finetune_trainer.config.yaml_file import read_mapping
 from finetune_trainer.errors import ConfigError
 
 DEFAULT_OUTPUT_SIZE = "10Gi"

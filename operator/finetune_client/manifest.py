@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from pathlib import Path as File
 from typing import Any
@@ -26,6 +27,8 @@ from finetune_operator.api.schema import Finding, Path
 from finetune_trainer.errors import ConfigError
 
 STANDARD_INPUT = "-"
+MAX_DEPTH = 200
+"""Lists and mappings within each other; where Python's own limit is, differs between its versions."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +199,10 @@ class _Reader:
         except RecursionError:
             raise Unreadable(0, "nested too deeply") from None
 
-    def _compose(self, event: Any, events: Iterator[Any]) -> Node:
+    def _compose(self, event: Any, events: Iterator[Any], depth: int = 0) -> Node:
         node = Node(event.start_mark.line)
+        if depth > MAX_DEPTH:
+            raise Unreadable(node.line, "nested too deeply")
         if isinstance(event, AliasEvent):
             node.alias = self._anchors.get(event.anchor)
             if node.alias is None:
@@ -209,9 +214,10 @@ class _Reader:
             node.tag = str(event.tag or "")
             node.plain, node.text = event.implicit[0], self._text(node, event.value)
         elif isinstance(event, SequenceStartEvent):
-            node.items = [self._compose(inner, events) for inner in _until_end(events)]
+            node.items = [self._compose(inner, events, depth + 1) for inner in _until_end(events)]
         else:
-            node.pairs = [(self._compose(inner, events), self._compose(next(events), events)) for inner in _until_end(events)]
+            compose = partial(self._compose, events=events, depth=depth + 1)
+            node.pairs = [(compose(inner), compose(next(events))) for inner in _until_end(events)]
         return node
 
     def _text(self, node: Node, text: str) -> str:

@@ -30,7 +30,7 @@ from finetune_operator.api.schema import (
 )
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import API_VERSION, GROUP, KIND
-from finetune_trainer.config.yaml_file import config_notes
+from finetune_trainer.config.notes import config_notes
 from finetune_trainer.errors import ConfigError
 
 _OWN = ("apiVersion", "kind", "metadata", "status")

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.trainer import prompt_ids
 
-from finetune_trainer.config.schema import Dataset
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE, encode_rows
+from finetune_trainer.data.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,16 +6,17 @@ engine=$1
 cd "$root"
 mkdir -p "$CLUSTER_HOME/images"
 
-# Where torch's wheel may lie already: its index is outside the package index proper and cannot be reached everywhere.
+# Where torch's wheel may lie already; requirements/install_torch.py decides in the build whether it fits.
 for wheels in "${TORCH_WHEELS:-}" "$root/build/wheels" "$root/../shared/wheels"; do
   compgen -G "$wheels/torch-*.whl" > /dev/null && break
   wheels=
 done
 bundle=/etc/ssl/certs/ca-certificates.crt
 
-inputs() { # inputs FILE…: one hash over the base image, the torch wheel's name and these files and folders
+inputs() { # inputs FILE…: one hash over the base image, torch's source, its wheel's name and these files and folders
   {
     [[ $engine == docker ]] || buildah inspect --type image --format '{{.FromImageID}}' localhost/base:local
+    echo "${TORCH_SOURCE:-} ${TORCH_INDEX:-}"
     [[ -z $wheels ]] || (cd "$wheels" && ls torch-*.whl)
     find "$@" -type f -not -path '*/__pycache__/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
   } | sha256sum
@@ -41,7 +42,7 @@ build() { # build NAME DOCKERFILE HASH [OPTION…]
   if [[ $(cat "$record" 2> /dev/null) == "$hash" ]] && exists "$image"; then return; fi
   say "building $image"
   rm -f "$record"
-  bud "$image" "$dockerfile" "$@" > "$log" 2>&1 || { tail -n 30 "$log" >&2; say "$image was not built"; exit 1; }
+  bud "$image" "$dockerfile" "$@" 2>&1 | tee "$log" | sed -un 's/^torch: /cluster: &/p' >&2 || { tail -n 30 "$log" >&2; say "$image was not built"; exit 1; }
   echo "$hash" > "$record"
 }
 exists() { if [[ $engine == docker ]]; then docker image inspect "$1"; else buildah inspect --type image "$1"; fi > /dev/null 2>&1; }
@@ -49,4 +50,4 @@ exists() { if [[ $engine == docker ]]; then docker image inspect "$1"; else buil
 project=(.dockerignore LICENSE README.md pyproject.toml requirements operator trainer_image/finetune_trainer)
 build finetune-operator Dockerfile "$(inputs Dockerfile "${project[@]}")"
 build finetune-trainer trainer_image/Dockerfile "$(inputs trainer_image/Dockerfile examples "${project[@]}")" \
-  ${wheels:+--build-context "wheels=$wheels"}
+  --build-arg "TORCH_SOURCE=${TORCH_SOURCE:-}" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" ${wheels:+--build-context "wheels=$wheels"}

@@ -136,6 +136,6 @@ start local-path local-path-provisioner start --config local-path.json --kubecon
 
 kubectl apply --server-side -f "$CLUSTER_HOME/kuberay-crds" > /dev/null # 0.9 MB each: client-side apply refuses them
 # -use-kubernetes-proxy: as a host process KubeRay cannot resolve the head service's cluster name.
-start kuberay kuberay-operator -kubeconfig "$KUBECONFIG" -enable-leader-election=false -metrics-addr :18080 -health-probe-bind-address :18082 -use-kubernetes-proxy
+start kuberay ray-operator -kubeconfig "$KUBECONFIG" -enable-leader-election=false -metrics-addr :18080 -health-probe-bind-address :18082 -use-kubernetes-proxy
 wait_for kuberay "KubeRay" kuberay_ready
 echo "$KUBECONFIG"

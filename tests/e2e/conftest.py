@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from tests.support import cluster
+from tests.support import cluster, lanes
 from tests.support.fixtures import kubectl
+from tests.support.jobs import SMALL_MODEL, SMALL_SIZES
 from tests.support.kubectl import Kubectl
+from tests.support.trainer import make_model, make_tokenizer
 
 __all__ = ["kubectl"]
 
@@ -40,19 +42,26 @@ def images(kubectl: Kubectl) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def release(kubectl: Kubectl, images: tuple[str, str]) -> Iterator[Release]:
-    """``helm install``; ``helm uninstall`` at the end, which leaves the CRD."""
+def release(kubectl: Kubectl, images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """``helm install``; ``helm uninstall`` at the end, which leaves the CRD. All workers of a run share it."""
     operator, trainer = images
-    system = cluster.new_namespace(kubectl, "finetune-system")
-    repository, _, tag = operator.rpartition(":")
-    values = {"image.repository": repository, "image.tag": tag, "trainer.image": trainer}
-    values["policy.namespaces.finetune-policy-more.allowRemoteCode"] = "true"  # of the tests of the policy itself
-    options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    chart = str(cluster.ROOT / "charts" / "finetune-operator")
-    system.helm("install", "finetune-operator", chart, "--wait", "--timeout", "120s", "--take-ownership", *options)
-    yield Release(system, trainer)
-    sys.stderr.write(system.run("logs", "deployment/finetune-operator", "--tail=200", check=False).stdout)
-    system.helm("uninstall", "finetune-operator", "--wait", "--timeout", "60s")
+    system = replace(kubectl, namespace="finetune-system")
+
+    def install() -> None:
+        cluster.new_namespace(kubectl, system.namespace)
+        repository, _, tag = operator.rpartition(":")
+        values = {"image.repository": repository, "image.tag": tag, "trainer.image": trainer}
+        values["policy.namespaces.finetune-policy-more.allowRemoteCode"] = "true"  # of the tests of the policy itself
+        options = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        chart = str(cluster.ROOT / "charts" / "finetune-operator")
+        system.helm("install", "finetune-operator", chart, "--wait", "--timeout", "120s", "--take-ownership", *options)
+
+    def uninstall() -> None:
+        sys.stderr.write(system.run("logs", "deployment/finetune-operator", "--tail=200", check=False).stdout)
+        system.helm("uninstall", "finetune-operator", "--wait", "--timeout", "60s")
+
+    with lanes.shared(lanes.common_folder(tmp_path_factory) / "release.lock", install, uninstall):
+        yield Release(system, trainer)
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +74,28 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def jobs(kubectl: Kubectl, release: Release, model: Path) -> Kubectl:
-    """A namespace with a model and data sets on claims, one of them with a broken row."""
-    namespace = cluster.new_namespace(kubectl, "finetune-e2e")
+def jobs(kubectl: Kubectl, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
+    """This worker's namespace, with a small model and data sets on claims, one of them with a broken row."""
+    namespace = cluster.new_namespace(kubectl, f"finetune-e2e-{lanes.worker()}".rstrip("-"))
     rows = (cluster.ROOT / "examples" / "data" / "sample_finetune_data.jsonl").read_text(encoding="utf-8")
     lines = rows.splitlines()
     broken = "\n".join([*lines[:16], '{"instruction": "no response"}', *lines[16:]])
-    cluster.fill(namespace, release.trainer_image, model, {"rows.jsonl": rows, "broken.jsonl": broken})
+    tokenizer = make_tokenizer(texts=lines, vocabulary=2000)
+    small = make_model("llama", tokenizer, tmp_path_factory.mktemp("models") / SMALL_MODEL, **SMALL_SIZES)
+    cluster.fill(namespace, release.trainer_image, small, {"rows.jsonl": rows, "broken.jsonl": broken})
     return namespace
+
+
+@pytest.fixture(scope="session")
+def jobs_with_words(jobs: Kubectl, release: Release, model: Path) -> Kubectl:
+    """The namespace, with SmolLM2 as well: see `WITH_WORDS`."""
+    cluster.fill(jobs, release.trainer_image, model, {})
+    return jobs
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that is marked as `exclusive` has the cluster for itself, with its fixtures."""
+    folder = lanes.common_folder(item.config._tmp_path_factory)
+    with lanes.turn(folder, alone=item.get_closest_marker("exclusive") is not None):
+        return (yield)

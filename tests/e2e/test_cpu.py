@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from tests.e2e.conftest import Release
 from tests.support import cluster
-from tests.support.jobs import MODEL, finetune_job, tool_pod
+from tests.support.jobs import MODEL, WITH_WORDS, finetune_job, tool_pod
 from tests.support.kubectl import Kubectl, Object, Watch, wait_until, watching
 
 NAME = "cpu-ddp"
@@ -31,14 +31,15 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(jobs: Kubectl) -> Iterator[Finished]:
+def finished(jobs_with_words: Kubectl) -> Iterator[Finished]:
     """The job, run once for all tests of this module."""
+    jobs = jobs_with_words
     with (
         watching(jobs, "finetunejobs", "--field-selector", f"metadata.name={NAME}") as watch,
         watching(jobs, "pods") as pods,
         watching(jobs, "rayclusters") as clusters,
     ):
-        jobs.apply(finetune_job(NAME, General__sample_prompts=1))
+        jobs.apply(finetune_job(NAME, **WITH_WORDS, General__sample_prompts=1))
 
         def ended() -> Object | None:
             job = jobs.get("finetunejob", NAME)

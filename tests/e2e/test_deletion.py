@@ -113,6 +113,7 @@ def orphaned(kubectl: Kubectl, jobs: Kubectl, request: pytest.FixtureRequest) ->
     return namespace
 
 
+@pytest.mark.exclusive
 def test_a_namespace_whose_operator_is_gone_can_be_deleted(orphaned: Kubectl) -> None:
     orphaned.run("delete", "namespace", orphaned.namespace, "--timeout=60s")
     assert orphaned.get("namespace", orphaned.namespace) is None

@@ -37,6 +37,7 @@ def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_sai
         wait_until("its cluster to be gone", lambda: not jobs.list("rayclusters"), 60)
 
 
+@pytest.mark.exclusive
 def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jobs: Kubectl, release: Release) -> None:
     """Suspended after some seconds, and watched by another operator afterwards."""
     with applied(jobs, finetune_job("long", **LONG, activeDeadlineSeconds=75)):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support import cluster
 from tests.support.cluster import applied, ended, job_status
-from tests.support.jobs import finetune_job
+from tests.support.jobs import WITH_WORDS, finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until, watching
 
 API = "kueue.x-k8s.io/v1beta1"
@@ -16,8 +16,9 @@ QUEUE, URGENT = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
 @pytest.fixture(scope="module")
-def queue(jobs: Kubectl) -> Iterator[str]:
+def queue(jobs_with_words: Kubectl) -> Iterator[str]:
     """A queue with room for one job of one worker; gives its name."""
+    jobs = jobs_with_words
     if cluster.harness("mode")[0] == "source":
         cluster.harness("kueue", "up")
     elif jobs.run("get", "crd", "clusterqueues.kueue.x-k8s.io", check=False).returncode:
@@ -45,7 +46,7 @@ def room(name: str, amount: str) -> Object:
 
 def queued(name: str, queue: str, steps: int) -> Object:
     policy = {"checkpoint": {"everySteps": 4, "keep": 2}, "retryPolicy": {"maxAttempts": 1}, "activeDeadlineSeconds": 600}
-    job = finetune_job(name, Training__max_train_steps=steps, Training__num_training_workers=1, **policy)
+    job = finetune_job(name, Training__max_train_steps=steps, Training__num_training_workers=1, **WITH_WORDS, **policy)
     job["metadata"]["labels"] = {QUEUE: queue}
     return job
 

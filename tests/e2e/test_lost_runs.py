@@ -12,8 +12,8 @@ from tests.support.cluster import applied, ended, job_status
 from tests.support.jobs import finetune_job, tool_pod
 from tests.support.kubectl import Kubectl, Object, after, wait_until, watching
 
-STEPS = 24
-EVERY = 4
+STEPS = 160
+EVERY = 20
 
 KILL_DRIVER = """
 import os, signal
@@ -101,6 +101,7 @@ def test_a_run_goes_on_after_head_or_driver_was_killed(
     assert len(made) == {"head": 2, "driver": 1}[victim], made
 
 
+@pytest.mark.exclusive
 def test_a_run_survives_a_node_that_says_nothing_for_a_minute(
     jobs: Kubectl, release: Release, undisturbed: dict[int, float]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 
+import pytest
 from tests.e2e.conftest import Release
 from tests.support import cluster
 from tests.support.cluster import applied, ended, job_status
@@ -12,13 +13,15 @@ from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until, watching
 
 NAME = "survivor"
+STEPS = 300
 
 
+@pytest.mark.exclusive
 def test_one_cluster_one_submission_and_success(jobs: Kubectl, release: Release) -> None:
     with (
         watching(jobs, "finetunejobs", "--field-selector", f"metadata.name={NAME}") as watch,
         watching(jobs, "rayclusters", "-l", f"llmonray.dev/finetunejob={NAME}") as clusters,
-        applied(jobs, finetune_job(NAME, Training__max_train_steps=30)),
+        applied(jobs, finetune_job(NAME, Training__max_train_steps=STEPS)),
     ):
         wait_until("Provisioning", lambda: job_status(jobs, NAME).get("phase") == "Provisioning", 30)
         _kill(release)
@@ -31,7 +34,7 @@ def test_one_cluster_one_submission_and_success(jobs: Kubectl, release: Release)
     assert len({state["metadata"]["uid"] for state in clusters.states}) == 1
     assert watch.phases() == ["Pending", "Provisioning", "Running", "Succeeded"]
     assert status["attempt"] == 1
-    assert status["progress"]["step"] == 30
+    assert status["progress"]["step"] == STEPS
 
 
 def _kill(release: Release) -> None:

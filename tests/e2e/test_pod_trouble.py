@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from tests.e2e.conftest import Release
 from tests.support import cluster
 from tests.support.cluster import applied, ended, job_status
-from tests.support.jobs import claim, finetune_job, tool_pod
+from tests.support.jobs import WITH_WORDS, claim, finetune_job, tool_pod
 from tests.support.kubectl import Kubectl, Object, after, wait_until, watching
 
 ONE_WORKER = {"Training__num_training_workers": 1}
@@ -36,29 +38,37 @@ WAITING = {
 }
 
 
-@pytest.mark.parametrize("what", WAITING)
-def test_a_job_whose_pods_cannot_start_says_why_and_keeps_quiet_after_that(jobs: Kubectl, what: str) -> None:
-    changes, reason, words = WAITING[what]
-    with applied(jobs, finetune_job(f"no-{what}", **ONE_WORKER, **changes)):
-        status = wait_until(reason, says(jobs, f"no-{what}", reason, words), 60)
-        assert status["phase"] == "Provisioning"
-        wait_until(f"an event {reason}", lambda: warned(jobs, f"no-{what}", reason), 10)
-        wait_until("all that is new to be told", unchanged(jobs, f"no-{what}", 15), 120)
-        with watching(jobs, "finetunejobs", "--field-selector", f"metadata.name=no-{what}") as watch:
-            wait_until("half a minute of quiet", after(30), 60)
-        writes = {state["metadata"]["resourceVersion"] for state in watch.states}
-        assert len(writes) <= 2, "at most one write in half a minute"
+def test_jobs_whose_pods_cannot_start_say_why_and_keep_quiet_after_that(jobs: Kubectl) -> None:
+    with contextlib.ExitStack() as stack:
+        for what, (changes, _, _) in WAITING.items():
+            stack.enter_context(applied(jobs, finetune_job(f"no-{what}", **ONE_WORKER, **changes)))
+        minute = after(60)
+        for what, (_, reason, words) in WAITING.items():
+            told = says(jobs, f"no-{what}", reason, words)
+            status = wait_until(reason, lambda told=told: told() or minute(), 60)
+            assert isinstance(status, dict), f"not within a minute: {reason}"
+            assert status["phase"] == "Provisioning"
+            wait_until(f"an event {reason}", partial(warned, jobs, f"no-{what}", reason), 10)
+        names = [f"no-{what}" for what in WAITING]
+        wait_until("all that is new to be told", unchanged(jobs, names, 15), 120)
+        watches = {
+            what: stack.enter_context(watching(jobs, "finetunejobs", "--field-selector", f"metadata.name=no-{what}"))
+            for what in WAITING
+        }
+        wait_until("half a minute of quiet", after(30), 60)
+    writes = {what: {state["metadata"]["resourceVersion"] for state in watch.states} for what, watch in watches.items()}
+    assert all(1 <= len(versions) <= 2 for versions in writes.values()), f"at most one write in half a minute: {writes}"
 
 
-def unchanged(jobs: Kubectl, name: str, seconds: float) -> Callable[[], bool]:
-    """A check whether a job was not written for so long."""
-    seen: list[str] = [""]
+def unchanged(jobs: Kubectl, names: list[str], seconds: float) -> Callable[[], bool]:
+    """A check whether none of these jobs was written for so long."""
+    seen: list[Object] = [{}]
     rest = [after(seconds)]
 
     def check() -> bool:
-        version = (jobs.get("finetunejob", name) or {})["metadata"]["resourceVersion"]
-        if version != seen[0]:
-            seen[0], rest[0] = version, after(seconds)
+        versions = {name: (jobs.get("finetunejob", name) or {})["metadata"]["resourceVersion"] for name in names}
+        if versions != seen[0]:
+            seen[0], rest[0] = versions, after(seconds)
         return rest[0]()
 
     return check
@@ -90,8 +100,9 @@ def test_pods_that_exceed_a_quota_are_told_and_come_when_there_is_room(jobs: Kub
         jobs.run("delete", "resourcequota", "small", "--ignore-not-found")
 
 
-def test_a_worker_with_too_little_memory_is_named_with_its_limit(jobs: Kubectl) -> None:
-    job = finetune_job("little-memory", workers={"memory": "1Gi"}, Training__max_train_steps=100)
+def test_a_worker_with_too_little_memory_is_named_with_its_limit(jobs_with_words: Kubectl) -> None:
+    jobs = jobs_with_words
+    job = finetune_job("little-memory", **WITH_WORDS | {"workers": {"memory": "1Gi"}}, Training__max_train_steps=100)
     with applied(jobs, job):
         status = wait_until("the end", lambda: ended(jobs, "little-memory"), 300)
         assert (status["phase"], status["reason"]) == ("Failed", "WorkerOOMKilled"), status["message"]
@@ -127,10 +138,12 @@ def volume(name: str, folder: Path) -> Object:
 
 
 def test_a_full_output_volume_is_told_and_the_last_checkpoint_is_whole(
-    jobs: Kubectl, release: Release, small_volume: str
+    jobs_with_words: Kubectl, release: Release, small_volume: str
 ) -> None:
+    jobs = jobs_with_words
     job = finetune_job(
         "full-volume",
+        **WITH_WORDS,
         output={"persistentVolumeClaim": {"claimName": small_volume}},
         checkpoint={"everySteps": 2, "keep": 2},
         **ONE_WORKER,

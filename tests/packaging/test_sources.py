@@ -12,12 +12,16 @@ from tests.support.chart import ROOT
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
+HOST = "trainer_image/finetune_trainer/runtime/host.py"
+HOST_MODULES = {"ctypes", "fcntl", "mmap", "resource"}
+HOST_FUNCTIONS = {"posix_fadvise", "prctl", "process_cpu_count", "sched_getaffinity", "sched_setaffinity", "sysconf"}
+HOST_FOLDERS = ("/proc", "/sys/")
 PAUSES = {"time.sleep", "asyncio.sleep", "sleep"}
 PATCHES = {"mock.patch", "patch", ".setattr", "patch.object", "mock.patch.object", "mocker.patch", "mocker.patch.object"}
 
 
 def python_files() -> Iterator[Path]:
-    for folder in ("operator", "trainer_image", "tests", "examples"):
+    for folder in ("operator", "trainer_image", "tests", "examples", "requirements"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
@@ -83,6 +87,31 @@ def test_a_part_that_is_replaced_is_found_under_any_name(tmp_path: Path) -> None
     path.write_text("".join(f"{call}\n" for call in calls_of))
     found = {line for line, name in calls(path) if is_one_of(name, PATCHES)}
     assert found == {line for line, forbidden in enumerate(calls_of.values(), start=1) if forbidden}
+
+
+def host_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name of each thing in a file that not every operating system has."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                found = {name.name for name in names} & HOST_MODULES
+            case ast.ImportFrom(module=module, names=names):
+                found = {module} & HOST_MODULES | {name.name for name in names} & HOST_FUNCTIONS
+            case ast.Attribute(attr=name):
+                found = {name} & HOST_FUNCTIONS
+            case ast.Constant(value=str() as text):
+                found = {text} if text.startswith(HOST_FOLDERS) else set()
+            case _:
+                found = set()
+        yield from ((node.lineno, name) for name in found)
+
+
+def test_one_module_alone_asks_what_not_every_system_has() -> None:
+    """CPU affinity, control groups, /proc and the like: macOS lacks them, so their use has to have a fallback."""
+    programs = [path for folder in ("operator", "trainer_image") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = {str(path.relative_to(ROOT)): list(host_names(path)) for path in programs}
+    assert {"resource", "ctypes", "sched_getaffinity", "/sys/fs/cgroup"} <= {name for _, name in found.pop(HOST)}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_the_operator_imports_no_training_library() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tests.support.jobs import MODEL, claim, tool_pod
+from tests.support.jobs import claim, tool_pod
 from tests.support.kubectl import Kubectl, Object, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +52,7 @@ def new_namespace(kubectl: Kubectl, name: str) -> Kubectl:
 
 
 def fill(kubectl: Kubectl, image: str, model: Path, files: dict[str, str]) -> None:
-    """Put the model on the claim ``models`` and files on the claim ``data``."""
+    """Put a model on the claim ``models``, in a folder of its name, and files on the claim ``data``."""
     kubectl.apply(claim("models"), claim("data"))
     kubectl.apply(tool_pod("filler", image, ["sleep", "3600"], {"/models": "models", "/data": "data"}))
     kubectl.run("wait", "--for=condition=Ready", "pod/filler", "--timeout=180s")
@@ -64,7 +64,7 @@ def fill(kubectl: Kubectl, image: str, model: Path, files: dict[str, str]) -> No
 def _tar_folder(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(folder, arcname=MODEL)
+        archive.add(folder, arcname=folder.name)
     return buffer.getvalue()
 
 

@@ -49,10 +49,10 @@ def main(folder: Path, rank: int, size: int) -> None:
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     devices.select_device(device)
     backend = devices.group_backend(device.type)
-    patient = distributed.form_group(backend, rank, size, f"file://{folder}/meeting")
+    long_timeout_group = distributed.create_groups(backend, rank, size, f"file://{folder}/meeting")
     for entry in json.loads((folder / "runs.json").read_text()):
         places = {"rank": rank, "size": size, "local_size": size, "local_rank": rank}
-        train(entry, distributed.Worker(device, **places, backend=backend, patient=patient))
+        train(entry, distributed.Worker(device, **places, backend=backend, long_timeout_group=long_timeout_group))
     dist.destroy_process_group()
 
 
@@ -63,20 +63,20 @@ def train(entry: dict[str, Any], worker: Any) -> None:
 
     from finetune_trainer.config.run import Run
     from finetune_trainer.config.schema import TrainerConfig
-    from finetune_trainer.training import loop
+    from finetune_trainer.training.train import train
 
     config = TrainerConfig.model_validate(entry["config"])
     run = Run(config=config, output_dir=Path(config.general.output_dir), dataset_dir=Path(entry["data"]), run_name=entry["name"])
-    if worker.is_first:
+    if worker.is_rank0:
         run.logs.mkdir(parents=True, exist_ok=True)
         (run.logs / "stop").unlink(missing_ok=True)
 
     def ask(record: dict[str, Any]) -> None:
-        if worker.is_first and record["step"] == entry["stop"]:
+        if worker.is_rank0 and record["step"] == entry["stop"]:
             (run.logs / "stop").touch()
 
     dist.barrier()
-    loop.train(run, worker, ask)
+    train(run, worker, ask)
     if worker.device.type == "cuda":
         print(json.dumps({"peakBytes": torch.cuda.max_memory_allocated()}), flush=True)
         gc.collect()

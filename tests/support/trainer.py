@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import pytest
 
-    from finetune_trainer.config.schema import Dataset
+    from finetune_trainer.config.dataset import Dataset
     from finetune_trainer.data.jsonl import Row
 
 VOCABULARY = 400
@@ -55,8 +55,24 @@ def with_dropout(base: Path, folder: Path) -> Path:
     return folder
 
 
-def make_tokenizer(end: str = "<|endoftext|>") -> Any:
-    """A byte-level BPE tokenizer, trained on the sample rows."""
+def make_model(family: str, tokenizer: Any, folder: Path, **sizes: int) -> Path:
+    """Write a model with random weights and without dropout, and its tokenizer; give the folder."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](vocab_size=max(VOCABULARY, len(tokenizer)), **SIZES[family] | sizes)
+    for name in NO_DROPOUT:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    config.eos_token_id = config.bos_token_id = config.pad_token_id = 0
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(end: str = "<|endoftext|>", texts: Iterable[str] = (), vocabulary: int = VOCABULARY) -> Any:
+    """A byte-level BPE tokenizer, trained on these texts, or on the sample rows."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,8 +80,8 @@ def make_tokenizer(end: str = "<|endoftext|>") -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator([json.dumps(row) for row in sample_rows()], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(texts or [json.dumps(row) for row in sample_rows()], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
 
 
@@ -83,7 +99,7 @@ def sample_rows(count: int = 24) -> list[dict[str, str]]:
 
 def prompt_ids(row: Row, tokenizer: Any, config: Dataset) -> list[int]:
     """Token ids of a row's prompt, as the trainer makes them of a row that has a response."""
-    from finetune_trainer.data.prompts import encode_rows
+    from finetune_trainer.data.encode import encode_rows
     from finetune_trainer.training.samples import split
 
     answered = row if row.text else dataclasses.replace(row, response=row.response or "?")
@@ -168,13 +184,13 @@ class Command:
         from finetune_trainer.config.run import Run, Saving
         from finetune_trainer.config.schema import TrainerConfig
         from finetune_trainer.runtime import distributed
-        from finetune_trainer.training import loop
+        from finetune_trainer.training.train import train
 
         config = TrainerConfig.model_validate(self.config)
         saving = Saving.choose(config.general.save_strategy, every_steps, keep=2)
         run = Run(config=config, output_dir=self.output, dataset_dir=self.folder, run_name=run_name, saving=saving)
         run.logs.mkdir(parents=True, exist_ok=True)
-        loop.train(run, distributed.alone(config.training), report)
+        train(run, distributed.single_process(config.training), report)
         return Outcome(0, "", "", self.output)
 
     def train_until(self, step: int, run_name: str | None = None) -> Outcome:
@@ -214,9 +230,10 @@ def edit_checkpoint(path: Path, edit: Callable[[Path, dict[str, Any]], None]) ->
 class Apart:
     """The command in a process of its own, which is sent signals."""
 
-    def __init__(self, command: Command, *options: str) -> None:
+    def __init__(self, command: Command, *options: str, **environment: str) -> None:
         self.logs = command.output / "logs"
-        self.process = subprocess.Popen(command.line(*options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, **environment}}
+        self.process = subprocess.Popen(command.line(*options), text=True, **pipes)
 
     def wait_for(self, step: int) -> None:
         """Wait until a step is on record."""

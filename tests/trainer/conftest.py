@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support import matrix
-from tests.support.trainer import NO_DROPOUT, SIZES, VOCABULARY, Command, make_tokenizer, sample_rows
+from tests.support import ray_head as ray_head_module
+from tests.support.trainer import Command, make_model, make_tokenizer, sample_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.support.ray_head import RayHead
 
 SOURCE = Path(__file__).resolve().parents[2] / "trainer_image"
 sys.path.insert(0, str(SOURCE))
@@ -35,21 +38,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Ca
 
     def make(family: str) -> Path:
         if family not in made:
-            import torch
-            from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-            torch.manual_seed(0)
-            config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family])
-            for name in NO_DROPOUT:
-                if hasattr(config, name):
-                    setattr(config, name, 0.0)
-            config.eos_token_id = config.bos_token_id = config.pad_token_id = 0
-            made[family] = tmp_path_factory.mktemp(family)
-            AutoModelForCausalLM.from_config(config).save_pretrained(made[family])
-            tokenizer.save_pretrained(made[family])
+            made[family] = make_model(family, tokenizer, tmp_path_factory.mktemp(family))
         return made[family]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A Ray cluster for all tests that address one."""
+    with ray_head_module.started(tmp_path_factory.mktemp("ray")) as head:
+        yield head
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from finetune_trainer.config.schema import Dataset, TrainerConfig
-from finetune_trainer.data import batching
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.data import batching, splits, step_plan
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import encode_rows
 
 if TYPE_CHECKING:
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
 
 LENGTHS = np.random.default_rng(0).integers(5, 200, 23)
 
@@ -27,7 +28,7 @@ def config(**training: Any) -> TrainerConfig:
 def test_order_of_rows_of_one_length_is_not_the_cpus_choice() -> None:
     """numpy sorts by other instructions on another CPU, and then rows of one length come in another order."""
     lengths = np.tile([7, 5], 500)
-    order, _ = batching._epoch(lengths, 2000, np.random.default_rng(0), by_length=True)
+    order, _ = step_plan._epoch(lengths, 2000, np.random.default_rng(0), by_length=True)
     drawn = np.random.default_rng(0).permutation(len(lengths))
     assert order.tolist() == [*drawn[lengths[drawn] == 7], *drawn[lengths[drawn] == 5]]
 
@@ -36,8 +37,8 @@ def test_order_of_rows_of_one_length_is_not_the_cpus_choice() -> None:
 @pytest.mark.parametrize("by_length", [True, False])
 def test_each_epoch_has_every_row_once(workers: int, by_length: bool) -> None:
     settings = config(batch_size=2, epochs=2, gradient_accumulation_steps=2)
-    total = batching.total_steps(len(LENGTHS), workers, settings)
-    steps = list(islice(batching.plan_steps(LENGTHS, workers, settings, by_length=by_length), total))
+    total = step_plan.total_steps(len(LENGTHS), workers, settings)
+    steps = list(islice(step_plan.plan_steps(LENGTHS, workers, settings, by_length=by_length), total))
     assert steps[-1].epoch == 2
     first = [step for step in steps if step.epoch <= 1]
     assert 2 * len(first) == total
@@ -48,32 +49,32 @@ def test_each_epoch_has_every_row_once(workers: int, by_length: bool) -> None:
 
 
 def test_global_batches_do_not_depend_on_the_workers() -> None:
-    one = batching.plan_steps(LENGTHS, 1, config(batch_size=4))
-    two = batching.plan_steps(LENGTHS, 2, config(batch_size=2))
+    one = step_plan.plan_steps(LENGTHS, 1, config(batch_size=4))
+    two = step_plan.plan_steps(LENGTHS, 2, config(batch_size=2))
     for left, right in islice(zip(one, two, strict=False), 12):
         assert sorted(left.micro[0][0]) == sorted(np.concatenate(right.micro[0]))
 
 
 def test_without_shuffle_rows_keep_their_order() -> None:
     settings = config(batch_size=4, dataset={"shuffle": False})
-    step = next(batching.plan_steps(LENGTHS, 1, settings))
+    step = next(step_plan.plan_steps(LENGTHS, 1, settings))
     assert sorted(step.micro[0][0]) == [0, 1, 2, 3]
 
 
 def test_grouping_by_length_saves_padding() -> None:
     def padded(*, by_length: bool) -> int:
-        plan = batching.plan_steps(LENGTHS, 1, config(batch_size=4), by_length=by_length)
+        plan = step_plan.plan_steps(LENGTHS, 1, config(batch_size=4), by_length=by_length)
         return sum(4 * LENGTHS[step.micro[0][0]].max() for step in islice(plan, 6))
 
     assert padded(by_length=True) < 0.8 * padded(by_length=False)
 
 
 def test_split_is_seeded_and_leaves_a_row() -> None:
-    train, held = batching.split_rows(30, 5, 42)
+    train, held = splits.split_rows(30, 5, 42)
     assert len(held) == 2
     assert sorted([*train, *held]) == list(range(30))
-    assert list(held) == list(batching.split_rows(30, 5, 42)[1])
-    assert [len(part) for part in batching.split_rows(1, 50, 0)] == [1, 0]
+    assert list(held) == list(splits.split_rows(30, 5, 42)[1])
+    assert [len(part) for part in splits.split_rows(1, 50, 0)] == [1, 0]
 
 
 @pytest.fixture(scope="module")

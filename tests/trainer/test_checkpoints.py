@@ -14,8 +14,10 @@ import pytest
 from tests.support.trainer import SIZES, VOCABULARY, Apart, Outcome
 
 from finetune_trainer import errors
-from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint import identity, store
+from finetune_trainer.checkpoint.marker import Marker, read_marker
 from finetune_trainer.config.run import Saving
+from finetune_trainer.files import sync_and_describe
 from finetune_trainer.output import manifest
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 LONG = 150
 """Steps of a run that takes long enough to be interrupted."""
 
-IDENTITY = store.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
+IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +191,8 @@ def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
         draft = store.begin(tmp_path, step)
         (draft / "state.json").write_text("{}")
         identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
-        files = (store.describe(draft / "state.json"),)
-        store.complete(draft, store.Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
+        files = (sync_and_describe(draft / "state.json"),)
+        store.complete(draft, Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()
     store.begin(tmp_path, 6)
@@ -253,7 +255,7 @@ def test_volume_that_fills_up_with_checkpoints(command: Command, small_volume: P
     assert outcome.err.endswith("no space left on the output volume\n")
     newest = store.folder_name(len(names(command)))
     assert names(command)[-1] == newest
-    store.read_marker(command.output / "checkpoints" / newest)
+    read_marker(command.output / "checkpoints" / newest)
 
 
 @pytest.fixture
@@ -294,7 +296,7 @@ def test_signal_stops_after_the_step_with_a_checkpoint(
     reached, path = progress["checkpoint"]["step"], progress["checkpoint"]["path"]
     assert (progress["state"], progress["step"]) == ("stopped", reached)
     assert 3 <= reached < LONG
-    way = "the same command goes on from there" if name else f"to go on, set General.resume_from_checkpoint: {path}"
+    way = "the same command resumes from there" if name else f"to resume, set General.resume_from_checkpoint: {path}"
     assert f"stopped at step {reached}; {way}" in out
     assert names(long) == [f"step-{reached:08}"]
 
@@ -323,9 +325,10 @@ def test_kill_at_any_moment(long: Command, losses: list[float]) -> None:
 def test_second_signal_ends_at_once(long: Command) -> None:
     code = (
         "import os, signal, sys, pathlib\n"
-        "from finetune_trainer import stop, progress, tracker\n"
+        "from finetune_trainer.runtime import stop\n"
+        "from finetune_trainer.tracking import progress\n"
         "logs = pathlib.Path(sys.argv[1])\n"
-        "progress.write_progress(logs / 'progress.json', progress.Progress(state='training', last_report_time=tracker.now()))\n"
+        "progress.write_progress(logs / 'progress.json', progress.Progress(state='training', last_report_time=progress.now()))\n"
         "with stop.on_signal(logs):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(stop.requested(logs), flush=True)\n"
@@ -372,7 +375,7 @@ def test_interrupted_export_is_completed_by_the_next_start(command: Command) -> 
     outcome = run(command, "--attempt", "2")
     assert outcome.code == 0, outcome.err
     assert steps(outcome) == []
-    assert "going on from checkpoint" in outcome.err
+    assert "resuming from checkpoint" in outcome.err
     assert not (command.output / ".export").exists()
     assert not (command.output / "checkpoints").exists()
     result = manifest.find_result(command.output, "r")
@@ -392,7 +395,7 @@ def test_finished_run_is_left_alone_by_the_next_start(command: Command) -> None:
     again = command.run_apart("--run_name", "r", "--attempt", "2", PYTHONPROFILEIMPORTTIME="1")
     assert (again.code, again.out) == (0, f"finished in an earlier attempt: {command.output}\n")
     imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines()}
-    assert "finetune_trainer.manifest" in imported
+    assert "finetune_trainer.output.manifest" in imported
     assert not imported & {"torch", "ray", "transformers"}
     after = files()
     logs = command.output / "logs"

@@ -16,7 +16,7 @@ from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.tracking.console import Console, line_of
 from finetune_trainer.tracking.progress import Progress, write_progress
-from finetune_trainer.tracking.tracker import enter_stage
+from finetune_trainer.tracking.stages import IMPORTING, enter_stage
 
 
 def make_run(folder: Path) -> Run:
@@ -44,11 +44,11 @@ def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:
 def test_stages_are_told_in_their_order_and_anew_when_workers_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, told = make_run(tmp_path), []
     with Console(run, io.StringIO()):
-        for stage, first in (("importing", True), ("loading", False), ("importing", True)):
-            enter_stage(run, 1, "of another rank", first=True)
-            enter_stage(run, 0, stage, first=first)
+        for stage in (IMPORTING, "loading", IMPORTING):
+            enter_stage(run, 1, "of another rank")
+            enter_stage(run, 0, stage)
             told += _wait_for(capsys)
-    assert [line.rpartition(" s] ")[2] for line in told] == ["importing", "loading", "importing"]
+    assert [line.rpartition(" s] ")[2] for line in told] == [IMPORTING, "loading", IMPORTING]
     assert all(re.match(r"\[ *\d+ s\] ", line) for line in told)
 
 

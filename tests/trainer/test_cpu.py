@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_trainer.runtime import cpu
+from finetune_trainer.runtime import cpu, host
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 BIND = """
 import json, os, sys
-from finetune_trainer import cpu
+from finetune_trainer.runtime import cpu
 threads, rank, size = map(int, sys.argv[1:])
 print(json.dumps([cpu.bind(threads, rank, size), sorted(os.sched_getaffinity(0))]))
 """
@@ -60,11 +60,11 @@ def test_threads_of_a_core_stay_with_one_worker(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "physical_package_id").write_text(f"{number // 2 % 2}\n")
         (folder / "core_id").write_text(f"{number % 2}\n")
-    ordered = cpu.by_core(range(8), tmp_path)
+    ordered = host.by_core(range(8), tmp_path)
     assert [cpu.share(ordered, rank, 2) for rank in range(2)] == [(0, 1, 4, 5), (2, 3, 6, 7)]
     assert [cpu.share(ordered, rank, 4) for rank in range(4)] == [(0, 4), (1, 5), (2, 6), (3, 7)]
     assert cpu.share(ordered, 2, 3) == (2, 6)
-    assert cpu.by_core({3, 1}, tmp_path / "none") == [1, 3]
+    assert host.by_core({3, 1}, tmp_path / "none") == [1, 3]
 
 
 @pytest.mark.parametrize(("cpus", "text"), [((), ""), ((5,), "5"), ((8, 0, 1, 2, 3), "0-3,8"), ((0, 2, 3), "0,2-3")])

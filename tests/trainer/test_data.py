@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from tests.support.trainer import make_tokenizer, sample_rows
 
+from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.config.run import Run
-from finetune_trainer.config.schema import Dataset, TrainerConfig
-from finetune_trainer.data import jsonl, tokenize
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.data import jsonl, process_pool, tokenize
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import encode_rows
 from finetune_trainer.data.sources import Source
-from finetune_trainer.data.tokenize import Work
+from finetune_trainer.data.tokenize_options import TokenizeOptions
 from finetune_trainer.errors import DatasetInvalid, OutOfMemory
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
     from finetune_trainer.data.tokenize import Tokens
 
 ARRAYS = ("tokens", "starts", "first", "last", "lines")
@@ -47,7 +48,7 @@ def write_rows(folder: Path, *lines: Any) -> None:
 
 
 def tokenise(run: Run, tokenizer: Any, **work: Any) -> Tokens:
-    return tokenize.tokenise(run, tokenizer, Work(**work))[0]
+    return tokenize.tokenise(run, tokenizer, TokenizeOptions(**work))[0]
 
 
 def tokens_of(run: Run, tokenizer: Any, **work: Any) -> Examples:
@@ -185,7 +186,7 @@ def test_processes_make_no_difference(tmp_path: Path, tokenizer: Any, wanted: Ex
 @pytest.mark.slow
 def test_process_that_is_killed() -> None:
     with pytest.raises(OutOfMemory, match=r"lower Dataset.preprocessing_num_workers \(now 1\)"):
-        list(tokenize.in_processes(os._exit, iter([9]), 1))  # type: ignore[arg-type]
+        list(process_pool.in_processes(os._exit, iter([9]), 1))  # type: ignore[arg-type]
 
 
 def test_processes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ WAIT = """
 import sys, time
 from datetime import timedelta
 import torch
-from finetune_trainer import distributed
+from finetune_trainer.runtime import distributed
 distributed.GROUP_TIMEOUT = timedelta(seconds=1)
-rank, meeting = int(sys.argv[1]), sys.argv[2]
-patient = distributed.form_group("gloo", rank, 2, meeting)
-worker = distributed.Worker(torch.device("cpu"), rank, 2, patient=patient)
-print(distributed.from_first(worker, lambda: time.sleep(4) or "made"))
-distributed.leave()
+rank, init_method = int(sys.argv[1]), sys.argv[2]
+long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
+worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+print(distributed.broadcast_from_rank0(worker, lambda: time.sleep(4) or "made"))
+distributed.destroy_process_group()
 """
 
 

@@ -22,7 +22,8 @@ from tests.support.http_server import running
 from finetune_trainer.advice import to_save_memory
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.errors import TrainerError, explain
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,7 @@ def lost(cause: str) -> TrainerError | None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "reason", "message", "may_pass"),
+    ("cause", "reason", "message", "retryable"),
     [
         (
             MEMORY,
@@ -83,10 +84,10 @@ def lost(cause: str) -> TrainerError | None:
     ],
     ids=["memory", "death"],
 )
-def test_a_lost_worker_is_named_with_what_is_known(cause: str, reason: str, message: str, may_pass: bool) -> None:
+def test_a_lost_worker_is_named_with_what_is_known(cause: str, reason: str, message: str, retryable: bool) -> None:
     error = lost(cause)
     assert error is not None
-    assert (error.reason, str(error), error.may_pass) == (reason, message, may_pass)
+    assert (error.reason, str(error), error.retryable) == (reason, message, retryable)
     assert str(pickle.loads(pickle.dumps(error))) == message
 
 

@@ -11,9 +11,9 @@ from tests.support.trainer import sample_rows
 
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.tracking.measurements import Evaluation, StepDone
 from finetune_trainer.tracking.progress import World
-from finetune_trainer.tracking.tracker import StepDone, Tracker
-from finetune_trainer.training.evaluation import Evaluation
+from finetune_trainer.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from tests.support.trainer import Command, Outcome
@@ -111,7 +111,7 @@ def test_evaluation_does_not_count_in_the_speed(tmp_path: Path) -> None:
     for step in range(1, 5):
         clock[0] += 2
         tracker.step(StepDone(step, epoch=step / 4, loss=1.0, learning_rate=0.1, tokens=100, memory=1), logs=True)
-        with tracker.aside():
+        with tracker.untimed():
             clock[0] += 50
             tracker.evaluated(step, step / 4, Evaluation(1.0))
     assert tracker.progress.tokens_per_second == 50

@@ -17,14 +17,14 @@ from tests.support import ranks
 from tests.support.trainer import SIZES, Outcome, sample_rows, with_dropout
 from transformers import AutoModelForCausalLM
 
-from finetune_trainer.config.schema import Dataset
-from finetune_trainer.data.batching import collate, join
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.data.batching import collate, pack
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import encode_rows
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.attention import Segments
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.training.setup import joins_rows
+from finetune_trainer.training.setup import packs_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tests.support.trainer import Command
 
     from finetune_trainer.data.batching import Batch
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 
@@ -114,11 +114,11 @@ def mean_loss(model: Any, tokenizer: Any) -> float:
 @torch.no_grad()
 def logits(model: Any, batch: Batch) -> torch.Tensor:
     """[B, T, V] of a batch, joined or padded, as the loss takes it."""
-    causal, extra = families.unwrapped(model), {}
-    if batch.joined:
-        extra = {"position_ids": batch.position_ids, "segments": Segments.of(batch.joined, batch.input_ids.device)}
-    hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
-    result: torch.Tensor = causal.get_output_embeddings()(hidden)
+    model, extra = families.unwrapped(model), {}
+    if batch.packed:
+        extra = {"position_ids": batch.position_ids, "segments": Segments.of(batch.packed, batch.input_ids.device)}
+    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+    result: torch.Tensor = model.get_output_embeddings()(hidden)
     return result
 
 
@@ -165,11 +165,11 @@ def packs(case: Case) -> None:
     model, examples = case.written(), encode(case.tokenizer, 5)
     rows, lengths = np.arange(5), examples.lengths.tolist()
     apart = [logits(model, collate(examples, np.array([row]), 0, "right", None))[0, : lengths[row]] for row in rows]
-    joins = joins_rows(SupervisedLoss(model), model, torch.device("cpu"))
+    packs = packs_rows(SupervisedLoss(model), model, torch.device("cpu"))
     model.eval()
-    assert joins == families.FAMILIES[case.family].joins_rows
-    if joins:
-        together: Any = logits(model, join(examples, rows))[0].split(lengths)
+    assert packs == families.FAMILIES[case.family].packs_rows
+    if packs:
+        together: Any = logits(model, pack(examples, rows))[0].split(lengths)
     else:
         padded = logits(model, collate(examples, rows, 0, "right", None))
         together = [line[:length] for line, length in zip(padded, lengths, strict=True)]
@@ -191,7 +191,7 @@ def resumes(case: Case) -> None:
     assert (abs(whole.losses[0] - learned.losses[0]) > DROPPED) == (case.family != "mpt")
     command.train_until(1, "r")
     resumed = command.run("--run_name", "r")
-    assert "going on from checkpoint" in resumed.err
+    assert "resuming from checkpoint" in resumed.err
     assert [line.split()[1] for line in resumed.out.splitlines() if line.startswith("step ")] == [f"{STEPS}/{STEPS}"]
     check_same(whole, resumed, 0.0)
 

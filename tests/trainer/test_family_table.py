@@ -16,13 +16,13 @@ from tests.support import ranks
 from tests.support.trainer import SIZES, VOCABULARY, sample_rows
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
 
-from finetune_trainer.config.schema import Dataset
-from finetune_trainer.data.batching import collate, join
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.data.batching import collate, pack
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import encode_rows
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.training.setup import joins_rows
+from finetune_trainer.training.setup import packs_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command, Outcome
 
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 
@@ -90,7 +90,7 @@ def test_adapted_output_layer_is_merged_without_the_embeddings_it_was_tied_to(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [name for name, row in families.FAMILIES.items() if row.joins_rows])
+@pytest.mark.parametrize("family", [name for name, row in families.FAMILIES.items() if row.packs_rows])
 def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> None:
     """Also with a window of attention shorter than the rows, where the family has one."""
     sizes = SIZES.get(family, SIZES["llama"]) | {"pad_token_id": 0, "sliding_window": 100}
@@ -99,12 +99,12 @@ def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> Non
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     module, rows = SupervisedLoss(model), np.arange(len(examples))
     apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
-    assert joins_rows(module, model, torch.device("cpu"))
+    assert packs_rows(module, model, torch.device("cpu"))
     module.eval()
-    together = float(module(join(examples, rows)))
+    together = float(module(pack(examples, rows)))
     assert together == pytest.approx(sum(apart), rel=1e-6)
-    assert float(module(join(examples, rows[::-1]))) == pytest.approx(together, rel=1e-6)
-    mixed = dataclasses.replace(join(examples, rows), joined=(int(examples.lengths.sum()),))
+    assert float(module(pack(examples, rows[::-1]))) == pytest.approx(together, rel=1e-6)
+    mixed = dataclasses.replace(pack(examples, rows), packed=(int(examples.lengths.sum()),))
     assert abs(float(module(mixed)) - together) > 1e-3
 
 
@@ -121,8 +121,8 @@ def test_model_that_mixes_joined_rows_is_found_out(caplog: pytest.LogCaptureFixt
     model.model = Deaf(config)
     with caplog.at_level(logging.WARNING, "finetune_trainer"):
         logging.getLogger("finetune_trainer").propagate = True
-        assert not joins_rows(SupervisedLoss(model), model, torch.device("cpu"))
-    assert "does not keep joined rows apart: rows are padded" in caplog.text
+        assert not packs_rows(SupervisedLoss(model), model, torch.device("cpu"))
+    assert "does not keep packed rows apart: rows are padded" in caplog.text
     assert model.config._attn_implementation == "sdpa"
 
 

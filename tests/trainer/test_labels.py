@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tests.support.trainer import make_tokenizer, prompt_ids
 
-from finetune_trainer.config.schema import Dataset
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import INTRO, encode_rows
+from finetune_trainer.data.prompts import INTRO
 from finetune_trainer.errors import ConfigError
 
 CHATML = (

@@ -18,6 +18,7 @@ from finetune_trainer.tracking import logbook
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.ray_head import RayHead
     from tests.support.trainer import Command, Outcome
 
 SECRETS = {
@@ -167,10 +168,10 @@ def test_log_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_error_of_a_worker(command: Command) -> None:
+def test_error_of_a_worker(command: Command, ray_head: RayHead) -> None:
     command.change("Training", num_training_workers=2)
     break_model(command)
-    outcome = command.run_apart("--attempt", "2", **SECRETS)
+    outcome = command.run_apart("--attempt", "2", **{**SECRETS, **ray_head.environment})
     assert outcome.code == 10
     message: Any = outcome.progress["failure"]["message"]
     first = message.splitlines()[0]

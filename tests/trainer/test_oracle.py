@@ -15,8 +15,8 @@ import torch
 from tests.support.trainer import Outcome, sample_rows
 
 from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import encode_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

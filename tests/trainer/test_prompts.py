@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from tests.support.trainer import make_tokenizer
 
-from finetune_trainer.config.schema import Dataset
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.data.encode import encode_rows
+from finetune_trainer.data.examples import Examples
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import INTRO, Examples, encode_rows
+from finetune_trainer.data.prompts import INTRO
 from finetune_trainer.errors import ConfigError, DatasetInvalid
 
 ROW = Row("Name a colour.", "", "Blue, of course.", 1)

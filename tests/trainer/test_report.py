@@ -11,12 +11,12 @@ import pytest
 from ruamel.yaml import YAML
 from tests.support.trainer import sample_rows
 
-from finetune_trainer.__main__ import _write_report
+from finetune_trainer.command.outcome import write_report
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.output.manifest import find_result
+from finetune_trainer.tracking.metrics import read_metrics
 from finetune_trainer.tracking.progress import Failure, read_progress
-from finetune_trainer.tracking.tracker import read_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def end(command: Command, **changes: Any) -> str:
     run = Run(config=config, output_dir=command.output, dataset_dir=command.folder, run_name="<b>r")
     progress = read_progress(run.logs / "progress.json")
     assert progress is not None
-    _write_report(run, progress.model_copy(update=changes))
+    write_report(run, progress.model_copy(update=changes))
     return (command.output / "report.html").read_text()
 
 

@@ -101,7 +101,7 @@ def go_on(command: Command) -> Outcome:
     """Go on with the run named r."""
     outcome = command.run("--run_name", "r")
     assert outcome.code == 0, outcome.err
-    assert "going on from checkpoint" in outcome.err
+    assert "resuming from checkpoint" in outcome.err
     return outcome
 
 

@@ -81,7 +81,7 @@ def test_another_run_goes_on_as_the_first_would_have(learning: Command, lora: bo
     before = contents(learning.folder / EARLIER)
     outcome = from_earlier(learning)
     assert outcome.code == 0, outcome.err
-    assert f"going on from checkpoint {checkpoint(learning, EARLIER, 4)}" in outcome.err
+    assert f"resuming from checkpoint {checkpoint(learning, EARLIER, 4)}" in outcome.err
     assert first_step(outcome) == 5
     assert same(whole, outcome)
     assert contents(learning.folder / EARLIER) == before
@@ -154,7 +154,7 @@ def test_a_run_without_checkpoints_is_begun_anew(learning: Command) -> None:
     whole = whole_and_earlier(learning)
     outcome = from_earlier(learning)
     assert outcome.code == 0, outcome.err
-    assert f"there is no complete checkpoint in {learning.folder / EARLIER / 'checkpoints'} to begin from" in outcome.err
+    assert f"there is no complete checkpoint in {learning.folder / EARLIER / 'checkpoints'} to start from" in outcome.err
     assert same(whole, outcome)
 
 

@@ -13,7 +13,7 @@ from tests.support import ranks
 from tests.support.trainer import SIZES, Outcome, prompt_ids, sample_rows
 from transformers import AutoModelForCausalLM
 
-from finetune_trainer.config.schema import Dataset
+from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.jsonl import Row
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.loss import SupervisedLoss

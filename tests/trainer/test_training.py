@@ -203,10 +203,10 @@ def test_loss_on_supervised_rows_is_the_models_own_loss(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finetune_trainer.config.schema import Dataset
+    from finetune_trainer.config.dataset import Dataset
     from finetune_trainer.data.batching import collate
+    from finetune_trainer.data.encode import encode_rows
     from finetune_trainer.data.jsonl import Row
-    from finetune_trainer.data.prompts import encode_rows
     from finetune_trainer.modeling import loss
 
     rows = [Row(**{**row, "line": 1}) for row in sample_rows(3)]

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.support import ranks
 from tests.support.trainer import Apart, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.support.ray_head import RayHead
     from tests.support.trainer import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -29,7 +31,7 @@ KUBERNETES_GRACE_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, Outcome]:
-    """Runs without any trouble, by strategy."""
+    """Runs of two ranks without any trouble, by strategy; without Ray, which only starts them."""
     return {}
 
 
@@ -42,8 +44,10 @@ def pair(command: Command, undisturbed: dict[str, Outcome]) -> Callable[[str], O
         command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1} if strategy == "DDP" else None)
         if strategy not in undisturbed:
             folder = command.folder / "whole"
-            outcome = command.run_apart("--output_dir", str(folder))
-            assert outcome.code == 0, outcome.err
+            config = command.config | {"General": command.config["General"] | {"output_dir": str(folder)}}
+            ranks.start(
+                command.folder / "ranks", [{"config": config, "data": str(command.folder), "stop": None, "name": None}], 2
+            )
             undisturbed[strategy] = Outcome(0, "", "", folder)
         return undisturbed[strategy]
 
@@ -56,13 +60,13 @@ def same(one: Outcome, other: Outcome) -> bool:
     return one.losses == other.losses and all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
-def workers_of(driver: int) -> list[int]:
-    """Processes of Ray's workers that belong to a driver and run the training."""
+def workers_of(head: RayHead) -> list[int]:
+    """Processes of Ray's workers that belong to a head and run the training."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             line = (path / "cmdline").read_bytes()
-            if line.startswith(b"ray::RayTrainWorker") and driver in ancestors(int(path.name)):
+            if line.startswith(b"ray::RayTrainWorker") and head.process in ancestors(int(path.name)):
                 found.append(int(path.name))
         except OSError:
             continue
@@ -81,13 +85,15 @@ def epochs_of_life(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "logs" / "progress.json").read_text())
 
 
-def test_a_killed_worker_costs_the_steps_since_the_checkpoint(command: Command, pair: Callable[[str], Outcome]) -> None:
+def test_a_killed_worker_costs_the_steps_since_the_checkpoint(
+    command: Command, pair: Callable[[str], Outcome], ray_head: RayHead
+) -> None:
     whole = pair("DDP")
     options = ("--run_name", "r", "--checkpoint_every_steps", "10", "--max_worker_failures", "2")
-    started = Apart(command, *options)
+    started = Apart(command, *options, **ray_head.environment)
     # Looked for early: the run must not end between its step 25 and the kill.
     started.wait_for(1)
-    workers = workers_of(started.process.pid)
+    workers = workers_of(ray_head)
     assert len(workers) == 2
     started.wait_for(25)
     os.kill(workers[1], signal.SIGKILL)
@@ -107,9 +113,11 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(command: Command, 
 
 
 @pytest.mark.parametrize("strategy", ["FSDP", "DDP"])
-def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair: Callable[[str], Outcome], strategy: str) -> None:
+def test_stop_file_and_signal_stop_all_ranks_at_one_step(
+    command: Command, pair: Callable[[str], Outcome], ray_head: RayHead, strategy: str
+) -> None:
     whole = pair(strategy)
-    started = Apart(command, "--run_name", "r")
+    started = Apart(command, "--run_name", "r", **ray_head.environment)
     started.wait_for(5)
     if strategy == "FSDP":
         (started.logs / "stop").touch()
@@ -125,17 +133,17 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(command: Command, pair:
     assert progress["checkpoint"]["step"] == progress["step"] < STEPS
     assert "it was stopped" in (command.output / "report.html").read_text()
     assert len(list(folder.glob("rank-*.safetensors"))) == (2 if strategy == "FSDP" else 1)
-    resumed = command.run_apart("--run_name", "r")
+    resumed = command.run_apart("--run_name", "r", **ray_head.environment)
     assert resumed.code == 0, resumed.err
     first = next(line for line in resumed.out.splitlines() if line.startswith("step "))
     assert first.startswith(f"step {progress['step'] + 1}/{STEPS} ")
     assert same(whole, resumed)
 
 
-def test_an_error_that_would_come_again_is_not_tried_again(command: Command) -> None:
+def test_an_error_that_would_come_again_is_not_tried_again(command: Command, ray_head: RayHead) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
     before = time.monotonic()
-    outcome = command.run_apart("--max_worker_failures", "5")
+    outcome = command.run_apart("--max_worker_failures", "5", **ray_head.environment)
     assert outcome.code == 4, outcome.err
     assert "error: org/none: cannot load the tokenizer" in outcome.err
     assert "restarts" not in outcome.progress or outcome.progress["restarts"] == 0

@@ -6,11 +6,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,45 +16,12 @@ from finetune_trainer import errors
 from finetune_trainer.tracking.progress import RAY_LOG_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
+    from tests.support.ray_head import RayHead
     from tests.support.trainer import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray head in processes of its own."""
-
-    address: str
-    logs: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What addresses it."""
-        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"}
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Start a Ray cluster of one node."""
-    folder = tmp_path_factory.mktemp("ray")
-    # Ray's sockets lie below this folder, and their paths have at most 107 characters.
-    short = Path(tempfile.gettempdir()) / f"ft-{os.getpid()}"
-    short.symlink_to(folder)
-    options = ["--num-cpus=4", "--include-dashboard=false", "--port=0", f"--temp-dir={short}", "--disable-usage-stats"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    head = subprocess.Popen([*RAY, "start", "--head", "--block", *options], stdout=subprocess.PIPE, env=environment, text=True)
-    try:
-        said = iter(head.stdout or ())
-        address = next(found[1] for line in said if (found := re.search(r"--address='(.+?)'", line)))
-        yield Cluster(address, short / "session_latest" / "logs")
-    finally:
-        head.terminate()
-        head.communicate(timeout=60)
-        short.unlink()
 
 
 def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None:
@@ -99,18 +61,18 @@ def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None
         assert len({found[1] for found in bound if found}) == 2
 
 
-def test_sharded_job_in_a_cluster(command: Command, cluster: Cluster) -> None:
+def test_sharded_job_in_a_cluster(command: Command, ray_head: RayHead) -> None:
     command.change("Training", max_train_steps=4)
     one = command.change("Training", batch_size=4).run()
     assert one.code == 0, one.err
     losses, weights = one.losses, load_weights(one.output)
 
     command.change("Training", batch_size=2, num_training_workers=2, accelerate_mode="FSDP")
-    two = command.run_apart("--run_name", "job-1", **cluster.environment)
+    two = command.run_apart("--run_name", "job-1", **ray_head.environment)
     assert two.code == 0, two.err
     assert two.losses == pytest.approx(losses, abs=1e-4)
     assert two.progress["world"]["strategy"] == "FSDP"
-    assert json.loads((cluster.logs / RAY_LOG_FILE).read_text()) == two.progress
+    assert json.loads((ray_head.logs / RAY_LOG_FILE).read_text()) == two.progress
     sharded = load_weights(two.output)
     assert sharded.keys() == weights.keys()
     assert all(torch.allclose(sharded[name], weights[name], atol=1e-3) for name in weights)
@@ -121,13 +83,13 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def test_failure_of_the_workers_in_a_cluster(command: Command, cluster: Cluster) -> None:
+def test_failure_of_the_workers_in_a_cluster(command: Command, ray_head: RayHead) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
-    outcome = command.run_apart("--attempt", "2", **cluster.environment)
+    outcome = command.run_apart("--attempt", "2", **ray_head.environment)
     assert outcome.code == 4
     assert "error: org/none: cannot load the tokenizer" in outcome.err
     assert "Traceback" not in outcome.err
-    seen = json.loads((cluster.logs / RAY_LOG_FILE).read_text())
+    seen = json.loads((ray_head.logs / RAY_LOG_FILE).read_text())
     assert (seen["attempt"], seen["state"], seen["failure"]["reason"]) == (2, "failed", "ModelNotFound")
 
 

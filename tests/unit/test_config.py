@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from finetune_trainer.config.schema import INACTIVE_KEYS, OBSOLETE_KEYS, OPTIMIZERS, RENAMED_OPTIMIZERS, TrainerConfig
-from finetune_trainer.config.yaml_file import config_notes
+from finetune_trainer.config.notes import config_notes
+from finetune_trainer.config.obsolete_keys import INACTIVE_KEYS, OBSOLETE_KEYS
+from finetune_trainer.config.optimizers import OPTIMIZERS, RENAMED_OPTIMIZERS
+from finetune_trainer.config.schema import TrainerConfig
 
 MINIMAL = {"General": {"base_model": "gpt2"}, "Dataset": {"train_file": "rows.jsonl"}}
 

@@ -19,7 +19,7 @@ from finetune_client import cli, convert
 from finetune_client.manifest import read_documents
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_trainer.config.schema import OBSOLETE_KEYS
+from finetune_trainer.config.obsolete_keys import OBSOLETE_KEYS
 from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.errors import ConfigError
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.support.builders import DATA
 
-from finetune_trainer.config.schema import INACTIVE_KEYS, OBSOLETE_KEYS, TrainerConfig
+from finetune_trainer.config.obsolete_keys import INACTIVE_KEYS, OBSOLETE_KEYS
+from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.errors import ConfigError
 

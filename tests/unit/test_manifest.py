@@ -173,12 +173,18 @@ def test_a_document_is_what_kubectl_makes_of_it(read: Any, text: str, value: Any
         ("%YAML 1.2\n---\na: 1\n", 1, "expected '<document start>'"),
         ('{"a": 1}\n{"b": 2}\nc: 3\n', 3, "this is no JSON"),
         ("a: " + "[" * 500 + "]" * 500, 1, "nested too deeply"),
+        ("a:\n  " + "[" * 201 + "]" * 201, 2, "nested too deeply"),
     ],
 )
 def test_what_cannot_be_read_is_told_with_its_line(read: Any, text: str, line: int, words: str) -> None:
     ((found, sentence),) = [problem for document in read(text) for problem in document.problems]
     assert found == line
     assert words in sentence
+
+
+def test_lists_may_be_nested_200_deep(read: Any) -> None:
+    (document,) = read("[" * 200 + "]" * 200)
+    assert document.problems == ()
 
 
 def test_a_document_that_grows_without_end_by_its_aliases_is_stopped(read: Any) -> None:

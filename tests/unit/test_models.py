@@ -11,7 +11,7 @@ from tests.support.builders import make_job, raw_job
 from finetune_operator.api.checks import broken_rules
 from finetune_operator.api.pods import RESERVED_VARIABLES
 from finetune_operator.api.v1alpha1 import FinetuneJob, Reason
-from finetune_trainer.tracking.progress import FailureReason
+from finetune_trainer.errors import FailureReason
 
 
 def problems(spec: dict[str, Any]) -> dict[str, str]:

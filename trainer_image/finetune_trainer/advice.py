@@ -1,4 +1,4 @@
-"""What somebody can do about a run that does not fit into memory, by what it is configured for."""
+"""Advice for a run that does not fit into memory, by its configuration."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 _DEVICE = re.compile(r"(CUDA|XPU|HIP)( error:)? out of memory|OUT_OF_DEVICE_MEMORY|CUBLAS_STATUS_ALLOC_FAILED")
 _HOST = re.compile(r"out of memory|can't allocate memory|not enough memory|OUT_OF_HOST_MEMORY")
 _NAMES = {"OutOfMemoryError", "OutOfMemory"}
-"""Classes of Ray and torch; neither is imported here."""
+"""Names of exceptions of Ray and torch, which are not imported here."""
 
 
 def lacking_memory(error: BaseException) -> Memory | None:
-    """Which memory an error tells the end of; None: it is about something else."""
+    """Which memory an error says is exhausted; None: the error is about something else."""
     text = str(error)
     known = type(error).__name__ in _NAMES
     if (known or isinstance(error, RuntimeError)) and _DEVICE.search(text):
@@ -30,7 +30,7 @@ def lacking_memory(error: BaseException) -> Memory | None:
 
 
 def to_save_memory(config: TrainerConfig, memory: Memory) -> str:
-    """What to change, the cheapest first, in the manner of `try A; B; or C`."""
+    """What to change, the cheapest change first, in the form `try A; B; or C`."""
     *first, last = _changes(config, memory)
     return f"try {'; '.join((*first, f'or {last}'))}"
 

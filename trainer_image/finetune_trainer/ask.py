@@ -58,7 +58,7 @@ def answer(folder: Path, model_dir: str | None, dataset: Dataset, row: Row) -> s
     import torch
     from transformers import AutoTokenizer
 
-    from finetune_trainer.data.prompts import encode_rows
+    from finetune_trainer.data.encode import encode_rows
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     examples = encode_rows([row], tokenizer, dataset, "prompt")

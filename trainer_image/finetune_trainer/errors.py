@@ -5,14 +5,14 @@
     ├── DatasetNotFound      3  DatasetNotFound   no such data file
     ├── DatasetInvalid       3  DatasetInvalid    rows that cannot be used, with file and line
     ├── ModelNotFound        4  ModelNotFound     no model or tokenizer under this name or in this folder
-    ├── ModelAccessDenied    8  ModelAccessDenied the hub does not give the model to this user: it is gated or private
+    ├── ModelAccessDenied    8  ModelAccessDenied the hub does not let this user download the model: it is gated or private
     ├── ModelInvalid         9  ModelInvalid      a file of the model is broken, or does not fit its config.json
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
     ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
-    ├── OutputNotWritable    7  TrainingFailed    the output folder refuses to be written
+    ├── OutputNotWritable    7  TrainingFailed    the output folder is not writable
     │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
     ├── TrainingFailed      10  TrainingFailed    anything else
-    │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and starting all anew did not help
+    │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and restarting all workers did not help
     ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
     └── WorkerOOMKilled     11  WorkerOOMKilled   Ray ended a worker before its host's memory was exhausted
 
@@ -22,37 +22,49 @@ Exit code 1 is wrong usage of the command line. All of them can be pickled: they
 from __future__ import annotations
 
 import errno
-import re
 import time
 import traceback
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from finetune_trainer.advice import lacking_memory, to_save_memory
 from finetune_trainer.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from finetune_trainer.config.run import Run
-    from finetune_trainer.config.schema import TrainerConfig
-    from finetune_trainer.tracking.progress import FailureReason
+
+FailureReason = Literal[
+    "InvalidSpec",
+    "DatasetNotFound",
+    "DatasetInvalid",
+    "ModelNotFound",
+    "ModelAccessDenied",
+    "ModelInvalid",
+    "DeviceNotFound",
+    "LossNotFinite",
+    "OutputVolumeFull",
+    "OutOfMemory",
+    "WorkerOOMKilled",
+    "WorkerLost",
+    "TrainingFailed",
+]
+"""Why a run failed, as far as the trainer can tell. The names are reasons of a FinetuneJob's status."""
 
 USAGE_EXIT_CODE = 1
 """Exit code of a command line that names no configuration or an unknown option."""
 
 
 class TrainerError(Exception):
-    """A failure that is explained to the user in words, without a traceback."""
+    """A failure that is explained to the user in a message, without a traceback."""
 
     reason: ClassVar[FailureReason] = "TrainingFailed"
     exit_code: ClassVar[int] = 10
-    may_pass: ClassVar[bool] = False
-    """Whether the same run may succeed when its workers are started anew."""
+    retryable: ClassVar[bool] = False
+    """Whether the same run may succeed when its workers are restarted."""
 
 
 class ConfigError(TrainerError):
-    """The configuration is wrong. It holds every error at once, one line each."""
+    """The configuration is wrong. The exception holds all errors, one line each."""
 
     reason = "InvalidSpec"
     exit_code = 2
@@ -87,14 +99,14 @@ class ModelNotFound(TrainerError):  # noqa: N818 - named after the reason in the
 
 
 class ModelAccessDenied(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The hub has the model, and does not give it to this user."""
+    """The hub has the model, but does not let this user download it."""
 
     reason = "ModelAccessDenied"
     exit_code = 8
 
 
 class ModelInvalid(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """A file of the base model or its tokenizer is broken, or the weights are not those of its config.json."""
+    """A file of the base model or its tokenizer is broken, or the weights do not match its config.json."""
 
     reason = "ModelInvalid"
     exit_code = 9
@@ -108,14 +120,14 @@ class DeviceNotFound(TrainerError):  # noqa: N818 - named after the reason in th
 
 
 class LossNotFinite(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The loss became NaN or infinite: the weights are lost."""
+    """The loss became NaN or infinite, so the weights are unusable."""
 
     reason = "LossNotFinite"
     exit_code = 6
 
 
 class OutputNotWritable(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The output folder refuses to be written."""
+    """The output folder is not writable."""
 
     exit_code = 7
 
@@ -127,14 +139,14 @@ class OutputVolumeFull(OutputNotWritable):
 
 
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """A failure that has no better name."""
+    """A failure of an unknown kind."""
 
-    may_pass = True
+    retryable = True
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.time = time.time()
-        """When it happened, in seconds since 1970: the first of several is the cause of the others."""
+        """When it happened, in seconds since 1970: the first of several failures is the cause of the others."""
 
 
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status
@@ -142,7 +154,7 @@ class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the j
 
     reason = "OutOfMemory"
     exit_code = 11
-    may_pass = True
+    retryable = True
 
 
 class WorkerLost(TrainingFailed):
@@ -152,25 +164,26 @@ class WorkerLost(TrainingFailed):
 
 
 class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """Ray ended a worker because its host or its pod was about to run out of memory: that would come again."""
+    """Ray ended a worker because its host or pod was about to run out of memory. That would happen again."""
 
     reason = "WorkerOOMKilled"
     exit_code = 11
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+"""Error numbers of a volume without space, and of a user whose quota is used up."""
 
 
 MESSAGE_BYTES = 4096
-"""Size of the words for a failure of an unknown kind: they go into the status of a job."""
+"""Size of the message for a failure of an unknown kind: it becomes part of a job's status."""
 
 
 def in_words(error: BaseException, who: str = "") -> TrainingFailed:
-    """A failure of an unknown kind: the error itself, then the traceback's last lines, as many as fit.
+    """Describe a failure of an unknown kind: the error itself, then as many of the traceback's last lines as fit.
 
     Args:
         error: the failure.
-        who: which process had it, to stand before it.
+        who: the process that failed, as a prefix.
     """
     head = redact(who + "".join(traceback.format_exception_only(error)).strip())
     head = head.encode()[: MESSAGE_BYTES // 2].decode(errors="ignore")
@@ -182,36 +195,6 @@ def in_words(error: BaseException, who: str = "") -> TrainingFailed:
 
 def output_error(folder: Path, error: OSError) -> OutputNotWritable:
     """Say what is wrong with the output folder."""
-    if error.errno in _FULL:
+    if error.errno in NO_SPACE:
         return OutputVolumeFull(f"{folder}: no space left on the output volume")
     return OutputNotWritable(f"{folder}: the output folder is not writable: {error.strerror or error}")
-
-
-def explain(error: BaseException, run: Run) -> TrainerError | None:
-    """Translate an error of Python, torch or Ray that has a plain cause; None: it has none that is known here."""
-    if isinstance(error, TrainerError):
-        return error
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return output_error(run.output_dir, error)
-    text = str(error)
-    if type(error).__name__ == "WorkerHealthCheckFailedError":
-        return _explain_loss(text, run.config)
-    memory = lacking_memory(error)
-    if memory is not None:
-        said = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        return OutOfMemory(f"the memory of the {memory} is exhausted ({said}); {to_save_memory(run.config, memory)}")
-    # safetensors writes files from Rust and loses errno on the way.
-    if "No space left on device" in text or "os error 28" in text:
-        return OutputVolumeFull(f"{run.output_dir}: no space left on the output volume")
-    return None
-
-
-def _explain_loss(text: str, config: TrainerConfig) -> WorkerLost | WorkerOOMKilled:
-    """Put Ray Train's report of a lost worker, its description and then what Ray's core says, into a sentence or two."""
-    description, _, cause = text.partition("\n)\n")
-    host = re.search(r"hostname='([^']+)'", description)
-    worker = f"the worker on {host[1]}" if host else "a worker"
-    memory = re.search(r"Memory on the node \([^)]*\) was (.+?limit)", cause)
-    if memory:
-        return WorkerOOMKilled(f"{worker} was ended for lack of memory ({memory[1]}); {to_save_memory(config, 'host')}")
-    return WorkerLost(f"{worker} was lost: {' '.join(cause.split())[:1000]}")

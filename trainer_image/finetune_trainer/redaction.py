@@ -1,4 +1,4 @@
-"""Secrets do not belong into what is printed, logged or reported."""
+"""Keep secrets out of everything that is printed, logged or reported."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 REDACTED = "[redacted]"
 
 MIN_SECRET = 6
-"""Characters of the shortest value that is taken for a secret: `TOKEN=1` must not blot out every 1."""
+"""Length of the shortest value that counts as a secret: `TOKEN=1` must not redact every 1."""
 
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_KEY|ACCESS_KEY)$", re.IGNORECASE)
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def redact(text: str) -> str:
-    """Leave out the values of variables such as HF_TOKEN and RAY_AUTH_TOKEN, and whatever looks like a hub token."""
+    """Redact the values of variables such as HF_TOKEN and RAY_AUTH_TOKEN, and everything that looks like a hub token."""
     secrets = {value for name, value in os.environ.items() if len(value) >= MIN_SECRET and _SECRET_NAME.search(name)}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, REDACTED)

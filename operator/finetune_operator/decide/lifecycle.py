@@ -38,7 +38,7 @@ from finetune_operator.status import (
     set_condition,
     set_phase,
 )
-from finetune_trainer.config.yaml_file import config_notes
+from finetune_trainer.config.notes import config_notes
 
 PREFLIGHT_SECONDS = 5.0
 """How often a missing claim is looked for: claims are read by name, not watched."""

@@ -1,53 +1,30 @@
-"""What a checkpoint has to hold so that the run goes on as if it had never ended, and how it gets back into an engine.
+"""Write the state of an engine to files, and read it back, so that the run continues as if it had never ended.
 
-Weights that learn and the tensors of the optimizer, as each rank holds them: a rank of FSDP has its shards only. Where
-the data stand is the number of steps done, and randomness is seeded anew in each step: neither needs to be stored.
+The state is the trainable weights and the optimizer's tensors, as each rank holds them: a rank of FSDP has its shards
+only. The number of steps gives the position in the data, and each step seeds its randomness: neither is stored.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint import marker
+from finetune_trainer.files import sync_and_describe
+from finetune_trainer.tracking.measurements import RunningLoss
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from finetune_trainer.output.manifest import Entry
-    from finetune_trainer.training.setup import Engine
-
-
-@dataclass
-class Sums:
-    """What the loop carries from step to step for its log."""
-
-    loss: float = 0.0
-    """Summed over the supervised tokens since the last logging step."""
-    tokens: int = 0
-    """Supervised tokens since then."""
-    mean: float | None = None
-    """Mean loss per token since then, as of the last step."""
-    first: float | None = None
-    """Mean loss per token of the first step."""
-
-    def add(self, loss: float, tokens: int) -> float:
-        """A step is done; give the mean loss since the last logging step."""
-        self.loss, self.tokens = self.loss + loss, self.tokens + tokens
-        self.mean = self.loss / max(self.tokens, 1)
-        self.first = self.mean if self.first is None else self.first
-        return self.mean
-
-    def clear(self) -> None:
-        """A logging step is done."""
-        self.loss, self.tokens = 0.0, 0
+    from finetune_trainer.files import Entry
+    from finetune_trainer.runtime.engine import Engine
 
 
 def save_tensors(engine: Engine, path: Path) -> Entry:
-    """Write this rank's tensors; give size and digest of the file.
+    """Write this rank's tensors; return size and digest of the file.
 
     Raises:
         OSError, safetensors.SafetensorError: the volume is full or not writable.
@@ -55,11 +32,11 @@ def save_tensors(engine: Engine, path: Path) -> Entry:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in _tensors(engine).items()}, path)
-    return store.describe(path)
+    return sync_and_describe(path)
 
 
-def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
-    """Write everything that is not a tensor; give size and digest of the file.
+def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
+    """Write everything that is not a tensor; return size and digest of the file.
 
     Raises:
         OSError: the volume is full or not writable.
@@ -70,19 +47,19 @@ def save_rest(engine: Engine, sums: Sums, path: Path) -> Entry:
         "groups": groups,
         "schedule": engine.schedule.state_dict(),
         "scaler": engine.scaler.state_dict(),
-        "sums": asdict(sums),
+        "sums": asdict(running_loss),
     }
     path.write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
-    return store.describe(path)
+    return sync_and_describe(path)
 
 
 def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.Tensor]:
-    """Read this rank's tensors, and see that they fit.
+    """Read this rank's tensors, and check that they fit the engine.
 
     Args:
-        engine: freshly built; its optimizer gets its tensors, without their values.
+        engine: as it was built; its optimizer gets tensors without values.
         path: the file.
-        optimizer: name of the optimizer that the file has the tensors of; those of another are left out.
+        optimizer: name of the optimizer whose tensors the file has; they are ignored unless the engine has the same one.
 
     Raises:
         Unusable: the file has other weights than the model.
@@ -99,29 +76,29 @@ def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.
     if found != there:
         engine.optimizer.state.clear()
         differing = min(name for name in there.keys() | found.keys() if there.get(name) != found.get(name))
-        raise store.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
+        raise marker.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
     return saved
 
 
 def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
-    """Put what `read_tensors` gave in its place."""
+    """Copy the tensors that `read_tensors` has returned into the engine."""
     there = _tensors(engine)
     with torch.no_grad():
         for name, tensor in saved.items():
             there[name].copy_(tensor)
 
 
-def load_rest(engine: Engine, rest: dict[str, Any]) -> Sums:
-    """Put back what is not a tensor; give the sums."""
+def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
+    """Restore what is not a tensor; return the running loss."""
     for group, saved in zip(engine.optimizer.param_groups, rest["groups"], strict=True):
         group.update(saved)
     engine.schedule.load_state_dict(rest["schedule"])
     engine.scaler.load_state_dict(rest["scaler"])
-    return Sums(**rest["sums"])
+    return RunningLoss(**rest["sums"])
 
 
 def make_optimizer_state(engine: Engine) -> None:
-    """Have the optimizer make its tensors, of the right types and sharded as the weights, by a step that moves nothing."""
+    """Make the optimizer's tensors, of the right types and sharded as the weights, by a step that changes no weight."""
     optimizer = engine.optimizer
     rates = [group["lr"] for group in optimizer.param_groups]
     for weight in engine.weights:
@@ -135,9 +112,9 @@ def make_optimizer_state(engine: Engine) -> None:
 
 
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """What this rank holds of everything, by name."""
+    """The trainable weights and the optimizer's tensors of this rank, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, weight in engine.causal.named_parameters():
+    for name, weight in engine.model.named_parameters():
         if not weight.requires_grad:
             continue
         found[f"weight:{name}"] = _local(weight)

@@ -1,7 +1,8 @@
-"""What one run is asked to do: the configuration and the options of the command line, with the paths settled."""
+"""One run: its configuration and the options of the command line, with absolute paths."""
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,52 +12,52 @@ if TYPE_CHECKING:
     from finetune_trainer.config.schema import TrainerConfig
 
 LOGS = "logs"
-"""Folder below the output folder that holds what is written while the run goes on."""
+"""Folder below the output folder for the files that are written during the run."""
 
 CHECKPOINTS = "checkpoints"
 """Folder below the output folder with the checkpoints."""
 
 TOKENS = ".tokens"
-"""Folder below the output folder with the tokenised rows. It goes when the result is there."""
+"""Folder below the output folder with the tokenised rows. It is removed when the result is complete."""
 
 MERGED = "merged"
-"""Folder below the output folder with the model that the adapter was merged into."""
+"""Folder below the output folder with the merged model."""
 
 STEPS_BETWEEN = 100
 """Optimizer steps between two checkpoints with save_strategy: steps."""
 
 
 RESTARTS = "FINETUNE_RESTARTS"
-"""Environment variable of a Ray worker: how many groups of workers there were before its own."""
+"""Environment variable of a Ray worker: how many groups of workers preceded its own."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """When checkpoints are written, and which ones stay."""
+    """When checkpoints are written, and how many are kept."""
 
     every_steps: int = 0
     """Optimizer steps between two; 0: none by number."""
     each_epoch: bool = False
     keep: int = 2
-    """How many stay, the newest ones."""
+    """How many of the newest ones are kept."""
     after_export: bool = False
-    """Whether they stay beside the finished result."""
+    """Whether they are kept after the export of the result."""
 
     @classmethod
     def choose(cls, strategy: str, every_steps: int | None, keep: int) -> Saving:
-        """What General.save_strategy says, and the command line instead of it."""
+        """The schedule by General.save_strategy, unless the command line has its own."""
         if every_steps is None:
             return cls(STEPS_BETWEEN if strategy == "steps" else 0, strategy == "epoch", keep, strategy != "no")
         return cls(every_steps, keep=keep, after_export=strategy != "no")
 
     def is_due(self, step: int, *, ends_epoch: bool) -> bool:
-        """Whether a checkpoint follows this step."""
+        """Whether a checkpoint is due after this step."""
         return (self.every_steps > 0 and step % self.every_steps == 0) or (self.each_epoch and ends_epoch)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the trainer. It travels to every Ray worker."""
+    """One run of the trainer. It is sent to every Ray worker."""
 
     config: TrainerConfig
     output_dir: Path
@@ -68,19 +69,19 @@ class Run:
     model_revision: str | None = None
     """Commit, tag or branch of the base model on the hub; None: its main branch."""
     run_name: str | None = None
-    """Name that is the same for every attempt at this run; None: the run is never taken for an earlier one."""
+    """Name that all attempts at this run share; None: the run never continues an earlier one."""
     attempt: int = 1
     """Which submission of the run this is, from 1."""
     resume_from: Path | None = None
-    """Output folder of an earlier run, whose newest checkpoint the run begins from; nothing is written there."""
+    """Output folder of an earlier run from whose newest checkpoint this run starts; nothing is written there."""
     working_dir: Path = Path()
-    """Folder in which the command was started: Ray workers start elsewhere."""
+    """Folder in which the command was started: Ray workers start in another one."""
     saving: Saving = Saving()
     """When checkpoints are written."""
     max_worker_failures: int = 0
-    """How often Ray Train may start the workers anew."""
+    """How often Ray Train may restart the workers."""
     start_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Tells this start of the command from all others."""
+    """Identifies this start of the command."""
 
     @property
     def logs(self) -> Path:
@@ -99,7 +100,7 @@ class Run:
 
     @property
     def checkpoint_owner(self) -> str:
-        """Whose checkpoints the run takes for its own: a run without a name never takes those of an earlier start."""
+        """The owner in the markers of the run's checkpoints: a run without a name never resumes those of an earlier start."""
         return self.run_name or f"(unnamed, start {self.start_id})"
 
     @property
@@ -136,3 +137,8 @@ class Run:
     def _folder_or_name(self, name: str) -> str:
         folder = self.working_dir / Path(name).expanduser()
         return str(folder) if folder.is_dir() else name
+
+
+def addresses_cluster() -> bool:
+    """Whether the run uses an existing Ray cluster: this is the driver of a Ray job, or RAY_ADDRESS is set."""
+    return any(os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_JOB_ID"))

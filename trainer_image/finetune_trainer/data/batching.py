@@ -1,9 +1,4 @@
-"""Which rows make up which batch on which rank, and the tensors of a batch.
-
-Every rank computes the same plan from the seed, so the number of supervised tokens of a step is known everywhere
-without asking. A global batch is formed first and dealt out to the ranks afterwards: the result of a step does not
-depend on how many workers share it.
-"""
+"""Make the tensors of a batch: rows that are packed without padding, or padded to one length."""
 
 from __future__ import annotations
 
@@ -15,12 +10,9 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
-    from finetune_trainer.config.schema import TrainerConfig
-    from finetune_trainer.data.prompts import Examples
+    from finetune_trainer.data.examples import Examples
 
 IGNORED = -100
 """Target of a position without loss: the value that cross entropy ignores by default."""
@@ -28,25 +20,21 @@ IGNORED = -100
 MULTIPLE = 8
 """Batches are padded to a multiple of this: vector units and tensor cores work on such lengths."""
 
-WINDOW = 50
-"""Global batches that are sorted by length together. Rows of alike length meet in a batch, and the order of batches
-stays random; larger windows save little more padding."""
-
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of the rows that one rank takes through the model at once, B rows of T positions."""
+    """Tensors of the rows of one forward pass on one rank, B rows of T positions."""
 
     input_ids: torch.Tensor
     """[B, T], int64."""
     targets: torch.Tensor
     """[B, T], int64: the token to be predicted at each position, or IGNORED."""
     attention_mask: torch.Tensor | None = None
-    """[B, T], int64; None: padding is on the right, where causal attention never looks."""
+    """[B, T], int64; None: padding is on the right, which causal attention ignores."""
     position_ids: torch.Tensor | None = None
     """[B, T], int64; None: counted from the left."""
-    joined: tuple[int, ...] = ()
-    """Tokens of the rows that lie one behind the other in the only line; none: each row has a line of its own."""
+    packed: tuple[int, ...] = ()
+    """Lengths of the rows that are packed into one line, in tokens; empty: each row has a line of its own."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -55,87 +43,12 @@ class Batch:
         return replace(self, **moved)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step: its micro-batches, each as the row numbers of every rank."""
-
-    epoch: float
-    """Passes over the rows once this step is done."""
-    micro: tuple[tuple[NDArray[np.int64], ...], ...]
-    """For each micro-batch, for each rank: numbers of its rows."""
-    ends_epoch: bool = False
-
-
-def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split row numbers into those to train on and those to evaluate on, both in the file's order.
-
-    The share is rounded up, as in llm-on-ray, and leaves at least one row to train on.
-    """
-    held = min(math.ceil(count * percentage / 100), count - 1)
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
-
-
-def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
-    """Optimizer steps of the whole run."""
-    training = config.training
-    micro = math.ceil(rows / (training.batch_size * workers))
-    return training.max_train_steps or training.epochs * math.ceil(micro / training.gradient_accumulation_steps)
-
-
-def plan_steps(
-    lengths: NDArray[np.int64], workers: int, config: TrainerConfig, done: int = 0, *, by_length: bool = False
-) -> Iterator[Step]:
-    """Steps without end: epoch after epoch, each with every row once.
-
-    Args:
-        lengths: tokens of each row.
-        workers: ranks that share a step.
-        config: sizes, order and seed.
-        done: steps that are left out at the beginning, since a checkpoint holds them.
-        by_length: whether rows of alike length meet in a batch, so that little is padded.
-    """
-    training, dataset = config.training, config.dataset
-    size, accumulate = training.batch_size * workers, training.gradient_accumulation_steps
-    epoch, taken_before = divmod(done, math.ceil(math.ceil(len(lengths) / size) / accumulate))
-    while True:
-        rng = np.random.default_rng((training.seed, epoch)) if dataset.shuffle else None
-        order, batches = _epoch(lengths, size, rng, by_length=by_length)
-        for start in range(taken_before * accumulate, len(batches), accumulate):
-            end = min(start + accumulate, len(batches))
-            micro = tuple(deal(order[size * batch : size * (batch + 1)], lengths, workers) for batch in batches[start:end])
-            yield Step(epoch + end / len(batches), micro, ends_epoch=end == len(batches))
-        epoch, taken_before = epoch + 1, 0
-
-
-def _epoch(
-    lengths: NDArray[np.int64], size: int, rng: np.random.Generator | None, *, by_length: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The order of the rows, of which each batch takes the next `size`; and the order of those batches."""
-    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
-    batches = np.arange(math.ceil(len(order) / size))
-    if rng is None or not by_length:
-        return order, batches
-    for start in range(0, len(order), size * WINDOW):
-        window = order[start : start + size * WINDOW]
-        order[start : start + size * WINDOW] = window[np.argsort(-lengths[window], kind="stable")]
-    return order, rng.permutation(len(batches))
-
-
-def deal(batch: NDArray[np.int64], lengths: NDArray[np.int64], workers: int) -> tuple[NDArray[np.int64], ...]:
-    """Deal the rows of a global batch out, longest first, to and fro: each rank gets about the same work."""
-    ordered = batch[np.argsort(-lengths[batch], kind="stable")]
-    turn = np.arange(len(ordered)) % (2 * workers)
-    rank = np.minimum(turn, 2 * workers - 1 - turn)
-    return tuple(ordered[rank == worker] for worker in range(workers))
-
-
-def join(examples: Examples, rows: NDArray[np.int64]) -> Batch:
-    """Make the tensors of some rows, one behind the other in a single line, each with positions from 0.
+def pack(examples: Examples, rows: NDArray[np.int64]) -> Batch:
+    """Pack rows: make tensors of one line that holds one row after the other, each with positions from 0.
 
     Args:
         examples: all rows.
-        rows: numbers of the rows in the batch; none: row 0 without any loss, as in `collate`.
+        rows: numbers of the rows in the batch; if empty, row 0 is used without any loss, as in `collate`.
     """
     taken = [examples.row(int(index)) for index in rows] or [examples.row(0)]
     lengths = [len(ids) for ids in taken]
@@ -150,8 +63,8 @@ def join(examples: Examples, rows: NDArray[np.int64]) -> Batch:
     return Batch(input_ids, wanted, None, positions, tuple(lengths))
 
 
-def pairs_with_one_target() -> tuple[Batch, Batch]:
-    """Two batches of two joined rows each: the first rows differ, and of the second only the last token is wanted."""
+def batches_with_one_target() -> tuple[Batch, Batch]:
+    """Two batches of two packed rows each: the first rows differ, and only the last token of the second row is a target."""
     positions = torch.arange(MULTIPLE).repeat(2)[None]
     one = positions + 1
     other = torch.cat([one[:, :MULTIPLE].flip(1), one[:, MULTIPLE:]], dim=1)
@@ -162,15 +75,15 @@ def pairs_with_one_target() -> tuple[Batch, Batch]:
 
 
 def collate(examples: Examples, rows: NDArray[np.int64], pad: int, side: str, longest: int | None) -> Batch:
-    """Make the tensors of some rows, padded to the longest of them.
+    """Make the tensors of rows that are padded to the longest of them.
 
     Args:
         examples: all rows.
-        rows: numbers of the rows in the batch; none: row 0 without any loss, so that a rank that is left without
-            rows at the end of an epoch still takes part in the reduction of gradients.
-        pad: id that fills up; it is masked by position, so it may be a token with a meaning.
+        rows: numbers of the rows in the batch; if empty, row 0 is used without any loss, so that a rank without rows
+            at the end of an epoch still takes part in the reduction of gradients.
+        pad: id of the padding; its positions are masked, so any token may be used.
         side: left or right.
-        longest: positions that the model has, no fewer than a row is long; None: no limit.
+        longest: number of positions of the model, at least the length of a row; None: no limit.
     """
     taken = [examples.row(int(index)) for index in rows] or [examples.row(0)]
     width = math.ceil(max(len(ids) for ids in taken) / MULTIPLE) * MULTIPLE

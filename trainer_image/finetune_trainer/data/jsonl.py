@@ -1,6 +1,6 @@
-"""Rows in a JSONL file: {instruction, context (optional), response}, or {text}. Broken ones are refused by line.
+"""Rows in a JSONL file: {instruction, context (optional), response}, or {text}. Broken rows are reported by line.
 
-A file is read in pieces of whole lines, so that a process holds one piece of it, however long it is.
+A file is read in pieces of whole lines, so a process never holds more than one piece of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHOWN_ROWS = 5
-"""How many broken rows a message lists: enough to see the pattern, and the count tells the rest."""
+"""How many broken rows a message lists: enough to see the pattern. The message gives the total."""
 
 PIECE_BYTES = 512 * 1024
 """Size of a piece: some thousand rows, which are tokenised together."""
@@ -40,18 +40,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some lines of a file that lie one behind the other."""
+    """Consecutive lines of a file."""
 
     offset: int
-    """Bytes before it."""
+    """Offset of the piece in the file, in bytes."""
     size: int
-    """Bytes of it."""
+    """Size of the piece, in bytes."""
     line: int
     """Number of its first line, from 1."""
 
 
-class Broken:
-    """Rows of one file that cannot be used: the first ones in words, and how many there are."""
+class BrokenRows:
+    """Rows of one file that cannot be used: messages for the first ones, and the total."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -66,10 +66,10 @@ class Broken:
                 self._shown.append(f"{self._name}:{line}: {why}")
 
     def refuse(self) -> None:
-        """Raise the error for all of them, if there are any.
+        """Raise an error for all broken rows, if there are any.
 
         Raises:
-            DatasetInvalid: there are some.
+            DatasetInvalid: there are broken rows.
         """
         rest = self._count - len(self._shown)
         more = [f"{self._name}: and {rest} more broken rows, {self._count} in all"] if rest > 0 else []
@@ -78,7 +78,7 @@ class Broken:
 
 
 def check_rows(path: Path, name: str, piece_bytes: int = PIECE_BYTES) -> int:
-    """Read all rows of a file, and give their number; blank lines are skipped.
+    """Read all rows of a file, and return their number. Blank lines are skipped.
 
     Args:
         path: the file.
@@ -87,9 +87,9 @@ def check_rows(path: Path, name: str, piece_bytes: int = PIECE_BYTES) -> int:
 
     Raises:
         DatasetNotFound: the file is missing or cannot be read.
-        DatasetInvalid: rows are broken, or there is none.
+        DatasetInvalid: rows are broken, or there are no rows.
     """
-    broken, count = Broken(name), 0
+    broken, count = BrokenRows(name), 0
     for piece in pieces(path, name, piece_bytes):
         rows, reasons = read_piece(path, name, piece)
         broken.add(reasons)
@@ -118,10 +118,10 @@ def pieces(path: Path, name: str, size: int = PIECE_BYTES) -> Iterator[Piece]:
 
 
 def read_piece(path: Path, name: str, piece: Piece) -> tuple[list[Row], list[tuple[int, str]]]:
-    """Read the rows of a piece; and the lines that are broken, each with what is wrong with it.
+    """Read a piece; return its rows, and its broken lines, each with the reason.
 
     Raises:
-        DatasetNotFound: the file cannot be read any more.
+        DatasetNotFound: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -141,7 +141,7 @@ def read_piece(path: Path, name: str, piece: Piece) -> tuple[list[Row], list[tup
 
 
 def unreadable(path: Path, name: str, error: OSError) -> DatasetNotFound:
-    """Say that a data file cannot be read, and where it was looked for."""
+    """The error for a data file that cannot be read; it says where the file was looked for."""
     where = "" if str(path) == name else f" (looked for {path})"
     return DatasetNotFound(f"{name}: cannot read the data file{where}: {error.strerror}")
 
@@ -150,7 +150,7 @@ def _row(data: bytes, line: int) -> Row:
     """Check one line.
 
     Raises:
-        ValueError: what is wrong with it, in words.
+        ValueError: the line is broken; the message is the reason.
     """
     try:
         value = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))

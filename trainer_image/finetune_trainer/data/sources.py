@@ -1,45 +1,30 @@
-"""Find the rows: a JSONL file; or a file or folder of another kind, or a data set of the hub, of which a copy is made.
+"""Find the data: a JSONL file; or a JSONL copy of another kind of file, of a folder, or of a data set of the hub.
 
-The copy is a JSONL file below the output folder, made once by who looks first, which is the driver: so a worker needs no
-way to the hub, there is one way from rows to tokens, and a later attempt at the run sees the same rows.
+The driver makes the copy once, below the output folder: so the workers need no access to the hub, all data is tokenised
+in the same way, and a later attempt at the run uses the same rows.
 
     <output_dir>/.tokens/copies/<key>/train.jsonl, validation.jsonl
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune_trainer.checkpoint import store
-from finetune_trainer.data.jsonl import check_rows, unreadable
-from finetune_trainer.errors import DatasetInvalid, DatasetNotFound, output_error
-from finetune_trainer.output.manifest import describe_file
+from finetune_trainer.data.copies import TABLES, copies_of
+from finetune_trainer.data.jsonl import check_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from finetune_trainer.config.run import Run
 
 log = logging.getLogger(__name__)
 
-COPIES = "copies"
-"""Folder below that of the tokens."""
-
-KEYS = ("instruction", "context", "response", "text")
-"""Columns that are read."""
-
-TABLES = {".csv": "csv", ".parquet": "parquet"}
-"""Suffixes of data files that are not read line by line → their kind in the library `datasets`."""
-
-TRAIN, HELD = ("train",), ("validation", "test", "train")
-"""Splits that are taken of a data set for train_file, and for validation_file: the first that it has."""
+TRAIN, VALIDATION = ("train",), ("validation", "test", "train")
+"""Names of the split for train_file, and for validation_file: the first one that the data set has is used."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_NAME = re.compile(r".*\.(jsonl?|csv|parquet|txt|tsv|gz|zip)", re.IGNORECASE)
@@ -51,11 +36,11 @@ class Source:
 
     path: Path
     name: str
-    """What messages call it: the file as the user wrote it, or data set and split, as in `owner/name[train]`."""
+    """Its name in messages: the file as the user wrote it, or data set and split, as in `owner/name[train]`."""
 
 
 def find_sources(run: Run) -> tuple[Source, Source | None]:
-    """Find the rows to train on; and those to evaluate on, unless they are to be split off the former.
+    """Find the rows to train on, and those to evaluate on; None: they are split off the former.
 
     Raises:
         DatasetNotFound: there is no such file, folder, or data set on the hub, or it has no such split.
@@ -63,12 +48,12 @@ def find_sources(run: Run) -> tuple[Source, Source | None]:
         OutputVolumeFull, OutputNotWritable: the output folder cannot take the copy.
     """
     dataset = run.config.dataset
-    held = None
+    validation = None
     if run.validation_file is not None and dataset.validation_file is not None:
-        held = _find(run, dataset.validation_file, run.validation_file, [HELD])[0]
-    wanted: list[tuple[str, ...]] = [TRAIN] if held else [TRAIN, ("validation",)]
+        validation = _find(run, dataset.validation_file, run.validation_file, [VALIDATION])[0]
+    wanted: list[tuple[str, ...]] = [TRAIN] if validation else [TRAIN, ("validation",)]
     train, *own = _find(run, dataset.train_file, run.train_file, wanted)
-    return train, held or next(iter(own), None)
+    return train, validation or next(iter(own), None)
 
 
 def check(run: Run) -> None:
@@ -76,7 +61,7 @@ def check(run: Run) -> None:
 
     Raises:
         DatasetNotFound, OutputVolumeFull, OutputNotWritable: as `find_sources`.
-        DatasetInvalid: rows are broken, or there is none.
+        DatasetInvalid: rows are broken, or there are no rows.
     """
     for source in find_sources(run):
         if source is not None:
@@ -84,136 +69,27 @@ def check(run: Run) -> None:
 
 
 def remove(run: Run) -> None:
-    """Remove the tokens and copies of a run whose result is there."""
+    """Remove the tokens and copies of a run whose result is complete."""
     shutil.rmtree(run.tokens, ignore_errors=True)
 
 
 def _find(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) -> list[Source]:
-    """The first wanted split, and those of the others that there are.
+    """The first wanted split, and those of the others that exist.
 
     Args:
-        run: whose output folder takes a copy.
+        run: its output folder takes a copy.
         name: file, folder or data set as the user wrote it.
-        path: where it is, if it is here.
-        wanted: of each split the names that it may have, the best one first.
+        path: its place, if it is local.
+        wanted: for each split its possible names, the preferred one first.
     """
     table = path.is_file() and path.suffix.lower() in TABLES
     on_hub = not path.exists() and _HUB_NAME.fullmatch(name) and not _FILE_NAME.fullmatch(name)
     if not table and not path.is_dir() and not on_hub:
         return [Source(path, name)]
-    folder = _copies(run, name, path, wanted)
+    folder = copies_of(run, name, path, wanted)
     copies = [_first_of(folder, splits) for splits in wanted]
     return [Source(copy, name if table else f"{name}[{copy.stem}]") for copy in copies if copy]
 
 
 def _first_of(folder: Path, splits: tuple[str, ...]) -> Path | None:
     return next((path for path in (folder / f"{split}.jsonl" for split in splits) if path.is_file()), None)
-
-
-def _copies(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) -> Path:
-    """The folder of the copies, which are made unless this run has them already."""
-    try:
-        files = [(str(file), describe_file(path.parent, str(file)).sha256) for file in _files(path)]
-    except OSError as error:
-        raise unreadable(path, name, error) from None
-    folder = run.tokens / COPIES
-    key = store.digest(json.dumps([name, run.checkpoint_owner, files, wanted]).encode())[:32]
-    if not (folder / key).is_dir():
-        splits = _load(name, path)
-        draft = folder / f".{key}-{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            draft.mkdir(parents=True)
-            _write(splits, wanted, draft, name)
-            draft.replace(folder / key)
-        except OSError as error:
-            raise output_error(run.output_dir, error) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return folder / key
-
-
-def _write(splits: dict[str, Any], wanted: list[tuple[str, ...]], folder: Path, name: str) -> None:
-    for position, choice in enumerate(wanted):
-        split = next((split for split in choice if split in splits), None)
-        if split is not None:
-            _copy(splits[split], folder / f"{split}.jsonl", name)
-        elif position == 0:
-            raise DatasetNotFound(f"{name}: the data set has no split {' or '.join(choice)}; it has {', '.join(splits)}")
-
-
-def _files(path: Path) -> list[Path]:
-    """A file, or the files below a folder but the hidden ones, seen from the folder around it; none: it is on the hub."""
-    files = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
-    below = [path.name / file for file in files if not any(part.startswith(".") for part in file.parts)]
-    return [Path(path.name)] if path.is_file() else below
-
-
-def _load(name: str, path: Path) -> dict[str, Any]:
-    """The splits of a local file or folder, or of a data set of the hub, each something to iterate over.
-
-    Raises:
-        DatasetNotFound: it does not exist, or may not be read.
-        DatasetInvalid: it cannot be read.
-    """
-    import datasets
-
-    datasets.disable_progress_bars()
-    kind = TABLES.get(path.suffix.lower())
-    try:
-        if path.is_file() and kind:
-            return dict(datasets.load_dataset(kind, data_files={"train": str(path)}, streaming=True, **_as_text(path)))
-        if path.is_dir():
-            return dict(datasets.load_dataset(str(path), streaming=True, **_as_text(path)))
-        return dict(datasets.load_dataset(name))
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        if path.exists():
-            raise DatasetInvalid(f"{name}: cannot read the data in {path}: {_reason(error)}") from error
-        raise _not_on_hub(name, path, error) from error
-
-
-def _as_text(path: Path) -> dict[str, Any]:
-    """Options for CSV files: a response such as 007 or NA is a text."""
-    there = any(file.suffix.lower() == ".csv" for file in _files(path))
-    return {"converters": dict.fromkeys(KEYS, str), "keep_default_na": False} if there else {}
-
-
-def _copy(rows: Iterable[dict[str, Any]], path: Path, name: str) -> None:
-    """Write rows to a JSONL file.
-
-    Raises:
-        DatasetInvalid: they cannot be read, or there is nothing to learn in them.
-    """
-    with path.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(_read(rows, name)):
-            if not number and "text" not in row and not {"instruction", "response"} <= row.keys():
-                needs = "it needs instruction and response (and context, if there is one), or text"
-                raise DatasetInvalid(f"{name}: the data has the columns {', '.join(row)}; {needs}")
-            json.dump({key: row[key] for key in KEYS if row.get(key) is not None}, file, default=str)
-            file.write("\n")
-    store.describe(path)
-
-
-def _read(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    try:
-        yield from rows
-    except Exception as error:
-        raise DatasetInvalid(f"{name}: cannot read the data: {_reason(error)}") from error
-
-
-def _not_on_hub(name: str, path: Path, error: Exception) -> DatasetNotFound:
-    text = str(error)
-    tried = f"{name}: there is no file or folder {path}, and the data set {name} cannot be loaded from the Hugging Face hub"
-    if "gated" in text:
-        advice = "ask for access on its page, and give your token in HF_TOKEN (spec.model.tokenSecretRef of a FinetuneJob)"
-        return DatasetNotFound(f"{tried}: it is gated; {advice}")
-    if "doesn't exist" in text:
-        return DatasetNotFound(f"{tried}: there is none of this name, or it is private; a private one needs a token in HF_TOKEN")
-    return DatasetNotFound(f"{tried}: {_reason(error)}")
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Causal attention over rows that lie one behind the other in a single line: no padding, and no row sees another.
+"""Causal attention over packed rows: one line holds several rows without padding, and no row attends to another.
 
-It is registered with transformers, whose models take it like their own implementations. Without `Segments` it is what
-`sdpa` is without a mask, so that a model can generate, one prompt at a time.
+It is registered with transformers, whose models use it like their own implementations. Without `Segments` it is the same
+as `sdpa` without a mask, so that a model can generate, one prompt at a time.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "finetune_segments"
-"""What `set_attn_implementation` knows it by."""
+"""Its name for `set_attn_implementation`."""
 
 FLASH_TYPES = (torch.float16, torch.bfloat16)
-"""Types that the kernel for all rows at once takes."""
+"""Types that the kernel for all rows at once supports."""
 
 FLASH_CAPABILITY = (8, 0)
 """CUDA's compute capability that the kernel needs, Ampere's: https://github.com/Dao-AILab/flash-attention."""
 
 FLASH_HEAD_SIZE = 256
-"""Elements of the largest head that the kernel takes."""
+"""Size of the largest head that the kernel supports."""
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the rows of a line are."""
+    """The positions of the rows in a line."""
 
     lengths: tuple[int, ...]
     """Tokens of each row."""
@@ -65,9 +65,9 @@ def attend(
         key: [1, K, T, D]; H is a multiple of K.
         value: as key.
         attention_mask: None, unless the model is used outside of training.
-        scaling: of the scores; None: 1 / √D.
-        dropout: probability, of the weights.
-        segments: where the rows are; None: the line is one row.
+        scaling: factor of the scores; None: 1 / √D.
+        dropout: probability for the weights.
+        segments: the positions of the rows; None: the line is one row.
         sliding_window: positions that a token sees, itself included; None: all before it.
         others: for other implementations.
 
@@ -92,7 +92,7 @@ def attend(
 def _attend_row(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, options: dict[str, Any]
 ) -> torch.Tensor:
-    """One row, by torch's own attention."""
+    """Attention of one row, by torch's own implementation."""
     size, band = query.shape[2], None
     if window is not None and size > window:
         band = torch.ones(size, size, dtype=torch.bool, device=query.device).tril().triu(1 - window)
@@ -106,7 +106,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @functools.cache
 def _kernel(capability: tuple[int, int], head_size: int) -> Any | None:
-    """Flash attention of torch over rows of different lengths; None: this torch, or this GPU, is too old for it."""
+    """The flash attention of torch for rows of different lengths; None: this torch or this GPU is too old for it."""
     if capability < FLASH_CAPABILITY or head_size > FLASH_HEAD_SIZE:
         return None
     try:
@@ -125,7 +125,7 @@ def _at_once(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """All rows in one kernel of flash attention."""
+    """Attention of all rows in one kernel of flash attention."""
     longest, seen = max(segments.lengths), -1 if window is None else window - 1
     options: dict[str, Any] = {}
     if (groups := query.shape[1] // key.shape[1]) > 1:

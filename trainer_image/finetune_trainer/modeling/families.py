@@ -1,7 +1,7 @@
-"""What the trainer knows of each family of models: one row each. Read it before you add a model.
+"""The table of model families: one row each. Read it before you add a family.
 
-The first eight are the families of llm-on-ray, and tests/trainer/test_families.py holds each to everything the trainer
-does. The others share their architecture with one of these.
+The first eight are the families of llm-on-ray; tests/trainer/test_families.py tests all features with each of them. The
+others share their architecture with one of these.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Family:
     """Where the decoder layers are, which FSDP shards one by one; None: the longest list of modules."""
     plain_head: bool = False
     """Whether logits are the output layer on the last hidden state and nothing else: no scaling, no soft cap."""
-    joins_rows: bool = False
-    """Whether the rows of a batch may lie one behind the other, without padding: attention takes our implementation of
-    it, and positions are those that the model is told. ALiBi has none to be told, and GPT-J its own attention only."""
+    packs_rows: bool = False
+    """Whether rows may be packed without padding: the model must accept our attention and explicit positions. Models with
+    ALiBi have no positions, and GPT-J accepts only its own attention."""
 
 
 QUERY_VALUE = ("q_proj", "v_proj")
 
 FAMILIES: dict[str, Family] = {
-    # model_type          attention lora_targets          layers                  plain_head joins_rows
+    # model_type          attention lora_targets          layers                  plain_head packs_rows
     "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
     "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
     "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True,      True),
@@ -56,12 +56,12 @@ UNKNOWN = Family()
 
 
 def family_of(model_type: str) -> Family:
-    """The row of a family; of one without a row the safe defaults."""
+    """The row of a family; the safe defaults for a family without a row."""
     return FAMILIES.get(model_type, UNKNOWN)
 
 
 def warn_if_unknown(model_type: str) -> None:
-    """Say what a model without a row has to do without."""
+    """Warn about the features that a model without a row lacks."""
     if model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         log.warning("the trainer is not tested with models of type %s (but with %s): rows are padded, and the output "
@@ -76,22 +76,22 @@ def unwrapped(model: Any) -> Any:
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The stack of equal blocks of a model, adapted or not."""
     layers: nn.ModuleList
-    causal = unwrapped(model)
-    path = family_of(causal.config.model_type).layers
+    model = unwrapped(model)
+    path = family_of(model.config.model_type).layers
     if path is not None:
-        layers = causal.get_submodule(path)
+        layers = model.get_submodule(path)
         return layers
-    lists = [part for part in causal.modules() if isinstance(part, nn.ModuleList)]
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     return max(lists, key=len, default=nn.ModuleList())
 
 
 def has_plain_head(model: Any) -> bool:
     """Whether the loss may run the output layer on some positions only."""
-    causal = unwrapped(model)
-    known = family_of(causal.config.model_type).plain_head and causal.base_model is not causal
-    return known and type(causal.get_output_embeddings()) is nn.Linear
+    model = unwrapped(model)
+    known = family_of(model.config.model_type).plain_head and model.base_model is not model
+    return known and type(model.get_output_embeddings()) is nn.Linear
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether the model has to be told at which position of its row a token stands: those with ALiBi need not."""
+    """Whether the model takes the positions of the tokens as input; models with ALiBi do not."""
     return "position_ids" in inspect.signature(unwrapped(model).forward).parameters

@@ -1,4 +1,4 @@
-"""Why a model or a tokenizer cannot be loaded, in words that tell what to do: transformers says the same of many causes."""
+"""Explain why a model or a tokenizer cannot be loaded, and what to do: transformers has one message for many causes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from finetune_trainer.advice import lacking_memory
-from finetune_trainer.errors import ModelAccessDenied, ModelInvalid, ModelNotFound, TrainerError, explain
+from finetune_trainer.errors import ModelAccessDenied, ModelInvalid, ModelNotFound, TrainerError
+from finetune_trainer.explain import explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
 
 ERRORS = (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError)
-"""What transformers raises when it cannot load something."""
+"""Exceptions that transformers raises when it cannot load something."""
 
 SHOWN_WEIGHTS = 3
 """How many missing weights a message names."""
@@ -53,10 +54,10 @@ def refuse(run: Run, what: str, source: str, error: Exception) -> Exception:
 
 
 def check_complete(run: Run, missing: Iterable[str]) -> None:
-    """Refuse a model of which weights are missing: transformers would take random numbers for them.
+    """Refuse a model with missing weights: transformers would initialise them with random numbers.
 
     Raises:
-        ModelInvalid: there are some.
+        ModelInvalid: weights are missing.
     """
     names = sorted(missing)
     if names:
@@ -66,7 +67,7 @@ def check_complete(run: Run, missing: Iterable[str]) -> None:
 
 
 def first_sentence(error: Exception) -> str:
-    """The first line of an error's words."""
+    """The first line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__
 
@@ -84,7 +85,7 @@ def _cause(source: str, revision: str | None, error: Exception) -> tuple[type[Tr
 
 
 def _refusal(source: str, revision: str | None, error: HfHubHTTPError) -> tuple[type[TrainerError], str]:
-    """What the hub's answer means. Without a token it does not tell a private model from one that does not exist."""
+    """The meaning of the hub's answer. Without a token the hub answers alike for private and for missing models."""
     code, page = error.response.status_code, f"{constants.ENDPOINT}/{source}"
     if isinstance(error, GatedRepoError):
         given = "the token that was given is of an account that has not" if get_token() else "no token was given"
@@ -107,7 +108,7 @@ def _chain(error: BaseException | None) -> Iterable[BaseException]:
 
 
 def _broken_file(source: str, revision: str | None) -> str | None:
-    """The first file of weights or settings that cannot be read, and why; None: all can."""
+    """The first unreadable file of weights or settings, with the reason; None: all files can be read."""
     folder = Path(source) if Path(source).is_absolute() else _cached(source, revision)
     for path in sorted(folder.glob("*") if folder else ()):
         try:
@@ -118,7 +119,7 @@ def _broken_file(source: str, revision: str | None) -> str | None:
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """Where the files of a model of the hub are on this host, if they are."""
+    """The folder of a hub model in the local cache; None: it is not cached."""
     try:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:

@@ -1,6 +1,6 @@
 """The training loss: cross entropy summed over supervised tokens, with the output layer on their positions only.
 
-The output layer is the most expensive part of a small model with a large vocabulary, and prompts need none of it.
+The output layer is the most expensive part of a small model with a large vocabulary, and prompts do not need it.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ class SupervisedLoss(nn.Module):
         extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
         if batch.position_ids is not None and self.positions:
             extra["position_ids"] = batch.position_ids
-        if batch.joined:
-            extra["segments"] = Segments.of(batch.joined, batch.input_ids.device)
+        if batch.packed:
+            extra["segments"] = Segments.of(batch.packed, batch.input_ids.device)
         chosen = batch.targets != IGNORED
         targets = batch.targets[chosen]
         if self.whole_logits:
             logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
             return _cross_entropy(logits[chosen], targets)
-        causal = families.unwrapped(self.model)
-        hidden = causal.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
-        return _head_loss(causal.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
+        model = families.unwrapped(self.model)
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+        return _head_loss(model.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
 
     def generate(
         self, input_ids: torch.Tensor, mask: torch.Tensor, stops: torch.Tensor, limit: int, agree: Agree
     ) -> torch.Tensor:
-        """Answer prompts, each time with the most likely token.
+        """Answer prompts greedily, with the most likely token at each position.
 
         Args:
             input_ids: [B, T], prompts that are padded on the left.
             mask: [B, T], int64: 0 where there is padding.
             stops: [S], tokens that end an answer.
             limit: tokens of the longest answer.
-            agree: makes the chosen tokens [B] the same on all ranks that take part.
+            agree: makes the chosen tokens [B] the same on all participating ranks.
 
         Returns:
-            [B, up to limit]; what follows a row's first stop is no part of its answer.
+            [B, up to limit]; tokens after the first stop of a row do not belong to its answer.
         """
         answers = input_ids[:, :0]
         ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -81,17 +81,17 @@ class SupervisedLoss(nn.Module):
         return answers
 
     def _next(self, input_ids: torch.Tensor, options: dict[str, Any]) -> tuple[torch.Tensor, Any]:
-        """Logits [B, V] of the tokens that follow, and what attention keeps of those so far."""
+        """Logits [B, V] of the next tokens, and the cache of keys and values."""
         if self.whole_logits:
             out = self.model(input_ids=input_ids, **options)
             return out.logits[:, -1], out.past_key_values
-        causal = families.unwrapped(self.model)
-        out = causal.base_model(input_ids=input_ids, **options)
-        return causal.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
+        model = families.unwrapped(self.model)
+        out = model.base_model(input_ids=input_ids, **options)
+        return model.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
 
 
 def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
-    """Loss of [N, H] hidden states in chunks; the logits of all but the last are computed again for the gradient."""
+    """Loss of [N, H] hidden states in chunks; the logits are recomputed in the backward pass."""
     rows = max(1, chunk_bytes // (4 * head.weight.shape[0]))
     if len(targets) <= rows:
         return _cross_entropy(head(hidden), targets)
@@ -107,5 +107,5 @@ def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """[N, V] and [N] → scalar; zero, yet with a gradient, when N is 0."""
+    """Cross entropy of [N, V] logits and [N] targets, a scalar; zero, but with a gradient, when N is 0."""
     return functional.cross_entropy(logits.float(), targets, reduction="sum")

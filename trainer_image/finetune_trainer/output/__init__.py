@@ -1,1 +1,1 @@
-"""What a run leaves: the export, its manifest, model card and report."""
+"""The result of a run: the export, its manifest, model card and report."""

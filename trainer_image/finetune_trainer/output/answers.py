@@ -1,4 +1,4 @@
-"""Prompts and answers as a run keeps them: samples.json."""
+"""The file samples.json: prompts, and the answers before and after training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWER_TOKENS = 64
 
 
 class Answer(BaseModel):
-    """What the model has made of a prompt."""
+    """The answer of the model to a prompt."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,22 +33,22 @@ class Sample(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     row: str
-    """Where the row stands, as `data.jsonl:17`."""
+    """File and line of the row, as `data.jsonl:17`."""
     prompt: str
-    """As the model gets it, without special tokens."""
+    """The prompt, without special tokens."""
     expected: str
     """The rest of the row."""
     before: Answer | None = None
-    """Of the model before the first step; None: it was not kept."""
+    """The answer before the first step; None: it was not kept."""
     after: Answer | None = None
-    """Of the model after the last step."""
+    """The answer after the last step."""
 
 
 _FILE = TypeAdapter(tuple[Sample, ...])
 
 
 def read_samples(logs: Path) -> tuple[Sample, ...]:
-    """What was asked in a run; nothing when the file is missing or harmed."""
+    """The samples of a run; none when the file is missing or damaged."""
     with suppress(OSError, ValueError):
         return _FILE.validate_json((logs / SAMPLES_FILE).read_bytes())
     return ()

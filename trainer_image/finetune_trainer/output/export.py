@@ -9,38 +9,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.checkpoint import store
 from finetune_trainer.config.run import LOGS, MERGED
-from finetune_trainer.data import sources
 from finetune_trainer.errors import output_error
 from finetune_trainer.modeling import load
 from finetune_trainer.output import manifest
 from finetune_trainer.output.answers import SAMPLES_FILE
 from finetune_trainer.output.model_card import model_card
 from finetune_trainer.output.report import REPORT_FILE, report
-from finetune_trainer.runtime import distributed
+from finetune_trainer.runtime import parallel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune_trainer.config.run import Run
-    from finetune_trainer.output.summary import Story
+    from finetune_trainer.output.summary import RunSummary
     from finetune_trainer.tracking.progress import Output
 
 SCRATCH = ".export"
-"""Folder below the output folder in which the result is prepared: on the same volume, so that a rename moves it."""
+"""Folder below the output folder in which the result is prepared: on the same volume, so that files can be renamed."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a run has made."""
+class ExportInput:
+    """What is exported."""
 
     model: Any
     """The trained model, adapted or not."""
     weights: dict[str, Any] | None
-    """What `gather_weights` gave."""
+    """The return value of `gather_weights`."""
     tokenizer: Any
-    """As it was loaded."""
+    """The tokenizer, as it was loaded."""
     dtype: torch.dtype
     """Type in which a full model is saved."""
 
@@ -48,9 +46,9 @@ class Trained:
 def gather_weights(model: Any) -> dict[str, Any] | None:
     """Collect sharded weights in host memory on rank 0; None: they are not sharded. A collective.
 
-    Of an adapted model only the weights that learn are collected.
+    Of an adapted model only the trainable weights are collected.
     """
-    if not distributed.is_sharded(model):
+    if not parallel.is_sharded(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -59,45 +57,41 @@ def gather_weights(model: Any) -> dict[str, Any] | None:
     return get_model_state_dict(model, options=options)
 
 
-def export(run: Run, trained: Trained, told: Story) -> Output:
-    """Write all files of the result into the output folder, and declare it complete. It takes the checkpoints' place.
+def export(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
+    """Write all files of the result into the output folder, and declare it complete.
 
     Args:
-        run: where to, and the names that the result carries.
-        trained: what to write.
-        told: for the report and the model card.
+        run: the output folder, and the names for the result.
+        inputs: what to write.
+        summary: for the report and the model card.
 
     Raises:
         OutputVolumeFull: no space left.
-        OutputNotWritable: the folder refuses to be written.
+        OutputNotWritable: the folder is not writable.
     """
     try:
-        output = _write(run, trained, told)
+        return _write(run, inputs, summary)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
-    sources.remove(run)
-    if not run.saving.after_export:
-        store.prune(run.checkpoints, run.checkpoint_owner, keep=0)
-    return output
 
 
-def _write(run: Run, trained: Trained, told: Story) -> Output:
+def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     scratch = run.output_dir / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     base_model = run.config.general.base_model
-    adapted = hasattr(trained.model, "peft_config")
+    adapted = hasattr(inputs.model, "peft_config")
     if adapted:
-        _save_adapter(trained, base_model, scratch)
+        _save_adapter(inputs, base_model, scratch)
         if run.config.general.merge_adapter:
-            _save_merged(run, trained, scratch)
+            _save_merged(run, inputs, scratch)
     else:
-        _save_model(trained, scratch)
-    trained.tokenizer.save_pretrained(scratch)
-    (scratch / "README.md").write_text(model_card(told), encoding="utf-8")
-    (scratch / REPORT_FILE).write_text(report(told), encoding="utf-8")
+        _save_model(inputs, scratch)
+    inputs.tokenizer.save_pretrained(scratch)
+    (scratch / "README.md").write_text(model_card(summary), encoding="utf-8")
+    (scratch / REPORT_FILE).write_text(report(summary), encoding="utf-8")
     files = _move(scratch, run.output_dir)
-    if told.samples:
+    if summary.samples:
         files.append(f"{LOGS}/{SAMPLES_FILE}")
     about = manifest.Manifest(
         format="peft-adapter" if adapted else "full-model",
@@ -108,51 +102,51 @@ def _write(run: Run, trained: Trained, told: Story) -> Output:
     return manifest.write_manifest(run.output_dir, files, about)
 
 
-def _save_adapter(trained: Trained, base_model: str, folder: Path) -> None:
-    # The adapter carries the model's name: the folder from which it was loaded means nothing elsewhere.
-    trained.model.peft_config["default"].base_model_name_or_path = base_model
-    # PEFT would look on the hub whether the vocabulary was enlarged; it never is.
-    trained.model.save_pretrained(folder, state_dict=trained.weights, save_embedding_layers=False)
+def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:
+    # The adapter names the model rather than the folder it was loaded from, which other machines do not have.
+    inputs.model.peft_config["default"].base_model_name_or_path = base_model
+    # PEFT would ask the hub whether the vocabulary was enlarged; it never is.
+    inputs.model.save_pretrained(folder, state_dict=inputs.weights, save_embedding_layers=False)
 
 
-def _save_model(trained: Trained, folder: Path) -> None:
-    causal, dtype = trained.model, trained.dtype
-    state = causal.state_dict() if trained.weights is None else trained.weights
-    # Weights that are one in the model are two once they were gathered or changed their type.
-    tied = causal.all_tied_weights_keys if causal.config.tie_word_embeddings else {}
+def _save_model(inputs: ExportInput, folder: Path) -> None:
+    model, dtype = inputs.model, inputs.dtype
+    state = model.state_dict() if inputs.weights is None else inputs.weights
+    # Tied weights are separate tensors after they were gathered or converted.
+    tied = model.all_tied_weights_keys if model.config.tie_word_embeddings else {}
     state = {
         name: value.to("cpu", dtype) if value.is_floating_point() else value for name, value in state.items() if name not in tied
     }
-    causal.config.dtype = dtype
-    causal.config.use_cache = True
-    causal.save_pretrained(folder, state_dict=state)
+    model.config.dtype = dtype
+    model.config.use_cache = True
+    model.save_pretrained(folder, state_dict=state)
 
 
-def _save_merged(run: Run, trained: Trained, scratch: Path) -> None:
-    """Merge the adapter that was just saved into the base model, loaded anew: the trained one may lie in shards."""
+def _save_merged(run: Run, inputs: ExportInput, scratch: Path) -> None:
+    """Merge the saved adapter into the base model, which is loaded again: the trained one may be sharded."""
     import peft
 
     base = load.load_base(run, torch.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT calls what transformers renamed
+        warnings.simplefilter("ignore")  # PEFT uses names that transformers has changed
         adapted = peft.PeftModel.from_pretrained(base, scratch)
         _untie_adapted_head(base)
         merged = adapted.merge_and_unload()
     folder = scratch / MERGED
-    _save_model(Trained(merged, None, trained.tokenizer, trained.dtype), folder)
-    trained.tokenizer.save_pretrained(folder)
+    _save_model(ExportInput(merged, None, inputs.tokenizer, inputs.dtype), folder)
+    inputs.tokenizer.save_pretrained(folder)
 
 
-def _untie_adapted_head(causal: Any) -> None:
-    """Give an adapted output layer weights of its own, so that the embeddings stay what they are."""
-    plain = getattr(causal.get_output_embeddings(), "base_layer", None)
-    if plain is not None and plain.weight is causal.get_input_embeddings().weight:
+def _untie_adapted_head(model: Any) -> None:
+    """Untie an adapted output layer from the embeddings, so that merging does not change them."""
+    plain = getattr(model.get_output_embeddings(), "base_layer", None)
+    if plain is not None and plain.weight is model.get_input_embeddings().weight:
         plain.weight = torch.nn.Parameter(plain.weight.detach().clone())
-        causal.config.tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
 
 
 def _move(source: Path, target: Path) -> list[str]:
-    """Move the files one by one; give their names."""
+    """Move the files one by one; return their names."""
     names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """The completion manifest: which files make up the result, with sizes and checksums. It is written last.
 
-A folder with a manifest holds a complete result; one without holds nothing that may be relied upon.
+A folder with a manifest holds a complete result; without one, its files must not be used.
 """
 
 from __future__ import annotations
@@ -13,24 +13,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
-from finetune_trainer.tracking.progress import Output, write_atomically
+from finetune_trainer.files import Entry, describe_file, write_atomically
+from finetune_trainer.tracking.progress import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
 MANIFEST = "manifest.json"
-
-
-class Entry(BaseModel):
-    """One file of the result, or of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
-
-    path: str
-    """Relative to the folder that is described."""
-    size_bytes: int
-    sha256: str
 
 
 class Manifest(BaseModel):
@@ -53,7 +43,7 @@ def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Outpu
     Args:
         folder: the output folder.
         files: the files of the result, relative to it.
-        about: what the manifest says beside the files.
+        about: the manifest without its files.
 
     Raises:
         OSError: the folder cannot be read or written.
@@ -66,7 +56,7 @@ def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Outpu
 
 
 def find_result(folder: Path, run_name: str) -> Output | None:
-    """The result of an earlier attempt at the same run, if it is complete and unharmed."""
+    """The result of an earlier attempt at the same run, if it is complete and undamaged."""
     manifest = _read(folder)
     if manifest is None or manifest.run_name != run_name:
         return None
@@ -101,18 +91,6 @@ def _read(folder: Path) -> Manifest | None:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def describe_file(folder: Path, name: str) -> Entry:
-    """Size and digest of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    path = folder / name
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Entry(path=name, size_bytes=path.stat().st_size, sha256=digest)
 
 
 def _summary(folder: Path, manifest: Manifest) -> Output:

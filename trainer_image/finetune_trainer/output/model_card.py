@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from finetune_trainer.output.answers import Answer, Sample
-    from finetune_trainer.output.summary import Story
+    from finetune_trainer.output.summary import RunSummary
 
 FENCE = "`" * 8
 """Encloses text of the model and of the user, in which shorter fences may be."""
 
 
-def model_card(told: Story) -> str:
+def model_card(summary: RunSummary) -> str:
     """The text of the card."""
-    config = told.run.config
+    config = summary.run.config
     adapted = config.general.lora_config is not None
     front = {
         "base_model": config.general.base_model,
         "library_name": "peft" if adapted else "transformers",
         "pipeline_tag": "text-generation",
     }
-    rows = {"Base model": config.general.base_model, "Method": told.method, **told.data, **told.measured}
+    rows = {"Base model": config.general.base_model, "Method": summary.method, **summary.data, **summary.measured}
     settings = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     parts = [
         f"---\n{_yaml(front)}---",
@@ -35,12 +35,12 @@ def model_card(told: Story) -> str:
         _table(rows),
         "## How to load it",
         f"```python\n{loading(config.general.base_model, adapted=adapted)}```",
-        *(["## Sample answers", *map(_sample, told.samples)] if told.samples else []),
+        *(["## Sample answers", *map(_sample, summary.samples)] if summary.samples else []),
         "## Configuration",
         "Keys that are not here have their defaults.",
         f"```yaml\n{_yaml(settings)}```",
         "## Environment",
-        _table(told.environment),
+        _table(summary.environment),
     ]
     return "\n\n".join(parts) + "\n"
 

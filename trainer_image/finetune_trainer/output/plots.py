@@ -62,11 +62,11 @@ def draw(records: list[Record]) -> dict[str, str]:
     from matplotlib.figure import Figure
 
     steps = [record for record in records if "loss" in record]
-    held = [record for record in records if "evalLoss" in record]
+    evaluations = [record for record in records if "evalLoss" in record]
     resumed = [record["step"] for record in records if "event" in record]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
-        plots = {"Loss per token": _losses(figure, steps, held, resumed)}
+        plots = {"Loss per token": _losses(figure, steps, evaluations, resumed)}
         for title, key, scale in (
             ("Learning rate", "learningRate", 1),
             ("Tokens per second, all workers", "tokensPerSecond", 1),
@@ -80,11 +80,11 @@ def draw(records: list[Record]) -> dict[str, str]:
     return plots
 
 
-def _losses(figure: Figure, steps: list[Record], held: list[Record], resumed: list[int]) -> str:
+def _losses(figure: Figure, steps: list[Record], evaluations: list[Record], resumed: list[int]) -> str:
     axes = _axes(figure, resumed)
     _line(axes, _points(steps, "loss"), LINE, label="training")
-    if held:
-        axes.plot(*_points(held, "evalLoss"), "o-", color=MARK, markersize=4, linewidth=1.2, label="evaluation")
+    if evaluations:
+        axes.plot(*_points(evaluations, "evalLoss"), "o-", color=MARK, markersize=4, linewidth=1.2, label="evaluation")
         axes.legend(loc="upper right")
     return _svg(figure)
 

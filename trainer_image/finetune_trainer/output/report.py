@@ -7,16 +7,18 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.output import plots, summary
+from finetune_trainer.files import write_atomically
+from finetune_trainer.output import plots
 from finetune_trainer.output.answers import ANSWER_TOKENS
-from finetune_trainer.tracking.progress import write_atomically
+from finetune_trainer.output.settings import settings
+from finetune_trainer.output.summary import NOT_MEASURED, summarise_interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from finetune_trainer.config.run import Run
     from finetune_trainer.output.answers import Answer, Sample
-    from finetune_trainer.output.summary import Story
+    from finetune_trainer.output.summary import RunSummary
     from finetune_trainer.tracking.progress import Progress
 
 REPORT_FILE = "report.html"
@@ -26,27 +28,27 @@ SHOWN_FIRST = 6
 """How many measurements stand at the top of the page."""
 
 
-def report(told: Story) -> str:
+def report(summary: RunSummary) -> str:
     """The page."""
-    name = escape(told.run.config.general.base_model)
-    differing, others = summary.settings(told.run.config)
+    name = escape(summary.run.config.general.base_model)
+    differing, others = settings(summary.run.config)
     sections = [
-        _section("Why it ended before its time", f"<pre>{escape(told.ended)}</pre>\n" if told.ended else ""),
-        _section("Curves", _curves(told.records)),
-        _section("Answers before and after", "".join(map(_sample, told.samples))),
-        _section("History", _list(_went_on(record) for record in told.resumed)),
-        _section("Warnings", _list(escape(text) for text in told.warnings)),
-        _section("Result", _table(told.measured)),
-        _section("Data", _table(told.data)),
+        _section("Why it ended before its time", f"<pre>{escape(summary.ended)}</pre>\n" if summary.ended else ""),
+        _section("Curves", _curves(summary.records)),
+        _section("Answers before and after", "".join(map(_sample, summary.samples))),
+        _section("History", _list(_went_on(record) for record in summary.resumed)),
+        _section("Warnings", _list(escape(text) for text in summary.warnings)),
+        _section("Result", _table(summary.measured)),
+        _section("Data", _table(summary.data)),
         _section("Configuration", _table(differing) + _details("Keys that have their defaults", _table(others))),
-        _section("Environment", _table(told.environment)),
+        _section("Environment", _table(summary.environment)),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Finetuning of {name}</title>\n<style>\n{Path(__file__).with_name('report.css').read_text()}</style>\n</head>\n"
-        f'<body>\n<main>\n<h1>Finetuning of {name}</h1>\n<p class="lead">{escape(_lead(told))}</p>\n{_figures(told.measured)}'
-        f"{''.join(sections)}</main>\n</body>\n</html>\n"
+        f'<body>\n<main>\n<h1>Finetuning of {name}</h1>\n<p class="lead">{escape(_lead(summary))}</p>\n'
+        f"{_figures(summary.measured)}{''.join(sections)}</main>\n</body>\n</html>\n"
     )
 
 
@@ -56,20 +58,20 @@ def write_interrupted(run: Run, progress: Progress) -> None:
     Raises:
         OSError: the logs cannot be read, or the report not written.
     """
-    told = summary.tell_interrupted(run, progress)
-    if told is not None:
-        write_atomically(run.output_dir / REPORT_FILE, report(told).encode())
+    summary = summarise_interrupted(run, progress)
+    if summary is not None:
+        write_atomically(run.output_dir / REPORT_FILE, report(summary).encode())
 
 
-def _lead(told: Story) -> str:
-    named = f"Run {told.run.run_name}: " if told.run.run_name else ""
-    workers = f"; workers: {told.environment['Workers']}" if told.environment else ""
-    ended = f"; ended after step {told.steps} of {told.total_steps}" if told.ended else ""
-    return f"{named}{told.method}; {told.data['Rows to train on']}{workers}{ended}"
+def _lead(summary: RunSummary) -> str:
+    named = f"Run {summary.run.run_name}: " if summary.run.run_name else ""
+    workers = f"; workers: {summary.environment['Workers']}" if summary.environment else ""
+    ended = f"; ended after step {summary.steps} of {summary.total_steps}" if summary.ended else ""
+    return f"{named}{summary.method}; {summary.data['Rows to train on']}{workers}{ended}"
 
 
 def _figures(measured: Mapping[str, str]) -> str:
-    shown = [(title, value) for title, value in list(measured.items())[:SHOWN_FIRST] if value != summary.NOT_MEASURED]
+    shown = [(title, value) for title, value in list(measured.items())[:SHOWN_FIRST] if value != NOT_MEASURED]
     cells = (f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd></div>\n" for title, value in shown)
     return f'<dl class="figures">\n{"".join(cells)}</dl>\n'
 

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import logging
-import platform
-from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.checkpoint.store import trainer_version
-from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.config.yaml_file import config_notes
+from finetune_trainer.config.notes import config_notes
 from finetune_trainer.output.answers import read_samples
+from finetune_trainer.output.environment import describe_environment
 from finetune_trainer.tracking.console import duration
+from finetune_trainer.tracking.metrics import read_metrics
 from finetune_trainer.tracking.progress import Result
-from finetune_trainer.tracking.tracker import read_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from finetune_trainer.config.run import Run
+    from finetune_trainer.data.splits import Data
     from finetune_trainer.output.answers import Sample
-    from finetune_trainer.tracking.progress import Progress, World
+    from finetune_trainer.runtime.engine import Engine
+    from finetune_trainer.tracking.progress import Progress
     from finetune_trainer.tracking.tracker import Tracker
-    from finetune_trainer.training.setup import Data, Engine
 
 NOT_MEASURED = "not measured"
 
-PACKAGES = ("torch", "transformers", "peft", "ray")
-"""Whose versions matter."""
-
 
 @dataclass(frozen=True)
-class Story:
+class RunSummary:
     """A run and what became of it."""
 
     run: Run
@@ -77,7 +67,7 @@ class Story:
             "Tokens per second": f"{speeds[-1]:.0f}" if speeds else NOT_MEASURED,
             f"Duration since step {self.resumed[-1]['step']}" if self.resumed else "Duration": took,
             "Steps": f"{self.steps} of {self.total_steps}" if self.ended else str(self.steps),
-            "Memory of rank 0": f"{max(memory) / 2**30:.2f} GiB" if memory else NOT_MEASURED,
+            "Memory of rank 0": f"{max(memory) / 2**30:.2f} GiB" if any(memory) else NOT_MEASURED,
         }
 
     @property
@@ -90,46 +80,30 @@ def _number(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4f}"
 
 
-@contextmanager
-def listen() -> Iterator[list[str]]:
-    """Collect the trainer's warnings until the end of the block, each once."""
-    heard: list[str] = []
-
-    class Ear(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() not in heard:
-                heard.append(record.getMessage())
-
-    ear, own = Ear(logging.WARNING), logging.getLogger("finetune_trainer")
-    own.addHandler(ear)
-    try:
-        yield heard
-    finally:
-        own.removeHandler(ear)
-
-
-def tell(engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], heard: list[str]) -> Story:
+def summarise(
+    engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], warnings: list[str]
+) -> RunSummary:
     """Put together what is known of a run whose training has ended.
 
     Raises:
         OSError: the metrics cannot be read.
     """
     run = engine.run
-    return Story(
+    return RunSummary(
         run=run,
         result=tracker.progress.result or Result(),
         steps=engine.total_steps,
         total_steps=engine.total_steps,
         seconds=tracker.seconds,
-        records=read_metrics(run.logs) if engine.worker.is_first else [],
+        records=read_metrics(run.logs) if engine.worker.is_rank0 else [],
         samples=samples,
         data=describe_data(run, engine.data),
         environment=environment,
-        warnings=(*config_notes(run.config), *heard),
+        warnings=(*config_notes(run.config), *warnings),
     )
 
 
-def tell_interrupted(run: Run, progress: Progress) -> Story | None:
+def summarise_interrupted(run: Run, progress: Progress) -> RunSummary | None:
     """Put together what an interrupted run has left in its folder of logs; None: it has not trained.
 
     Args:
@@ -143,12 +117,12 @@ def tell_interrupted(run: Run, progress: Progress) -> Story | None:
     steps = [record for record in records if "loss" in record]
     if not steps:
         return None
-    held: dict[str, Any] = next((record for record in reversed(records) if "evalLoss" in record), {})
+    evaluated: dict[str, Any] = next((record for record in reversed(records) if "evalLoss" in record), {})
     failure = progress.failure
-    losses = {"first_loss": steps[0]["loss"], "train_loss": steps[-1]["loss"], "eval_loss": held.get("evalLoss")}
-    return Story(
+    losses = {"first_loss": steps[0]["loss"], "train_loss": steps[-1]["loss"], "eval_loss": evaluated.get("evalLoss")}
+    return RunSummary(
         run=run,
-        result=Result(**losses, perplexity=held.get("perplexity")),
+        result=Result(**losses, perplexity=evaluated.get("perplexity")),
         steps=max(steps[-1]["step"], progress.step),
         total_steps=steps[-1]["totalSteps"],
         seconds=None,
@@ -166,53 +140,11 @@ def describe_data(run: Run, data: Data) -> dict[str, str]:
     dataset, training = run.config.dataset, run.config.training
     tokens = int(data.train.lengths[data.train_rows].sum())
     described = {"Rows to train on": f"{len(data.train_rows)} rows of {dataset.train_file}, {tokens} tokens"}
-    if data.held is not data.train:
-        described["Rows for evaluation"] = f"{len(data.held_rows)} rows of {data.held.name}"
-    elif len(data.held_rows):
+    if data.eval is not data.train:
+        described["Rows for evaluation"] = f"{len(data.eval_rows)} rows of {data.eval.name}"
+    elif len(data.eval_rows):
         share = f"{dataset.validation_split_percentage} % of {dataset.train_file}, split off by seed {training.seed}"
-        described["Rows for evaluation"] = f"{len(data.held_rows)} rows: {share}"
+        described["Rows for evaluation"] = f"{len(data.eval_rows)} rows: {share}"
     else:
         described["Rows for evaluation"] = "none"
     return described
-
-
-def describe_environment(world: World) -> dict[str, str]:
-    """Versions of what took part, and where it ran."""
-    hosts = Counter(world.hosts)
-    return {
-        "Trainer": trainer_version(),
-        "Python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-        "Workers": f"{world.size}, {world.strategy} over {world.backend}" if world.backend else str(world.size),
-        "Hosts": ", ".join(f"{host} × {count}" if count > 1 else host for host, count in hosts.items()),
-        "Devices": ", ".join(f"{name} × {count}" if count > 1 else name for name, count in Counter(world.devices).items()),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def settings(config: TrainerConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All keys as `Section.key` with their values: those that say something other than the default, and the others."""
-    base: Any = {"General": {"base_model": "?"}, "Dataset": {"train_file": "?"}}
-    given, defaults = _flat(config), _flat(TrainerConfig.model_validate(base))
-    # A key of a section that is absent by default has no default here.
-    differing = {key: value for key, value in given.items() if key not in defaults or defaults[key] != value}
-    return differing, {key: value for key, value in given.items() if key not in differing}
-
-
-def _flat(config: TrainerConfig) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    left = [("", config.model_dump(mode="json", by_alias=True))]
-    while left:
-        prefix, values = left.pop(0)
-        for key, value in values.items():
-            if isinstance(value, dict):
-                left.append((f"{prefix}{key}.", value))
-            else:
-                found[prefix + key] = value
-    return found

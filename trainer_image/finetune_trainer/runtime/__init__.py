@@ -1,1 +1,1 @@
-"""Where a worker runs: devices, CPU, process group, and the request to stop."""
+"""The worker process: engine, devices, CPU, process group, parallel training, and the request to stop."""

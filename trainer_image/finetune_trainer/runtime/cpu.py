@@ -7,31 +7,26 @@ matmul is tried in a process of its own. Without AMX bfloat16 is slower than flo
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
-import mmap
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from finetune_trainer.runtime import host
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
 SAFE_ISA = "AVX512_CORE_BF16"
 """The most capable instruction set of oneDNN without AMX."""
 
 FORCE_VARIABLE = "FINETUNE_CPU_BF16"
-"""Set to 1, bfloat16 is used on a CPU although it has no AMX."""
-
-# push rbx; mov r8, rdx; mov eax, edi; mov ecx, esi; cpuid; mov [r8], eax; mov [r8+4], ebx; mov [r8+8], ecx;
-# mov [r8+12], edx; pop rbx; ret
-_CPUID = bytes.fromhex("534989d089f889f10fa241890041895804418948084189500c5bc3")
+"""Set to 1, bfloat16 is used on a CPU although it has no AMX, if a matmul works there."""
 
 _PROBE = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); raise SystemExit(float((a @ a)[0, 0]) != 64)"
 _PROBE_SECONDS = 120
@@ -92,11 +87,13 @@ def choose_precision(wanted: str) -> Precision:
     if wanted == "fp16":
         return Precision("float32", "mixed_precision fp16 is slow on a CPU: computing in float32")
     if amx != "usable" and os.environ.get(FORCE_VARIABLE) != "1":
-        why = "this CPU has no usable AMX, and without it bfloat16 is slower than float32"
+        slower = "this CPU has no usable AMX, and without it bfloat16 is slower than float32"
+        why = slower if host.is_x86() else "whether bfloat16 is faster than float32 on this kind of CPU was not measured"
         return Precision("float32", f"mixed_precision bf16: {why}: computing in float32 ({FORCE_VARIABLE}=1 forbids that)")
     if bf16_matmul_works():
         return Precision("bfloat16")
-    os.environ[ISA_VARIABLE] = SAFE_ISA
+    if host.is_x86():
+        os.environ[ISA_VARIABLE] = SAFE_ISA
     return Precision("float32", "mixed_precision bf16: a bfloat16 matmul fails on this CPU: computing in float32")
 
 
@@ -111,32 +108,16 @@ def agree(precisions: list[Precision]) -> list[Precision]:
 @functools.cache
 def amx_state() -> str:
     """`usable`, `absent`, or `broken`: the CPU shows the feature flag and no tile palette."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if not host.is_x86():
         return "absent"
     try:
-        leaves = cpuid(0)[0]
-        if not cpuid(7)[3] >> 24 & 1:
+        leaves = host.cpuid(0)[0]
+        if not host.cpuid(7)[3] >> 24 & 1:
             return "absent"
-        return "usable" if leaves >= 0x1D and cpuid(0x1D)[0] >= 1 else "broken"
+        return "usable" if leaves >= 0x1D and host.cpuid(0x1D)[0] >= 1 else "broken"
     except OSError:
         # Executable memory is forbidden here. Without an answer, stay off AMX.
         return "broken"
-
-
-def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
-    """Registers EAX, EBX, ECX and EDX of the instruction CPUID (x86-64).
-
-    Raises:
-        OSError: the system allows no executable memory.
-    """
-    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
-        page.write(_CPUID)
-        code = ctypes.c_char.from_buffer(page)
-        prototype = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)
-        registers = (ctypes.c_uint32 * 4)()
-        prototype(ctypes.addressof(code))(leaf, subleaf, registers)
-        del code  # the page cannot be closed while it is borrowed
-    return registers[0], registers[1], registers[2], registers[3]
 
 
 @functools.cache
@@ -149,7 +130,7 @@ def bf16_matmul_works() -> bool:
     return probe.returncode == 0
 
 
-def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = Path("/sys/fs/cgroup")) -> int:
+def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = host.CGROUPS) -> int:
     """Compute threads of a worker: what it asks for, within its share of the CPUs that the host gives.
 
     Args:
@@ -157,7 +138,7 @@ def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = Path("/
         workers_on_host: workers that share the host or pod.
         root: mount point of the control groups.
     """
-    return max(1, min(math.ceil(wanted), int(available_cpus(root) / workers_on_host)))
+    return max(1, min(math.ceil(wanted), int(host.available_cpus(root) / workers_on_host)))
 
 
 def bind(threads: int, local_rank: int, local_size: int) -> tuple[int, ...]:
@@ -171,14 +152,15 @@ def bind(threads: int, local_rank: int, local_size: int) -> tuple[int, ...]:
         local_size: how many there are.
 
     Returns:
-        The CPUs; empty: the worker is alone, or the shares are smaller than its threads, or FINETUNE_AFFINITY is 0.
+        The CPUs; empty: the worker is alone, or the shares are smaller than its threads, or FINETUNE_AFFINITY is 0, or
+        the system binds no process to CPUs.
     """
     if local_size == 1 or os.environ.get(AFFINITY_VARIABLE) == "0":
         return ()
-    own = share(by_core(os.sched_getaffinity(0)), local_rank, local_size)
+    own = share(host.by_core(host.affinity()), local_rank, local_size)
     if len(own) < threads:
         return ()
-    os.sched_setaffinity(0, own)
+    host.bind(own)
     return own
 
 
@@ -186,19 +168,6 @@ def share(cpus: list[int], local_rank: int, local_size: int) -> tuple[int, ...]:
     """The CPUs of one of several workers: neighbours, as many as every other worker's; what remains is nobody's."""
     size = len(cpus) // local_size
     return tuple(sorted(cpus[local_rank * size : (local_rank + 1) * size]))
-
-
-def by_core(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> list[int]:
-    """Order CPUs so that those of a socket are neighbours, and in it those of a core, which often have far numbers."""
-
-    def place(cpu: int) -> tuple[int, int, int]:
-        try:
-            topology = root / f"cpu{cpu}" / "topology"
-            return int((topology / "physical_package_id").read_text()), int((topology / "core_id").read_text()), cpu
-        except (OSError, ValueError):
-            return 0, cpu, cpu
-
-    return sorted(cpus, key=place)
 
 
 def ranges(cpus: Iterable[int]) -> str:
@@ -210,22 +179,3 @@ def ranges(cpus: Iterable[int]) -> str:
         else:
             found.append([cpu, cpu])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
-
-
-def available_cpus(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs that this process may use: its affinity, within the quota of its control group (v2 or v1)."""
-    cpus = float(len(os.sched_getaffinity(0)))
-    quota = _quota(root)
-    return cpus if quota is None else min(cpus, quota)
-
-
-def _quota(root: Path) -> float | None:
-    try:
-        if (root / "cpu.max").exists():
-            quota, period = (root / "cpu.max").read_text().split()
-        else:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
-        return None if quota.strip() == "max" or int(quota) <= 0 else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None

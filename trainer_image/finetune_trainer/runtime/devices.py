@@ -1,17 +1,15 @@
-"""Which device a worker computes on, and which back end joins the devices. Nothing else in the trainer tells an Intel GPU
-from another one.
+"""Choose the device of a worker, and the back end of torch.distributed. Only this module distinguishes Intel GPUs from others.
 
-Ray Train's own way to a device, its TorchConfig, is not used, so it needs no subclass for Intel: that way knows no XPU,
-gives cuda:0 to a worker on an Intel GPU, and sets CUDA_VISIBLE_DEVICES to the GPUs of all workers of a node. Ray itself
-hides the GPUs of others from a worker, by ZE_AFFINITY_MASK, if it has `dpctl` to count Intel GPUs with: xpu:0 is the
-worker's own. Otherwise it sets CUDA_VISIBLE_DEVICES, which hides no Intel GPU, and the worker takes the one that Ray names.
+Ray Train's TorchConfig is not used, so no subclass for Intel is needed: it does not support XPU, assigns cuda:0 to a
+worker on an Intel GPU, and sets CUDA_VISIBLE_DEVICES to the GPUs of all workers of a node. Ray itself hides the GPUs of
+other workers by ZE_AFFINITY_MASK, if `dpctl` is installed to count Intel GPUs: then xpu:0 is the worker's own. Otherwise
+it sets CUDA_VISIBLE_DEVICES, which hides no Intel GPU, and the worker uses the one that Ray names.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import resource
 import socket
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_trainer.errors import DeviceNotFound
-from finetune_trainer.runtime import intel
+from finetune_trainer.runtime import host, intel
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +32,10 @@ def find_device(kind: str, ray_ids: list[str] | None = None, library: Any = torc
     Args:
         kind: cpu or gpu. An Intel GPU is taken before another one.
         ray_ids: GPUs that Ray assigned to this worker; None: Ray is not used.
-        library: what is asked for devices: torch, or its like.
+        library: torch, or a replacement in a test.
 
     Raises:
-        DeviceNotFound: there is no usable GPU; the message tells what is missing.
+        DeviceNotFound: there is no usable GPU; the message says what is missing.
     """
     if kind == "cpu":
         return torch.device("cpu")
@@ -68,7 +66,7 @@ def group_backend(kind: str, *, has_xccl: bool | None = None) -> str:
         has_xccl: whether torch has the back end for Intel GPUs built in; None: look.
 
     Raises:
-        DeviceNotFound: nothing here joins Intel GPUs.
+        DeviceNotFound: no back end for Intel GPUs is installed.
     """
     if kind == "cuda" or (kind == "xpu" and (dist.is_xccl_available() if has_xccl is None else has_xccl)):
         return GROUP_BACKENDS[kind]
@@ -85,7 +83,7 @@ def group_backend(kind: str, *, has_xccl: bool | None = None) -> str:
 
 
 def use_ipex(model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Let Intel's extension speed up what it can on a CPU, if it is installed. XPU devices need none: torch has it all.
+    """Use Intel's extension on a CPU, if it is installed. XPU devices do not need it.
 
     Args:
         model: in training mode, its weights not sharded.
@@ -103,12 +101,12 @@ def select_device(device: torch.device) -> None:
         torch.xpu.set_device(device)
     elif device.type == "cuda":
         torch.cuda.set_device(device)
-        # cuDNN's attention is planned anew for each length of a row, and rows have many lengths.
+        # cuDNN makes a new plan for each length of a row, and rows have many lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give cached memory of the device back."""
+    """Release the cached memory of the device."""
     if device.type == "xpu":
         torch.xpu.empty_cache()
     elif device.type == "cuda":
@@ -121,11 +119,11 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.xpu.max_memory_allocated(device))
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return host.peak_memory()
 
 
 def _missing(ray_ids: list[str] | None) -> str:
-    """Say what a GPU needs and this host lacks."""
+    """Describe what this host lacks for a GPU."""
     lacks = []
     if not Path("/dev/dri").is_dir():
         lacks.append("no Intel GPU device (/dev/dri) is visible")

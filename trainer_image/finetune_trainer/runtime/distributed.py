@@ -1,40 +1,35 @@
-"""The process group of a run: who takes part, the collectives that the loop needs, DDP and FSDP2.
+"""The process group of a run: its workers, and the collectives that the loop needs.
 
 Without Ray there is one worker and no process group: every collective is the identity.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import socket
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from finetune_trainer.config.run import RESTARTS
-from finetune_trainer.modeling import families
 from finetune_trainer.runtime import devices
 from finetune_trainer.tracking.progress import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
-    from finetune_trainer.config.schema import Training
+    from finetune_trainer.config.training import Training
 
 Made = TypeVar("Made")
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
 
-PATIENCE = timedelta(days=7)
-"""How long ranks wait for what rank 0 alone does, as tokenising the rows or writing the model. Ray ends them if it is lost."""
+LONG_TIMEOUT = timedelta(days=7)
+"""How long ranks wait for work of rank 0 alone, such as tokenising or the export. Ray ends them if rank 0 is lost."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +46,17 @@ class Worker:
     backend: str = ""
     """Back end of the process group, as torch.distributed takes it; empty: there is no group."""
     restarts: int = 0
-    """How many groups of this run came to grief before this one."""
-    patient: dist.ProcessGroup | None = None
-    """The same ranks, for what one of them does while the others wait, however long; None: as all else."""
+    """How many groups of workers of this attempt have failed before this one."""
+    long_timeout_group: dist.ProcessGroup | None = None
+    """A group of the same ranks for work of one rank that the others wait for; None: the default group is used."""
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """Whether this is the rank that writes files."""
         return self.rank == 0
 
 
-def alone(training: Training) -> Worker:
+def single_process(training: Training) -> Worker:
     """The only worker, in this process and without a process group.
 
     Raises:
@@ -72,7 +67,7 @@ def alone(training: Training) -> Worker:
     return Worker(device)
 
 
-def join(training: Training) -> Worker:
+def init_process_group(training: Training) -> Worker:
     """Join the process group of the Ray Train worker that this process is.
 
     Raises:
@@ -86,7 +81,7 @@ def join(training: Training) -> Worker:
     context = train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     backend = devices.group_backend(device.type)
-    patient = form_group(backend, rank, size)
+    long_timeout_group = create_groups(backend, rank, size)
     return Worker(
         device,
         rank,
@@ -95,32 +90,32 @@ def join(training: Training) -> Worker:
         local_rank=context.get_local_rank(),
         backend=backend,
         restarts=int(os.environ.get(RESTARTS, "0")),
-        patient=patient,
+        long_timeout_group=long_timeout_group,
     )
 
 
-def form_group(backend: str, rank: int, size: int, meeting: str | None = None) -> dist.ProcessGroup:
-    """Form the process group; give the `patient` one of a Worker.
+def create_groups(backend: str, rank: int, size: int, init_method: str | None = None) -> dist.ProcessGroup:
+    """Form the process group; return the `long_timeout_group` of a Worker.
 
     Args:
         backend: as torch.distributed takes it.
         rank: of this process.
         size: of the group.
-        meeting: a URL where the ranks meet; None: environment variables tell it.
+        init_method: a URL where the ranks meet; None: environment variables name it.
     """
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
-    patient: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return patient
+    dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
+    long_timeout_group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    return long_timeout_group
 
 
-def leave() -> None:
-    """Leave the process group."""
+def destroy_process_group() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def describe(worker: Worker, strategy: Any, dtype: str) -> World:
-    """Gather who trains on what, by rank. A collective."""
+    """Gather the hosts and devices of all ranks. A collective."""
     mine = (socket.gethostname(), str(worker.device))
     everyone: list[Any] = [mine]
     if dist.is_initialized():
@@ -131,25 +126,25 @@ def describe(worker: Worker, strategy: Any, dtype: str) -> World:
     return World(size=worker.size, hosts=hosts, devices=names, backend=backend, strategy=strategy, dtype=dtype)
 
 
-def from_first(worker: Worker, make: Callable[[], Made]) -> Made:
-    """Let rank 0 make a value and give it to all. An error of rank 0 is raised by every rank. A collective."""
+def broadcast_from_rank0(worker: Worker, make: Callable[[], Made]) -> Made:
+    """Let rank 0 make a value, and broadcast it. Every rank raises an error of rank 0. A collective."""
     if not dist.is_initialized():
         return make()
     box: list[Any] = [None, None]
-    if worker.is_first:
+    if worker.is_rank0:
         try:
             box[0] = make()
         except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for a value
             box[1] = error
-    dist.broadcast_object_list(box, src=0, group=worker.patient)
+    dist.broadcast_object_list(box, src=0, group=worker.long_timeout_group)
     if box[1] is not None:
         raise box[1]
     value: Made = box[0]
     return value
 
 
-def on_each(worker: Worker, make: Callable[[], Made]) -> list[Made]:
-    """Let each rank make a value and give all of them to all, by rank. An error of any is raised by all. A collective."""
+def all_gather(worker: Worker, make: Callable[[], Made]) -> list[Made]:
+    """Let each rank make a value, and gather all values, by rank. Every rank raises an error of any rank. A collective."""
     mine: tuple[Any, Exception | None]
     try:
         mine = (make(), None)
@@ -175,72 +170,8 @@ def sum_over_ranks(*values: float) -> list[float]:
     return summed
 
 
-def as_first(tensor: torch.Tensor) -> torch.Tensor:
-    """Give all ranks what rank 0 has. A collective."""
+def broadcast_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Broadcast a tensor of rank 0 to all ranks. A collective."""
     if dist.is_initialized():
         dist.broadcast(tensor, src=0)
     return tensor
-
-
-def distribute(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
-    """Take the module whose forward gives the loss to its device, and have its gradients averaged over the ranks.
-
-    A collective.
-    """
-    if strategy == "FSDP" and dist.is_initialized():
-        # It takes one layer after the other to the device: the whole model need not fit.
-        return _shard(module, worker, dtype)
-    module.to(worker.device)
-    if not dist.is_initialized():
-        return module
-    ids = None if worker.device.type == "cpu" else [worker.device]
-    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still broadcasts rank
-    # 0's, which costs once and forgives a difference.
-    ddp = nn.parallel.DistributedDataParallel
-    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
-    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
-
-
-def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
-    """FSDP2: each decoder layer is gathered when it is needed, and the rest as one group."""
-    # Imported here, since it takes seconds.
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    mesh = init_device_mesh(worker.device.type, (worker.size,))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for layer in families.decoder_layers(module.model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(module, "generate")
-    return module
-
-
-@contextmanager
-def without_learning(module: nn.Module) -> Iterator[None]:
-    """Forward passes without dropout and gradients; afterwards the module is as it was."""
-    module.eval()
-    with torch.no_grad():
-        yield
-    module.train()
-    reshard: Any = getattr(module, "reshard", None)  # of FSDP2
-    if reshard is not None:
-        # Without a backward pass the outermost group stays gathered, and its parameters would be other objects.
-        reshard()
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights only."""
-    return any(hasattr(weight, "full_tensor") for weight in module.parameters())
-
-
-def without_sync(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Hold back the reduction of gradients in all micro-batches of a step but the last."""
-    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
-        context: AbstractContextManager[None] = module.no_sync()
-        return context
-    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
-    if set_sync is not None:
-        set_sync(last)
-    return nullcontext()

@@ -1,7 +1,7 @@
-"""Optional packages of Intel's, for a torch that they were built for. Nothing here is required, and both are archived.
+"""Intel's optional packages. Neither is required, and both are archived.
 
-Each is built for one minor release of torch. With another one its import ends in an error of its own making, or loads a
-library that does not fit. So versions are compared before anything is imported.
+Each is built for one minor release of torch. With another one its import fails, or loads an incompatible library. So
+versions are compared before anything is imported.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ CCL_ENVIRONMENT = {"CCL_WORKER_COUNT": "1", "CCL_ZE_IPC_EXCHANGE": "sockets", "F
 
 @dataclass(frozen=True)
 class Package:
-    """An optional package: what it is called where, and how it is turned off."""
+    """An optional package: its names, and how it is turned off."""
 
     distribution: str
     module: str
     switch: str
-    """Environment variable; with the value 0 the package is left alone."""
+    """Environment variable; with the value 0 the package is not used."""
 
 
 IPEX = Package("intel-extension-for-pytorch", "intel_extension_for_pytorch", "FINETUNE_IPEX")
@@ -40,20 +40,20 @@ CCL = Package("oneccl-bind-pt", "oneccl_bindings_for_pytorch", "FINETUNE_CCL")
 
 @dataclass(frozen=True)
 class Found:
-    """What has become of a package."""
+    """The outcome of looking for a package."""
 
     module: Any | None = None
-    """None: it is not used."""
+    """The imported module; None: the package is not used."""
     note: str = ""
     """A line for the log; empty: it is not installed, or turned off."""
 
 
 def find(package: Package, environment: dict[str, str] | None = None) -> Found:
-    """Import a package if it is there, not turned off, and built for this torch.
+    """Import a package if it is installed, not turned off, and built for this torch.
 
     Args:
         package: which one.
-        environment: variables that it reads, and that are set for it unless they are set already.
+        environment: variables for the package, which are set unless they are set already.
     """
     if os.environ.get(package.switch) == "0":
         return Found()
@@ -69,17 +69,17 @@ def find(package: Package, environment: dict[str, str] | None = None) -> Found:
     try:
         with _logging_as_it_is():
             return Found(importlib.import_module(package.module), f"{name} is used")
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, training goes on without
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - training continues without the package, whatever the error
         for key in missing:
             del os.environ[key]
         return Found(note=f"{name} is not used: its import fails: {error or type(error).__name__}")
 
 
 def use_ipex(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """Let IPEX replace what it has a faster kernel for, on a CPU: its import does so for autocast, and `optimize` for the
-    steps of SGD, Adagrad and Adam.
+    """Let IPEX use its faster kernels on a CPU: its import does so for autocast, and `optimize` for the steps of SGD,
+    Adagrad and Adam.
 
-    Weights stay as they are: with packed or split ones the names in checkpoints and exports would be others.
+    Weights are not changed: packed or split weights would have other names in checkpoints and exports.
 
     Args:
         model: in training mode, its weights not sharded.
@@ -90,7 +90,7 @@ def use_ipex(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """
     ipex = find(IPEX)
     if ipex.module is not None:
-        # Its kernel calls one that has a gradient, of which torch knows nothing: tests/trainer/test_intel.py compares losses.
+        # torch does not know the gradient of its kernel, but the gradient is right: tests/trainer/test_intel.py compares losses.
         warnings.filterwarnings("ignore", "aten::layer_norm: an autograd kernel was not registered")
         options = {"weights_prepack": False, "split_master_weight_for_bf16": False}
         with _silent("IPEX"):
@@ -99,18 +99,18 @@ def use_ipex(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
 
 
 def find_ccl() -> Found:
-    """Import oneCCL's bindings, which make a backend of torch.distributed known: `ccl`."""
+    """Import oneCCL's bindings, which register the backend `ccl` with torch.distributed."""
     return find(CCL, CCL_ENVIRONMENT)
 
 
 def _minor(version: str) -> str:
-    """2.8 of 2.8.0+cpu."""
+    """Major and minor version: 2.8 for 2.8.0+cpu."""
     return ".".join(version.split(".")[:2])
 
 
 @contextmanager
 def _logging_as_it_is() -> Iterator[None]:
-    """IPEX makes itself the class of all loggers, and gives the root one a handler: every line would come twice."""
+    """Restore logging after the import: IPEX replaces the class of loggers and adds a root handler, which prints lines twice."""
     kind, handlers = logging.getLoggerClass(), list(logging.root.handlers)
     try:
         yield
@@ -121,7 +121,7 @@ def _logging_as_it_is() -> Iterator[None]:
 
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Hold back what a logger says: `optimize` calls its own defaults deprecated."""
+    """Disable a logger: `optimize` warns that its own defaults are deprecated."""
     logger = logging.getLogger(name)
     disabled, logger.disabled = logger.disabled, True
     try:

@@ -1,7 +1,7 @@
 """The request to stop: SIGTERM or SIGINT to the command, or a file that anyone may make.
 
-The file is how the driver tells the workers, which share nothing with it but the output volume. Rank 0 looks at it after
-each optimizer step; all ranks then write a checkpoint, and the command ends with an exit code of its own.
+The driver tells the workers by the file, since they share only the output volume. Rank 0 looks for it after each optimizer
+step; all ranks then write a checkpoint, and the command ends with a special exit code.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STOP_FILE = "stop"
-"""Below ``<output_dir>/logs``. A start of the command removes it."""
+"""Name of the file below ``<output_dir>/logs``. The command removes it when it starts."""
 
 STOPPED_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: the same command goes on later."""
+"""EX_TEMPFAIL of sysexits.h: the same command resumes the run later."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedEarly(BaseException):
-    """A request to stop came before the first step: there is nothing to keep."""
+    """A request to stop came before the first step: there is nothing to save."""
 
 
 def requested(logs: Path) -> bool:
-    """Whether the run is asked to stop."""
+    """Whether a stop is requested."""
     return (logs / STOP_FILE).exists()
 
 
 def clear(logs: Path) -> None:
-    """Forget an earlier request.
+    """Remove an earlier request.
 
     Raises:
         OSError: the folder is not writable.
@@ -71,7 +71,7 @@ def on_signal(logs: Path) -> Iterator[None]:
 
 
 def handlers() -> dict[signal.Signals, Any]:
-    """The handlers that are set, for `restore`: Ray sets its own."""
+    """The current handlers, for `restore`: Ray sets its own."""
     return {number: signal.getsignal(number) for number in SIGNALS}
 
 

@@ -1,1 +1,1 @@
-"""What a run tells while it goes on: progress, metrics, TensorBoard, console and logs."""
+"""What a run reports: progress, metrics, TensorBoard, console, logs and warnings."""

@@ -1,4 +1,4 @@
-"""What the user sees: a progress bar on a terminal, one plain line for each logging step elsewhere.
+"""Show the progress to the user: by a bar on a terminal, otherwise by a line for each logging step.
 
 It reads the files that rank 0 writes, so it is the same whether the workers are in this process or in a cluster.
 """
@@ -10,14 +10,14 @@ import logging
 import os
 import shutil
 import sys
-import threading
 import time
 from contextlib import suppress
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from finetune_trainer.tracking.metrics import METRICS_FILE
+from finetune_trainer.tracking.poller import Poller
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Progress, read_progress
-from finetune_trainer.tracking.tracker import METRICS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
 
 POLL_SECONDS = 0.2
-"""How often the files are looked at."""
+"""Seconds between two looks at the files."""
 
 
 BEGAN = time.monotonic()
 """When the command began, nearly: when this module was imported."""
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
-"""Without tqdm's own rate and rest: they count from the first look at the file, ours from the first steady step."""
+"""The format has no rate and remaining time of tqdm, which would count from the first look at the file."""
 
 
 def say(text: str) -> None:
@@ -47,7 +47,7 @@ def complain(text: str) -> None:
 
 
 def stage(text: str) -> None:
-    """Print a line about what begins now, with the seconds since the command began."""
+    """Print a line about a stage that starts, with the seconds since the command began."""
     complain(_stage_line(text))
 
 
@@ -66,7 +66,7 @@ def set_up_logging() -> None:
 
 
 def line_of(record: dict[str, Any]) -> str:
-    """One logging step in words: `step 10/40 (25 %) epoch 0.5 loss 2.31 lr 1.0e-05 202 tok/s eta 1m20s`."""
+    """A record as a line: `step 10/40 (25 %) epoch 0.5 loss 2.31 lr 1.0e-05 202 tok/s eta 1m20s`."""
     if "event" in record:
         return f"{record['event']} after step {record['step']}, attempt {record['attempt']}"
     if "evalLoss" in record:
@@ -80,7 +80,7 @@ def line_of(record: dict[str, Any]) -> str:
 
 
 def duration(seconds: int) -> str:
-    """Seconds in the manner of `1m20s`."""
+    """Seconds in the form `1m20s`."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -88,51 +88,41 @@ def duration(seconds: int) -> str:
     return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
 
 
-class Console:
-    """A thread of the driver that follows the run; a context manager."""
+class Console(Poller):
+    """A thread of the driver that shows how the run progresses."""
 
     def __init__(self, run: Run, stream: TextIO | None = None) -> None:
+        super().__init__("console", POLL_SECONDS)
         self._metrics = run.logs / METRICS_FILE
         self._progress = run.logs / PROGRESS_FILE
         self._stream = stream or sys.stdout
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
         self._seen: list[bytes] = []
-        """Lines of the metrics that are on the screen, or were on that of an earlier attempt."""
+        """Lines of the metrics that were shown, by this attempt or an earlier one."""
         self._inode = self._offset = 0
         with suppress(OSError):
             list(self._new_lines())
         self._bar: Any = None
         self._stages: tuple[str, ...] = ()
-        """Stages of the workers that are on the screen."""
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+        """Stages of the workers that were shown."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        show = self._draw_bar if self._stream.isatty() else self._print_lines
-        done = False
-        while not done:
-            done = self._done.wait(POLL_SECONDS)
-            progress = self._read_progress()
-            show(progress)
-            self._tell_stages(progress)
+        super().__exit__(kind, error, traceback)
         if self._bar is not None:
             self._bar.close()
 
-    def _read_progress(self) -> Progress | None:
+    def poll(self) -> None:
+        """Show what is new: a bar on a terminal, otherwise lines; and the stages."""
+        progress: Progress | None = None
         with suppress(OSError, ValueError):
-            return read_progress(self._progress)
-        return None
+            progress = read_progress(self._progress)
+        if self._stream.isatty():
+            self._draw_bar(progress)
+        else:
+            self._print_lines()
+        self._print_stages(() if progress is None else progress.stages)
 
-    def _tell_stages(self, progress: Progress | None) -> None:
-        stages = () if progress is None else progress.stages
-        # Workers that are started anew begin with their first stage.
+    def _print_stages(self, stages: tuple[str, ...]) -> None:
+        # Restarted workers begin with their first stage.
         shown = len(self._stages) if stages[: len(self._stages)] == self._stages else 0
         for text in stages[shown:]:
             if self._bar is None:
@@ -141,7 +131,7 @@ class Console:
                 self._bar.write(_stage_line(text), file=sys.stderr)
         self._stages = stages
 
-    def _print_lines(self, progress: Progress | None) -> None:  # noqa: ARG002 - it takes what _draw_bar takes
+    def _print_lines(self) -> None:
         with suppress(OSError):
             for line in self._new_lines():
                 print(line_of(json.loads(line)), file=self._stream, flush=True)
@@ -150,7 +140,7 @@ class Console:
         with self._metrics.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             if inode != self._inode:
-                # The file was replaced: a restart has taken back the steps after its checkpoint.
+                # The file was replaced: a restart has removed the records of steps after its checkpoint.
                 kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._seen, file, strict=False)))
                 self._inode, self._seen = inode, self._seen[:kept]
                 self._offset = sum(map(len, self._seen))
@@ -168,12 +158,12 @@ class Console:
         if self._bar is None:
             from tqdm import tqdm
 
-            # not tqdm's own measure of the terminal: it draws nothing on one that tells no size
+            # tqdm itself would draw nothing on a terminal that reports no size
             columns, lines = shutil.get_terminal_size()
             self._bar = tqdm(total=progress.total_steps, file=self._stream, ncols=columns, nrows=lines, bar_format=BAR)
         self._bar.n = progress.step
         if progress.loss is not None and progress.tokens_per_second is not None:
             eta = duration(progress.eta_seconds or 0)
-            held = f"evaluation {progress.eval_loss:.4g}, " if progress.eval_loss is not None else ""
-            self._bar.set_postfix_str(f"loss {progress.loss:.4g}, {held}{progress.tokens_per_second:.0f} tok/s, eta {eta}")
+            evaluation = f"evaluation {progress.eval_loss:.4g}, " if progress.eval_loss is not None else ""
+            self._bar.set_postfix_str(f"loss {progress.loss:.4g}, {evaluation}{progress.tokens_per_second:.0f} tok/s, eta {eta}")
         self._bar.refresh()

@@ -1,10 +1,10 @@
-"""The whole log of an attempt on the output volume, which is there when the pods are gone.
+"""Keep the whole log of an attempt on the output volume, for the time after the pods are deleted.
 
     <output_dir>/logs/attempt-<n>/driver.log     what the command prints
     <output_dir>/logs/attempt-<n>/rank-<r>.log   what a rank prints and logs, and the traceback of the error that ends it
 
-Each line is written at once, so that a kill loses nothing that was printed. Secrets are left out, here and on the way to
-the usual place. A log that cannot be written is no reason for a run to fail.
+Each line is written at once, so that a kill loses nothing that was printed. Secrets are redacted, here and on the standard
+streams. A run does not fail if its log cannot be written.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_BYTES = 25 * 2**20
-"""Size at which a log becomes `<name>.1` and takes the place of the one before: the two of them never exceed 50 MiB."""
+"""Size at which a log is renamed to `<name>.1`, which replaces an older one: both together never exceed 50 MiB."""
 
 
 class Log(RotatingFileHandler):
-    """A file of lines with their times, of bounded size."""
+    """A file of limited size, of lines with their times."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=MAX_BYTES, backupCount=1, delay=True, encoding="utf-8", errors="backslashreplace")
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
 
     def note(self, lines: Iterable[str]) -> None:
-        """Write lines; without a word when they cannot be written."""
+        """Write lines; ignore an error."""
         for line in lines:
             self.handle(logging.makeLogRecord({"msg": redact(line)}))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - Python's name
-        """Go on: the volume may be full."""
+        """Ignore the error: the volume may be full."""
 
     def close(self) -> None:
         """Close the file; what could not be written is lost."""
@@ -50,7 +50,7 @@ class Log(RotatingFileHandler):
 
 
 class Tee:
-    """A standard stream that keeps in a log what passes through it."""
+    """A standard stream whose output also goes to a log."""
 
     def __init__(self, stream: TextIO, log: Log) -> None:
         self._stream = stream
@@ -62,7 +62,7 @@ class Tee:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Pass text on; its whole lines go to the log."""
+        """Write text to the stream, and its complete lines to the log."""
         self._stream.write(redact(text))
         with self._lock:
             if self._log is not None:
@@ -72,12 +72,12 @@ class Tee:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Pass several pieces on."""
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
     def detach(self) -> None:
-        """Only pass on from now on: a library may hold this stream for as long as the process lives."""
+        """Stop logging: a library may keep this stream until the process ends."""
         with self._lock:
             if self._log is not None and self._rest:
                 self._log.note([self._rest])
@@ -85,13 +85,13 @@ class Tee:
 
 
 def _last_drawn(line: str) -> str:
-    """What a line that is drawn again and again, as that of a progress bar, ends as."""
+    """The last state of a line that is redrawn, such as a progress bar."""
     return line.rstrip("\r").rpartition("\r")[2]
 
 
 @contextmanager
 def keep(logs: Path, attempt: int, name: str) -> Iterator[None]:
-    """Keep what this process prints and logs.
+    """Keep in a log file what this process prints and logs.
 
     Args:
         logs: the folder `logs` of the output folder.
@@ -109,7 +109,7 @@ def keep(logs: Path, attempt: int, name: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        # Who catches it prints it, or says in few words what it means: here it stands in full.
+        # The caller prints only a message; the log has the whole traceback.
         log.note(traceback.format_exc().splitlines())
         raise
     finally:

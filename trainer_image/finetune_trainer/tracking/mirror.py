@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
 
-from finetune_trainer.tracking.progress import PROGRESS_FILE, RAY_LOG_FILE, write_atomically
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from finetune_trainer.files import write_atomically
+from finetune_trainer.tracking.poller import Poller
+from finetune_trainer.tracking.progress import PROGRESS_FILE, RAY_LOG_FILE
 
 POLL_SECONDS = 0.25
 """How often the file is looked at: a change is seen by the dashboard within half a second."""
 
 
-GUESS = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
+DEFAULT_LOG_FOLDER = Path(tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
 """Ray's log folder on this node, before the driver has connected to its session."""
 
 
@@ -35,33 +32,20 @@ def session_log_folder() -> Path | None:
     return None if node is None else Path(node.get_logs_dir_path())
 
 
-class Mirror:
-    """A thread that copies the progress file whenever it changes, and a last time at the end; a context manager."""
+class Mirror(Poller):
+    """A thread that copies the progress file whenever it changes."""
 
     def __init__(self, logs: Path) -> None:
+        super().__init__("progress-mirror", POLL_SECONDS)
         self._source = logs / PROGRESS_FILE
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="progress-mirror", daemon=True)
-        self._folder = GUESS
+        self._folder = DEFAULT_LOG_FOLDER
         self._copied: tuple[Path, bytes] | None = None
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            self._copy()
-        self._copy()
-
-    def _copy(self) -> None:
-        # A full disk or a log folder that is not there yet must not end the run; the next round tries again.
+    def poll(self) -> None:
+        """Copy the file if it has changed."""
+        # A full disk or a log folder that does not exist yet must not end the run; the next poll tries again.
         with suppress(OSError):
-            # The last copy, of how the run ended, is made when the driver has left its session already.
+            # The last copy, which tells how the run ended, is made after the driver has left its session.
             self._folder = session_log_folder() or self._folder
             copy = self._folder, self._source.read_bytes()
             if copy != self._copied and copy[0].is_dir():

@@ -1,18 +1,21 @@
-"""What the trainer tells the world while it runs: `progress.json`, its model and its writer.
+"""The file `progress.json`, which reports the progress of a run: its model, its writer and its reader.
 
 Rank 0 writes the file below the output folder; in a cluster the driver copies it to the head's Ray log folder, where
-the operator reads it through the Ray dashboard. The keys are those of a FinetuneJob's ``status``, so no heavy import
-may enter here: the operator shares these models.
+the operator reads it through the Ray dashboard. The keys are those of a FinetuneJob's ``status``. The operator
+shares these models, so this module must not import anything heavy.
 """
 
 from __future__ import annotations
 
-import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from finetune_trainer.errors import FailureReason
+from finetune_trainer.files import write_atomically
 
 PROGRESS_FILE = "progress.json"
 """Name of the file below ``<output_dir>/logs``."""
@@ -20,26 +23,9 @@ PROGRESS_FILE = "progress.json"
 RAY_LOG_FILE = "finetune-progress.json"
 """Name of the copy in the Ray session's log folder on the head node, which the dashboard serves."""
 
-FailureReason = Literal[
-    "InvalidSpec",
-    "DatasetNotFound",
-    "DatasetInvalid",
-    "ModelNotFound",
-    "ModelAccessDenied",
-    "ModelInvalid",
-    "DeviceNotFound",
-    "LossNotFinite",
-    "OutputVolumeFull",
-    "OutOfMemory",
-    "WorkerOOMKilled",
-    "WorkerLost",
-    "TrainingFailed",
-]
-"""Why a run failed, as far as the trainer can tell. The names are reasons of a FinetuneJob's status."""
-
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-"""A number of things that every JSON reader holds exactly."""
+"""A count that every JSON reader represents exactly."""
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 """JSON has neither NaN nor infinity."""
@@ -86,7 +72,7 @@ class Output(Report):
 
 
 class Result(Report):
-    """How good the model has become."""
+    """The losses of the trained model."""
 
     train_loss: Number | None = None
     """Mean loss per supervised token over the last logging window."""
@@ -110,7 +96,7 @@ class Checkpoint(Report):
 
 
 class Failure(Report):
-    """Why the run failed, in words for the user."""
+    """Why the run failed: a reason, and a message for the user."""
 
     reason: FailureReason
     message: str
@@ -120,7 +106,7 @@ class Progress(Report):
     """The whole file. Times are RFC 3339 in UTC, durations are in seconds."""
 
     attempt: Count = 1
-    """Which submission wrote it."""
+    """The attempt that wrote the file."""
     state: Literal["starting", "training", "exporting", "finished", "stopped", "failed"] = "starting"
     step: Count = 0
     """Optimizer steps done."""
@@ -138,29 +124,12 @@ class Progress(Report):
     stages: Annotated[tuple[Word, ...], Field(max_length=32)] = ()
     """What the workers do before the first step and after the last one, in words and in order: the newest is the last."""
     restarts: Count = 0
-    """How often Ray Train has started the workers anew in this attempt, after one was lost."""
+    """How often Ray Train has restarted the workers in this attempt, after one was lost."""
     checkpoint: Checkpoint | None = None
     world: World | None = None
     output: Output | None = None
     result: Result | None = None
     failure: Failure | None = None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old or the new content, never a part of it.
-
-    Raises:
-        OSError: the folder is missing, not writable or full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_progress(path: Path, progress: Progress) -> None:
@@ -179,3 +148,8 @@ def read_progress(path: Path) -> Progress | None:
         return Progress.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def now() -> datetime:
+    """The current time in UTC, in whole seconds."""
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,4 +1,4 @@
-"""The curves of a run for TensorBoard: the same records as in metrics.jsonl."""
+"""Write TensorBoard's event files, with the same records as metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ TAGS = {
 
 
 @dataclass
-class Curves:
-    """Writes an event file, each point at once. Only rank 0 has one."""
+class TensorBoardWriter:
+    """Writes an event file and flushes each record. Only rank 0 has one."""
 
-    # Not the SummaryWriter: its queue is lost with the process, and no error of the volume gets out of its thread.
+    # SummaryWriter is not used: a kill loses its queue, and its thread hides errors of the volume.
     _file: Any
 
     @classmethod
     def begin(cls, logs: Path, step: int) -> Self:
-        """Begin at the first step, or go on after the given one: what TensorBoard knows of later steps, it forgets.
+        """Start at the first step, or continue after the given one: TensorBoard then ignores earlier records of later steps.
 
         Raises:
             OSError: the folder cannot be written.
@@ -45,14 +45,14 @@ class Curves:
         if not step and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
-        # Two starts within a second must not have the same name; TensorBoard reads the files in the order of theirs.
+        # The name must be unique even within a second; TensorBoard reads the files in the order of their names.
         file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         if step:
             file.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         return cls(file)
 
     def add(self, record: dict[str, Any]) -> None:
-        """A point for each number of a record.
+        """Write the numbers of a record.
 
         Raises:
             OSError: the volume is full.
@@ -66,5 +66,5 @@ class Curves:
         self._file.flush()
 
     def close(self) -> None:
-        """No more comes."""
+        """Close the file."""
         self._file.close()

@@ -1,66 +1,50 @@
-"""The loss over the rows that are held out. It changes nothing about the training that goes on after it."""
+"""The loss over the evaluation rows. It has no effect on the training that continues after it."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune_trainer.data import batching
-from finetune_trainer.runtime import devices, distributed
-from finetune_trainer.training.setup import make_batch
+from finetune_trainer.data import step_plan
+from finetune_trainer.runtime import devices, distributed, parallel
+from finetune_trainer.runtime.engine import make_batch
+from finetune_trainer.tracking.measurements import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from finetune_trainer.training.setup import Engine
+    from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
 
-LARGEST_EXPONENT = math.log(1e300)
-"""Of a loss above it there is no perplexity: e to its power is no number any more."""
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good the model is at rows that it does not learn from."""
-
-    loss: float
-    """Mean per supervised token; finite."""
-
-    @property
-    def perplexity(self) -> float | None:
-        """The exponential of the loss; None when that is too large for a number."""
-        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
-
-
-def evaluate(engine: Engine, alive: Callable[[], None]) -> Evaluation | None:
-    """Evaluate the model as it is; None: there are no rows for it, or the loss is not finite. A collective.
+def evaluate(engine: Engine, heartbeat: Callable[[], None]) -> Evaluation | None:
+    """Evaluate the model; None: there are no evaluation rows, or the loss is not finite. A collective.
 
     Args:
         engine: the model and the rows.
-        alive: is called after each batch.
+        heartbeat: called after each batch.
     """
     data, worker = engine.data, engine.worker
-    if not len(data.held_rows):
+    if not len(data.eval_rows):
         return None
     size = engine.run.config.training.batch_size * worker.size
-    lengths = data.held.lengths
-    rows = data.held_rows[np.argsort(-lengths[data.held_rows], kind="stable")]
-    summed, tokens = 0.0, int(data.held.supervised[rows].sum())
-    with distributed.without_learning(engine.loss):
+    lengths = data.eval.lengths
+    rows = data.eval_rows[np.argsort(-lengths[data.eval_rows], kind="stable")]
+    summed, tokens = 0.0, int(data.eval.supervised[rows].sum())
+    with parallel.evaluation_mode(engine.loss):
         for start in range(0, len(rows), size):
-            share = batching.deal(rows[start : start + size], lengths, worker.size)[worker.rank]
+            share = step_plan.split_across_ranks(rows[start : start + size], lengths, worker.size)[worker.rank]
             with engine.autocast():
-                summed += float(engine.loss(make_batch(engine, data.held, share)))
-            alive()
+                summed += float(engine.loss(make_batch(engine, data.eval, share)))
+            heartbeat()
     mean = distributed.sum_over_ranks(summed)[0] / max(tokens, 1)
     devices.empty_cache(worker.device)
     if math.isfinite(mean):
         return Evaluation(mean)
-    if worker.is_first:
+    if worker.is_rank0:
         log.warning("the loss over the evaluation rows is %s: it is left out", mean)
     return None

@@ -1,4 +1,4 @@
-"""What the model answers to a few prompts before the first step and after the last one."""
+"""Sample answers: the model answers a few prompts before the first step and after the last one."""
 
 from __future__ import annotations
 
@@ -14,63 +14,63 @@ import torch
 
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import output_error
+from finetune_trainer.files import write_atomically
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
-from finetune_trainer.runtime import devices, distributed
-from finetune_trainer.tracking.progress import write_atomically
-from finetune_trainer.tracking.tracker import enter_stage
+from finetune_trainer.runtime import devices, distributed, parallel
+from finetune_trainer.tracking.stages import enter_stage
 
 if TYPE_CHECKING:
-    from finetune_trainer.checkpoint.resume import Start
-    from finetune_trainer.data.prompts import Examples
-    from finetune_trainer.training.setup import Engine
+    from finetune_trainer.checkpoint.checkpointer import Start
+    from finetune_trainer.data.examples import Examples
+    from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Prompts in tokens, and what they are answered with so far."""
+class SamplePrompts:
+    """Prompts in tokens, with the answers so far."""
 
-    prompts: tuple[list[int], ...]
+    token_ids: tuple[list[int], ...]
     stops: tuple[int, ...]
     """Tokens that end an answer."""
     samples: tuple[Sample, ...]
 
 
-def begin(engine: Engine, tokenizer: Any, start: Start) -> Asked:
-    """Ask for the first time; a run that goes on takes the first answers from where its checkpoint is. A collective.
+def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts:
+    """Answer the prompts before training; a resumed run takes the answers of the run that made its checkpoint. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
-        OutputNotWritable: the folder refuses to be written.
+        OutputNotWritable: the folder is not writable.
     """
-    asked = choose(engine, tokenizer)
+    prompts = choose(engine, tokenizer)
     if start.checkpoint is None:
-        if asked.prompts:
-            enter_stage(engine.run, engine.worker.rank, f"answering {len(asked.prompts)} sample prompts before training")
-        before = answer(engine, tokenizer, asked)
+        if prompts.samples:
+            enter_stage(engine.run, engine.worker.rank, f"answering {len(prompts.samples)} sample prompts before training")
+        before = answer(engine, tokenizer, prompts)
     else:
         kept = {sample.prompt: sample.before for sample in read_samples(Path(start.checkpoint.path).parent.parent / LOGS)}
-        before = [kept.get(sample.prompt) for sample in asked.samples]
-    return _keep(engine, asked, "before", before)
+        before = [kept.get(sample.prompt) for sample in prompts.samples]
+    return _keep(engine, prompts, "before", before)
 
 
-def finish(engine: Engine, tokenizer: Any, asked: Asked) -> tuple[Sample, ...]:
-    """Ask for the last time. A collective.
+def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> tuple[Sample, ...]:
+    """Answer the prompts after training. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
-        OutputNotWritable: the folder refuses to be written.
+        OutputNotWritable: the folder is not writable.
     """
-    return _keep(engine, asked, "after", answer(engine, tokenizer, asked)).samples
+    return _keep(engine, prompts, "after", answer(engine, tokenizer, prompts)).samples
 
 
-def _keep(engine: Engine, asked: Asked, when: str, answers: list[Answer | None]) -> Asked:
-    if not engine.worker.is_first:
-        return asked
+def _keep(engine: Engine, prompts: SamplePrompts, when: str, answers: list[Answer | None]) -> SamplePrompts:
+    if not engine.worker.is_rank0:
+        return prompts
     path = engine.run.logs / SAMPLES_FILE
-    pairs = zip(asked.samples, answers, strict=True)
+    pairs = zip(prompts.samples, answers, strict=True)
     samples = tuple(sample.model_copy(update={when: given}) for sample, given in pairs)
     text = json.dumps([sample.model_dump(mode="json") for sample in samples], indent=1, ensure_ascii=False)
     try:
@@ -80,49 +80,49 @@ def _keep(engine: Engine, asked: Asked, when: str, answers: list[Answer | None])
             path.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(engine.run.output_dir, error) from error
-    return Asked(asked.prompts, asked.stops, samples)
+    return SamplePrompts(prompts.token_ids, prompts.stops, samples)
 
 
-def choose(engine: Engine, tokenizer: Any) -> Asked:
-    """The first rows for evaluation, or to train on if there are none of those."""
+def choose(engine: Engine, tokenizer: Any) -> SamplePrompts:
+    """Choose the prompts: the first evaluation rows, or the first training rows if there are none."""
     data = engine.data
-    examples, rows = (data.held, data.held_rows) if len(data.held_rows) else (data.train, data.train_rows)
-    prompts, samples, stops = [], [], {tokenizer.eos_token_id}
+    examples, rows = (data.eval, data.eval_rows) if len(data.eval_rows) else (data.train, data.train_rows)
+    token_ids, samples, stops = [], [], {tokenizer.eos_token_id}
     for row in map(int, rows[: engine.run.config.general.sample_prompts]):
         prompt, rest = split(examples, row)
         texts = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, rest))
         samples.append(Sample(row=examples.place(row), prompt=next(texts), expected=next(texts)))
-        prompts.append(prompt)
+        token_ids.append(prompt)
         stops.update(rest[-1:])
-    return Asked(tuple(prompts), tuple(sorted(stops)), tuple(samples))
+    return SamplePrompts(tuple(token_ids), tuple(sorted(stops)), tuple(samples))
 
 
 def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
-    """Tokens of a row's prompt, and of the rest; a row that is learned as a whole is cut in the middle."""
+    """Split a row into the tokens of its prompt and the rest; a row without a prompt is split in the middle."""
     ids, first, last = examples.row(row).tolist(), int(examples.first[row]), int(examples.last[row])
     # Exactly one of both parts is masked, or none is.
     end = first if first > 1 else last if last < len(ids) else (len(ids) + 1) // 2
     return ids[:end], ids[end:]
 
 
-def answer(engine: Engine, tokenizer: Any, asked: Asked) -> list[Answer | None]:
-    """Have the model answer all prompts; nothing on ranks whose answers are not needed. A collective."""
-    sharded = distributed.is_sharded(engine.loss)
-    if not asked.prompts or not (sharded or engine.worker.is_first):
+def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> list[Answer | None]:
+    """Let the model answer all prompts; ranks whose answers are not needed return none. A collective."""
+    sharded = parallel.is_sharded(engine.loss)
+    if not prompts.token_ids or not (sharded or engine.worker.is_rank0):
         return []
-    ids, mask = (tensor.to(engine.worker.device) for tensor in pad(asked.prompts, engine.data.pad))
-    longest = load.longest_input(engine.causal) or ids.shape[1] + ANSWER_TOKENS
+    ids, mask = (tensor.to(engine.worker.device) for tensor in pad(prompts.token_ids, engine.data.pad))
+    longest = load.longest_input(engine.model) or ids.shape[1] + ANSWER_TOKENS
     module: Any = getattr(engine.loss, "module", engine.loss)  # of DDP
-    with distributed.without_learning(engine.loss), own_attention(engine.causal), engine.autocast():
+    with parallel.evaluation_mode(engine.loss), own_attention(engine.model), engine.autocast():
         made = module.generate(
             input_ids=ids,
             mask=mask,
-            stops=torch.tensor(asked.stops, device=ids.device),
+            stops=torch.tensor(prompts.stops, device=ids.device),
             limit=min(ANSWER_TOKENS, longest - ids.shape[1]),
-            agree=distributed.as_first if sharded else lambda tokens: tokens,
+            agree=distributed.broadcast_tensor if sharded else lambda tokens: tokens,
         )
     devices.empty_cache(engine.worker.device)
-    return [_read(tokenizer, line, asked.stops) for line in made.tolist()]
+    return [_read(tokenizer, line, prompts.stops) for line in made.tolist()]
 
 
 def _read(tokenizer: Any, ids: list[int], stops: tuple[int, ...]) -> Answer:
@@ -131,7 +131,7 @@ def _read(tokenizer: Any, ids: list[int], stops: tuple[int, ...]) -> Answer:
 
 
 def pad(prompts: tuple[list[int], ...], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts as [B, T], padded on the left, and the mask of what is no padding; both int64."""
+    """Prompts as [B, T], padded on the left, and the attention mask; both int64."""
     width = max(map(len, prompts))
     ids = [[filler] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -139,12 +139,12 @@ def pad(prompts: tuple[list[int], ...], filler: int) -> tuple[torch.Tensor, torc
 
 
 @contextmanager
-def own_attention(causal: Any) -> Iterator[None]:
-    """Ours takes no mask, which prompts of different lengths need: until the end of the block it is the family's."""
-    causal = families.unwrapped(causal)
-    joins = causal.config._attn_implementation == attention.NAME  # noqa: SLF001 - it has no public name
-    if joins:
-        causal.set_attn_implementation(families.family_of(causal.config.model_type).attention)
+def own_attention(model: Any) -> Iterator[None]:
+    """Use the family's attention during the block: ours takes no mask, which prompts of different lengths need."""
+    model = families.unwrapped(model)
+    packs = model.config._attn_implementation == attention.NAME  # noqa: SLF001 - it has no public name
+    if packs:
+        model.set_attn_implementation(families.family_of(model.config.model_type).attention)
     yield
-    if joins:
-        causal.set_attn_implementation(attention.NAME)
+    if packs:
+        model.set_attn_implementation(attention.NAME)

@@ -1,4 +1,4 @@
-"""Save a run as a checkpoint, and go on from one. Both are collectives: each rank writes and reads its own part."""
+"""Save and restore the checkpoints of a run. Both are collectives: each rank writes and reads its own part."""
 
 from __future__ import annotations
 
@@ -8,46 +8,43 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from finetune_trainer.checkpoint import store, tensors
-from finetune_trainer.checkpoint.store import Identity, Marker, Unusable, trainer_version
-from finetune_trainer.checkpoint.tensors import Sums
+from finetune_trainer.checkpoint.identity import Identity, configuration_digest
+from finetune_trainer.checkpoint.marker import STATE, Marker, Unusable, check_files, read_marker
 from finetune_trainer.config.run import CHECKPOINTS
-from finetune_trainer.errors import explain, output_error
-from finetune_trainer.output import manifest
+from finetune_trainer.errors import output_error
+from finetune_trainer.explain import explain
 from finetune_trainer.runtime import distributed
+from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
+from finetune_trainer.versions import trainer_version
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
 
-    from finetune_trainer.output.manifest import Entry
-    from finetune_trainer.training.setup import Engine
+    from finetune_trainer.files import Entry
+    from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
-
-GENERAL = {"base_model", "tokenizer_name", "lora_config"}
-DATASET = {"group", "shuffle", "padding_side"}
-TRAINING = {"optimizer", "batch_size", "epochs", "max_train_steps", "learning_rate", "lr_scheduler", "weight_decay",
-            "mixed_precision", "device", "gradient_accumulation_steps", "seed"}  # fmt: skip
-"""Settings that the weights depend on; how rows become tokens shows in the tokens."""
 
 _FINISHED = "its run has finished and kept no checkpoint; General.save_strategy epoch or steps would have kept them"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the loop begins."""
+    """The point from which the loop starts."""
 
     step: int = 0
-    """Optimizer steps that are done already."""
-    sums: Sums = field(default_factory=Sums)
+    """Optimizer steps that are already done."""
+    running_loss: RunningLoss = field(default_factory=RunningLoss)
     checkpoint: Checkpoint | None = None
-    """Where that comes from."""
+    """The checkpoint that the run resumes from."""
 
 
-class Keeper:
-    """Keeps the checkpoints of a run."""
+class Checkpointer:
+    """Saves and restores the checkpoints of a run."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,32 +56,32 @@ class Keeper:
             strategy=self._run.config.training.strategy,
         )
 
-    def save(self, step: int, sums: Sums) -> Checkpoint:
-        """Write a checkpoint, and remove those that are too old. A collective.
+    def save(self, step: int, running_loss: RunningLoss) -> Checkpoint:
+        """Write a checkpoint, and remove the oldest ones. A collective.
 
         Raises:
-            OutputVolumeFull: no space left; the checkpoint before is unharmed.
-            OutputNotWritable: the folder refuses to be written.
+            OutputVolumeFull: no space is left; the previous checkpoint is intact.
+            OutputNotWritable: the folder is not writable.
         """
         folder = self._run.checkpoints
         try:
-            draft = distributed.from_first(self._worker, lambda: store.begin(folder, step))
-            written = distributed.on_each(self._worker, lambda: self._write(draft, sums))
+            draft = distributed.broadcast_from_rank0(self._worker, lambda: store.begin(folder, step))
+            written = distributed.all_gather(self._worker, lambda: self._write(draft, running_loss))
             files = tuple(entry for entries in written for entry in entries)
-            return distributed.from_first(self._worker, lambda: self._complete(draft, step, files))
+            return distributed.broadcast_from_rank0(self._worker, lambda: self._complete(draft, step, files))
         except Exception as error:
-            if self._worker.is_first:
+            if self._worker.is_rank0:
                 store.discard(folder, step)
             known = output_error(self._run.output_dir, error) if isinstance(error, OSError) else None
             raise (known or explain(error, self._run) or error) from error
 
-    def _write(self, draft: Path, sums: Sums) -> list[Entry]:
+    def _write(self, draft: Path, running_loss: RunningLoss) -> list[Entry]:
         rank = self._worker.rank
         entries = []
-        if self._worker.is_first or self._identity.sharded:
+        if self._worker.is_rank0 or self._identity.sharded:
             entries.append(tensors.save_tensors(self._engine, draft / self._identity.shard(rank)))
-        if self._worker.is_first:
-            entries.append(tensors.save_rest(self._engine, sums, draft / store.STATE))
+        if self._worker.is_rank0:
+            entries.append(tensors.save_rest(self._engine, running_loss, draft / STATE))
         return entries
 
     def _complete(self, draft: Path, step: int, files: tuple[Entry, ...]) -> Checkpoint:
@@ -99,85 +96,76 @@ class Keeper:
         store.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep, path)
         return _describe(path, marker)
 
-    def restore(self) -> Start:
-        """Go on from the newest checkpoint of this run, else of the earlier one, else from the given one; or begin at the
-        beginning. A collective.
+    def restore(self, is_finished: Callable[[Path], bool]) -> Start:
+        """Resume from the newest checkpoint of this run, else of the earlier run, else from the given one; or start at
+        step 0. A collective.
+
+        Args:
+            is_finished: whether an output folder holds a complete result.
 
         Raises:
             ConfigError: the earlier run has finished and kept none, or what it kept or General.resume_from_checkpoint
                 names does not fit.
         """
         folder, worker = self._run.checkpoints, self._worker
-        for path, marker in distributed.from_first(worker, lambda: list(store.candidates(folder, self._identity))):
+        for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.candidates(folder, self._identity))):
             try:
                 return self._load(path, marker, exact=True)
             except Unusable as reason:
-                if worker.is_first:
+                if worker.is_rank0:
                     store.skip(path, reason)
-        if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from)) is not None:
+        if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from, is_finished)) is not None:
             return start
         given = self._run.given_checkpoint
         if given is None:
             return Start()
         try:
-            return self._load_other(given, distributed.from_first(worker, lambda: store.read_marker(given)))
+            return self._load_other(given, distributed.broadcast_from_rank0(worker, lambda: read_marker(given)))
         except Unusable as reason:
             raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
-    def _load_earlier(self, output: Path) -> Start | None:
-        """Go on from the newest checkpoint of an earlier run that can be used; None when it left none."""
+    def _load_earlier(self, output: Path, is_finished: Callable[[Path], bool]) -> Start | None:
+        """Resume from the newest usable checkpoint of an earlier run; None: it has left no checkpoint."""
         worker, refusal = self._worker, None
         folder = output / CHECKPOINTS
-        for path, marker in distributed.from_first(worker, lambda: list(store.complete_ones(folder))):
+        for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.complete_ones(folder))):
             try:
                 return self._load_other(path, marker)
             except Unusable as reason:
                 refusal = refusal or store.refuse("--resume_from", path, reason)
-                if worker.is_first:
+                if worker.is_rank0:
                     store.skip(path, reason)
-        if refusal is None and distributed.from_first(worker, lambda: manifest.is_finished(output)):
+        if refusal is None and distributed.broadcast_from_rank0(worker, lambda: is_finished(output)):
             refusal = store.refuse("--resume_from", output, Unusable(_FINISHED))
         if refusal is not None:
             raise refusal
-        if worker.is_first:
-            log.warning("there is no complete checkpoint in %s to begin from", folder)
+        if worker.is_rank0:
+            log.warning("there is no complete checkpoint in %s to start from", folder)
         return None
 
     def _load_other(self, path: Path, marker: Marker) -> Start:
-        """Go on from a checkpoint of another run: exactly where all else is the same, else with weights and optimizer."""
+        """Resume from a checkpoint of another run: exactly if all else is the same, else with weights and optimizer only."""
         own, there = self._identity, marker.identity
         difference = marker.difference(own.model_copy(update={"run": there.run}))
         if difference is not None and (own.sharded or there.sharded) and own.world_size != there.world_size:
             raise Unusable(difference)
-        if difference is not None and self._worker.is_first:
+        if difference is not None and self._worker.is_rank0:
             log.info("only weights and optimizer are taken from the checkpoint, not its place in the data: %s", difference)
         return self._load(path, marker, exact=difference is None)
 
     def _load(self, path: Path, marker: Marker, *, exact: bool) -> Start:
         engine, worker = self._engine, self._worker
         shard = marker.identity.shard(worker.rank)
-        distributed.on_each(worker, lambda: store.check(path, marker, (shard, store.STATE)))
-        rest = json.loads((path / store.STATE).read_bytes())
+        distributed.all_gather(worker, lambda: check_files(path, marker, (shard, STATE)))
+        rest = json.loads((path / STATE).read_bytes())
         saved: dict[str, torch.Tensor] = {}
-        distributed.on_each(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
+        distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
         tensors.put_tensors(engine, saved)
-        if worker.is_first:
-            log.info("going on from checkpoint %s", path)
+        if worker.is_rank0:
+            log.info("resuming from checkpoint %s", path)
         if not exact:
             return Start()
         return Start(marker.step, tensors.load_rest(engine, rest), _describe(path, marker))
-
-
-def configuration_digest(engine: Engine) -> str:
-    """SHA-256, in hex, of what decides about the weights, apart from the workers: settings, and rows in tokens."""
-    config, data = engine.run.config, engine.data
-    settings = {
-        "general": config.general.model_dump(mode="json", include=GENERAL),
-        "dataset": config.dataset.model_dump(mode="json", include=DATASET),
-        "training": config.training.model_dump(mode="json", include=TRAINING),
-    }
-    rows = (data.train.digest.encode(), data.train_rows.tobytes())
-    return store.digest(json.dumps(settings, sort_keys=True).encode(), *rows)
 
 
 def _describe(path: Path, marker: Marker) -> Checkpoint:

@@ -1,0 +1,53 @@
+"""A plugin of pytest: how many tests are done, of how many, in a file for whoever waits.
+
+pytest -p tests.support.tally
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "TEST_TALLY"
+"""Environment variable with the path of the file."""
+
+
+class Tally:
+    """Counts tests; with pytest-xdist in the process that hands them out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.total, self.done, self.failed = path, 0, 0, 0
+        self.path.touch()
+
+    def pytest_collection_finish(self, session: Any) -> None:
+        self.total = self.total or len(session.items)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.done += report.when == "teardown"
+        self.failed += report.failed
+        self.write()
+
+    def write(self) -> None:
+        failed = f", {self.failed} failed" if self.failed else ""
+        self.path.write_text(f"{self.done}/{self.total}{failed}")
+
+
+class DistributedTally(Tally):
+    """With pytest-xdist each worker collects the same tests."""
+
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self.total = len(ids)
+
+
+def pytest_configure(config: Any) -> None:
+    path = os.environ.get(VARIABLE)
+    if path and not hasattr(config, "workerinput"):
+        distributed = config.pluginmanager.hasplugin("dsession")
+        config.pluginmanager.register((DistributedTally if distributed else Tally)(Path(path)))
+
+
+def read(folder: Path, part: str) -> str:
+    """What the newest file of a part says; nothing before its first test."""
+    files = sorted(folder.glob(f"{part}-*.tally"), key=lambda path: path.stat().st_mtime)
+    return files[-1].read_text() if files else ""

@@ -1,0 +1,59 @@
+"""What decides whether a run may resume exactly from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+from finetune_trainer.files import digest
+
+if TYPE_CHECKING:
+    from finetune_trainer.runtime.engine import Engine
+
+
+class Identity(BaseModel):
+    """What a checkpoint and a run must have in common so that the run can resume from it exactly."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    run: str
+    """Name of the run, or of this start of a run without a name."""
+    configuration: str
+    """SHA-256, in hex, of the settings that the weights depend on and of the tokenised rows."""
+    world_size: int
+    strategy: Literal["DDP", "FSDP"]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank has a file of its own."""
+        return self.strategy == "FSDP" and self.world_size > 1
+
+    def shard(self, rank: int) -> str:
+        """Name of the file with this rank's tensors."""
+        return f"rank-{rank if self.sharded else 0:05}.safetensors"
+
+
+GENERAL = {"base_model", "tokenizer_name", "lora_config"}
+
+
+DATASET = {"group", "shuffle", "padding_side"}
+
+
+TRAINING = {"optimizer", "batch_size", "epochs", "max_train_steps", "learning_rate", "lr_scheduler", "weight_decay",
+            "mixed_precision", "device", "gradient_accumulation_steps", "seed"}  # fmt: skip
+"""Settings that the weights depend on. Those of the tokenising need no key: the digest covers the tokens themselves."""
+
+
+def configuration_digest(engine: Engine) -> str:
+    """SHA-256, in hex, of the settings and the tokenised rows, which determine the weights apart from the workers."""
+    config, data = engine.run.config, engine.data
+    settings = {
+        "general": config.general.model_dump(mode="json", include=GENERAL),
+        "dataset": config.dataset.model_dump(mode="json", include=DATASET),
+        "training": config.training.model_dump(mode="json", include=TRAINING),
+    }
+    rows = (data.train.digest.encode(), data.train_rows.tobytes())
+    return digest(json.dumps(settings, sort_keys=True).encode(), *rows)

@@ -1,0 +1,91 @@
+"""The marker of a checkpoint, complete.json: what the checkpoint belongs to, and its files."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from finetune_trainer.checkpoint.identity import Identity
+from finetune_trainer.files import Entry, describe_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+
+MARKER = "complete.json"
+
+
+STATE = "state.json"
+
+
+class Marker(BaseModel):
+    """The file complete.json."""
+
+    model_config = ConfigDict(frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    version: Literal[1] = 1
+    identity: Identity
+    step: Annotated[int, Field(ge=1)]
+    """Optimizer steps done."""
+    total_steps: int
+    trainer_version: str
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC).replace(microsecond=0))
+    files: tuple[Entry, ...] = ()
+
+    def difference(self, identity: Identity) -> str | None:
+        """Why a run may not resume from this checkpoint by itself; None: it may."""
+        mine = self.identity
+        if mine.run != identity.run:
+            return f"it belongs to another run, {mine.run}"
+        if (mine.strategy, mine.world_size) != (identity.strategy, identity.world_size):
+            there, here = (f"{one.strategy} with {one.world_size} workers" for one in (mine, identity))
+            return f"it was made by {there}, this is {here}"
+        return "the configuration or the rows have changed since" if mine.configuration != identity.configuration else None
+
+
+class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
+    """A folder is not a complete checkpoint; the message is the reason."""
+
+
+def read_marker(path: Path) -> Marker:
+    """Read the marker of a checkpoint, and check that the files it names exist in their full size.
+
+    Raises:
+        Unusable: it is not complete.
+    """
+    try:
+        marker = Marker.model_validate_json((path / MARKER).read_bytes())
+    except FileNotFoundError:
+        raise Unusable(f"it has no {MARKER}") from None
+    except (OSError, ValidationError):
+        raise Unusable(f"its {MARKER} cannot be read") from None
+    names = {entry.path for entry in marker.files}
+    if STATE not in names or any("/" in name for name in names):
+        raise Unusable(f"its {MARKER} does not name the files of a checkpoint")
+    for entry in marker.files:
+        with suppress(OSError):
+            if (path / entry.path).stat().st_size == entry.size_bytes:
+                continue
+        raise Unusable(f"{entry.path} is missing or cut off")
+    return marker
+
+
+def check_files(path: Path, marker: Marker, names: Iterable[str]) -> None:
+    """Check that files of a checkpoint are unchanged since they were written.
+
+    Raises:
+        Unusable: one is not.
+    """
+    entries = {entry.path: entry for entry in marker.files}
+    for name in names:
+        try:
+            same = describe_file(path, name) == entries.get(name)
+        except OSError as error:
+            raise Unusable(f"{name} cannot be read: {error.strerror}") from None
+        if not same:
+            raise Unusable(f"{name} is not the file that was written")

@@ -1,0 +1,109 @@
+"""The section General of the configuration: the base model, the output, and LoRA."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from finetune_trainer.config.section import Section, choice, lower, yaml_no
+
+CREDENTIAL_MESSAGE = (
+    "a token does not belong here: put it into a Secret that spec.model.tokenSecretRef of the FinetuneJob names, "
+    "or locally into the environment variable HF_TOKEN"
+)
+
+
+def _no_literal_token(value: Any) -> Any:
+    if value not in (None, ""):
+        raise ValueError(CREDENTIAL_MESSAGE)
+    return value
+
+
+class HubConfig(Section):
+    """How the base model is loaded."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless the administrator allows it."""
+    use_auth_token: (
+        Annotated[
+            str,
+            BeforeValidator(_no_literal_token),
+            WithJsonSchema(
+                {
+                    "type": "string",
+                    "maxLength": 1024,
+                    "x-kubernetes-validations": [{"rule": "size(self) == 0", "message": CREDENTIAL_MESSAGE}],
+                }
+            ),
+        ]
+        | None
+    ) = None
+    """Only null: a token belongs in a Secret (spec.model.tokenSecretRef of the FinetuneJob) or in HF_TOKEN."""
+
+
+class LoraConfig(Section):
+    """Low-rank adaptation (PEFT). Leave out for full finetuning."""
+
+    task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
+    """The task of the adapter: CAUSAL_LM."""
+    r: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Rank of the update matrices."""
+    lora_alpha: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Scale of the update: it is multiplied by lora_alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout probability of the adapter's input, from 0 up to, not including, 1."""
+    target_modules: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=128)]], Field(min_length=1, max_length=64)] | None
+    ) = None
+    """Names of the linear layers to adapt. Default: PEFT's choice for the model's family."""
+
+
+class General(Section):
+    """The base model, the output, and LoRA."""
+
+    base_model: Annotated[str, Field(min_length=1, max_length=256)]
+    """Hub name of the base model or a folder. In a FinetuneJob with model.persistentVolumeClaim the claim's folder is
+    used, and this is only the name that the result carries."""
+    tokenizer_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """Hub name or folder of the tokenizer. Default: that of the base model."""
+    output_dir: Annotated[str, Field(min_length=1, max_length=256)] = "/tmp/llm-ray/output"  # noqa: S108 - the documented default of llm-on-ray
+    """Folder of the result. In a FinetuneJob it is mapped to the job's own folder on the output claim."""
+    report_to: Annotated[Literal["none", "tensorboard"], BeforeValidator(lower)] = "none"
+    """Where the records of logs/metrics.jsonl are also written: none, or tensorboard (event files in logs/tensorboard)."""
+    sample_prompts: Annotated[int, Field(ge=0, le=16)] = 3
+    """How many prompts the model answers before the first step and after the last one, for the report: the first
+    evaluation rows, or training rows if there are none. 0: none. An addition to llm-on-ray's keys."""
+    resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """A checkpoint of this trainer (a folder checkpoints/step-N) to resume from: exactly, if configuration, rows and
+    workers are the same; else weights and optimizer only. A run resumes from its own checkpoints by itself."""
+    save_strategy: Annotated[
+        Literal["no", "epoch", "steps"],
+        BeforeValidator(yaml_no),
+        choice("no", "epoch", "steps", False, type_=None),
+    ] = "no"
+    """When to write checkpoints: no, epoch (at the end of each) or steps (every 100); epoch and steps also keep them
+    beside the finished result."""
+    config: HubConfig = HubConfig()
+    """How the base model is loaded."""
+    lora_config: LoraConfig | None = None
+    """Low-rank adaptation; null or absent means full finetuning."""
+    merge_adapter: bool = False
+    """Also write the base model with the adapter merged into it, below output_dir in the folder merged. No effect without
+    lora_config."""
+    enable_gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    gpt_base_model: bool | None = None
+    """Obsolete, accepted and ignored."""
+    gaudi_config_name: Annotated[str, Field(max_length=256)] | None = None
+    """Obsolete, accepted and ignored."""
+    checkpoint_dir: Annotated[str, Field(max_length=256)] | None = None
+    """Obsolete, accepted and ignored."""
+    deltatuner_config: (
+        Annotated[
+            dict[str, Any],
+            WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True, "maxProperties": 16}),
+        ]
+        | None
+    ) = None
+    """Obsolete, accepted and ignored."""

@@ -1,0 +1,28 @@
+"""The parts that a row has in tokens, and how text becomes tokens."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Parts(NamedTuple):
+    """Token ids of one row. The prompt consists of head, body and tail; only the body may be cut."""
+
+    head: list[int]
+    body: list[int]
+    tail: list[int]
+    response: list[int]
+    end: int
+    """The token that ends the response."""
+
+
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts of the user; nothing in them becomes a special token."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def ids_of_markup(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts in which special tokens are recognised."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids

@@ -1,0 +1,37 @@
+"""Which rows are trained on, and which ones are evaluated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from finetune_trainer.data.examples import Examples
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tokenised rows of a run, to train on and to evaluate on."""
+
+    train: Examples
+    train_rows: NDArray[np.int64]
+    """Numbers of the rows in `train` that are trained on."""
+    eval: Examples
+    eval_rows: NDArray[np.int64]
+    """Numbers of the rows in `eval` that are evaluated."""
+    pad: int
+
+
+def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split row numbers into those to train on and those to evaluate on, both in the file's order.
+
+    The number of evaluation rows is rounded up, as in llm-on-ray. At least one row is left to train on.
+    """
+    count_eval = min(math.ceil(count * percentage / 100), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[count_eval:]), np.sort(order[:count_eval])

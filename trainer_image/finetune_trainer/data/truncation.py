@@ -1,0 +1,59 @@
+"""Cut rows that are too long: the middle of a prompt, and the end or the start of a response or text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from finetune_trainer.config.dataset import Dataset
+    from finetune_trainer.data.parts import Parts
+
+
+TAIL_TOKENS = 3
+"""Tokens that are kept at the end of a prompt that is cut in the middle, as in llm-on-ray: E and the line feed."""
+
+
+class TooLong(Exception):  # noqa: N818 - it says what the row is
+    """A row is too long, and `truncation` is off."""
+
+
+def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
+    """The prompt, cut to max_source_length, and whether it was cut.
+
+    Raises:
+        ConfigError: the fixed parts alone are too long.
+        TooLong: it is too long, and truncation is off.
+    """
+    fixed = len(parts.head) + len(parts.tail)
+    room, body = config.max_source_length - fixed, parts.body
+    if body and room <= TAIL_TOKENS:
+        needed = fixed + TAIL_TOKENS + 1
+        raise ConfigError([f"Dataset.max_source_length: the fixed part of the prompt alone needs {needed} tokens"])
+    is_cut = len(body) > max(room, 0)
+    if is_cut and not config.truncation:
+        limit = f"Dataset.max_source_length {config.max_source_length}"
+        raise TooLong(f"the prompt has {fixed + len(body)} tokens, more than {limit}, and truncation is off")
+    if is_cut:
+        body = body[: room - TAIL_TOKENS] + body[-TAIL_TOKENS:]
+    return [*parts.head, *body, *parts.tail], is_cut
+
+
+def cut_response(prompt: int, response: list[int], config: Dataset, place: str) -> tuple[list[int], bool]:
+    """The response, cut to what the prompt leaves of max_length, and whether it was cut.
+
+    Raises:
+        ConfigError: there is no room for a response.
+        TooLong: it is too long, and truncation is off.
+    """
+    room = config.max_length - prompt - 1
+    if len(response) <= room:
+        return response, False
+    if not config.truncation:
+        total, limit = prompt + len(response) + 1, f"Dataset.max_length {config.max_length}"
+        raise TooLong(f"the row has {total} tokens, more than {limit}, and truncation is off")
+    if room < 1:
+        why = f"{config.max_length} tokens leave no room for a response behind the prompt of {place}"
+        raise ConfigError([f"Dataset.max_length: {why}; lower max_source_length"])
+    return response[:room] if config.truncation_side == "right" else response[-room:], True

@@ -1,0 +1,1 @@
+"""Start the workers of a run: in this process, or with Ray Train."""

@@ -1,0 +1,102 @@
+"""What the operating system tells about this host: CPUs, control groups, memory.
+
+Linux has CPU affinity, control groups and /sys; macOS has none of them. No other module asks for them, and each function
+here says what it gives where they are missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Mount point of the control groups."""
+
+# push rbx; mov r8, rdx; mov eax, edi; mov ecx, esi; cpuid; mov [r8], eax; mov [r8+4], ebx; mov [r8+8], ecx;
+# mov [r8+12], edx; pop rbx; ret
+_CPUID = bytes.fromhex("534989d089f889f10fa241890041895804418948084189500c5bc3")
+
+
+def affinity() -> frozenset[int]:
+    """The CPUs that this process may run on; empty: the system does not tell."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def bind(cpus: Iterable[int]) -> None:
+    """Let this process run on these CPUs only; without effect where `affinity` is empty."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+
+
+def by_core(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """Order CPUs so that those of a socket are neighbours, and in it those of a core, which often have far numbers.
+
+    Where the system does not tell which core a CPU belongs to, they are in the order of their numbers.
+    """
+
+    def place(cpu: int) -> tuple[int, int, int]:
+        try:
+            topology = root / f"cpu{cpu}" / "topology"
+            return int((topology / "physical_package_id").read_text()), int((topology / "core_id").read_text()), cpu
+        except (OSError, ValueError):
+            return 0, cpu, cpu
+
+    return sorted(cpus, key=place)
+
+
+def available_cpus(root: Path = CGROUPS) -> float:
+    """CPUs that this process may use: its affinity, else all, within the quota of its control group (v2 or v1), if any."""
+    cpus = float(len(affinity()) or os.cpu_count() or 1)
+    quota = _quota(root)
+    return cpus if quota is None else min(cpus, quota)
+
+
+def _quota(root: Path) -> float | None:
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
+        return None if quota.strip() == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held in RAM so far, in bytes; 0: the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_x86() -> bool:
+    """Whether the CPU has the instruction set x86-64."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """Registers EAX, EBX, ECX and EDX of the instruction CPUID. Only x86-64 has it: ask `is_x86` first.
+
+    Raises:
+        OSError: the system allows no executable memory.
+    """
+    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
+        page.write(_CPUID)
+        code = ctypes.c_char.from_buffer(page)
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)
+        registers = (ctypes.c_uint32 * 4)()
+        prototype(ctypes.addressof(code))(leaf, subleaf, registers)
+        del code  # the page cannot be closed while it is borrowed
+    return registers[0], registers[1], registers[2], registers[3]

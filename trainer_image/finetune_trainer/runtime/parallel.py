@@ -1,0 +1,83 @@
+"""Data-parallel training: DDP and FSDP2."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from finetune_trainer.modeling import families
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from finetune_trainer.runtime.distributed import Worker
+
+
+def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
+    """Move the module that computes the loss to its device, and wrap it so that gradients are averaged over the ranks.
+
+    A collective.
+    """
+    if strategy == "FSDP" and dist.is_initialized():
+        # FSDP moves one layer after the other to the device: the whole model need not fit.
+        return _shard(module, worker, dtype)
+    module.to(worker.device)
+    if not dist.is_initialized():
+        return module
+    ids = None if worker.device.type == "cpu" else [worker.device]
+    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still
+    # broadcasts those of rank 0, which costs little and removes a difference.
+    ddp = nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
+
+
+def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
+    """Shard with FSDP2: each decoder layer by itself, and the rest as one group."""
+    # The import takes seconds, so it is made here.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(worker.device.type, (worker.size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for layer in families.decoder_layers(module.model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(module, "generate")
+    return module
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Run forward passes without dropout and gradients; restore the module afterwards."""
+    module.eval()
+    with torch.no_grad():
+        yield
+    module.train()
+    reshard: Any = getattr(module, "reshard", None)  # of FSDP2
+    if reshard is not None:
+        # Without a backward pass the outermost group stays gathered, and its parameters are other objects.
+        reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether each rank holds only a part of the weights."""
+    return any(hasattr(weight, "full_tensor") for weight in module.parameters())
+
+
+def no_sync_unless(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Reduce gradients only in the last micro-batch of a step."""
+    if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
+        context: AbstractContextManager[None] = module.no_sync()
+        return context
+    set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+    if set_sync is not None:
+        set_sync(last)
+    return nullcontext()

@@ -1,0 +1,18 @@
+"""Remove what a run no longer needs after its result is complete."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from finetune_trainer.checkpoint import store
+from finetune_trainer.data import sources
+
+if TYPE_CHECKING:
+    from finetune_trainer.config.run import Run
+
+
+def clean_up(run: Run) -> None:
+    """Remove tokens and copies of the data; and the checkpoints, unless General.save_strategy keeps them."""
+    sources.remove(run)
+    if not run.saving.after_export:
+        store.prune(run.checkpoints, run.checkpoint_owner, keep=0)

@@ -1,0 +1,83 @@
+"""Train, evaluate and export: the whole run of a worker, from top to bottom."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import torch
+
+from finetune_trainer.checkpoint.checkpointer import Checkpointer
+from finetune_trainer.modeling import load
+from finetune_trainer.output import export, manifest, summary
+from finetune_trainer.output.environment import describe_environment
+from finetune_trainer.runtime import distributed
+from finetune_trainer.tracking.stages import enter_stage
+from finetune_trainer.tracking.tracker import Tracker
+from finetune_trainer.tracking.warnings import WarningCollector
+from finetune_trainer.training import samples
+from finetune_trainer.training.cleanup import clean_up
+from finetune_trainer.training.loop import TrainingLoop
+from finetune_trainer.training.precision import choose_dtype
+from finetune_trainer.training.seeding import seed_everything
+from finetune_trainer.training.setup import build_engine, load_data
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from finetune_trainer.config.run import Run
+    from finetune_trainer.runtime.distributed import Worker
+    from finetune_trainer.tracking.progress import Output
+    from finetune_trainer.training.loop import Report
+
+
+def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: Callable[[], bool] = bool) -> None:
+    """Train, evaluate and export.
+
+    Args:
+        run: the configuration and the paths.
+        worker: this process in the process group.
+        report: takes the metrics of each logging step, on every rank.
+        is_preempted: whether the node of a worker is about to be taken away; called after each step, on rank 0.
+
+    Raises:
+        TrainerError: every failure with a known cause.
+    """
+    with WarningCollector() as warnings:
+        seed_everything(run.config.training.seed)
+        compute = choose_dtype(run, worker)
+        dtype: torch.dtype = getattr(torch, compute.dtype)
+        enter_stage(run, worker.rank, "turning the rows into tokens")
+        tokenizer = load.load_tokenizer(run)
+        data = load_data(run, worker, tokenizer)
+        enter_stage(run, worker.rank, f"loading the model {run.config.general.base_model}")
+        engine = build_engine(run, worker, data, dtype)
+
+        checkpointer = Checkpointer(engine)
+        start = checkpointer.restore(manifest.is_finished)
+        prompts = samples.answer_before(engine, tokenizer, start)
+        tracker = Tracker(run, writes=worker.is_rank0)
+        world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
+        tracker.start(world, engine.total_steps, start.checkpoint, worker.restarts)
+        with closing(tracker):
+            result = TrainingLoop(engine, tracker, checkpointer, report, is_preempted).run(start)
+        if result is None:
+            tracker.stop()
+            return
+
+        tracker.export(result)
+        if prompts.samples:
+            tracker.stage(f"answering {len(prompts.samples)} sample prompts after training")
+        answered = samples.answer_after(engine, tokenizer, prompts)
+        inputs = export.ExportInput(engine.model, export.gather_weights(engine.model), tokenizer, dtype)
+        environment = describe_environment(world) | compute.environment()
+
+    tracker.stage("writing the result")
+    run_summary = summary.summarise(engine, tracker, answered, environment, warnings.messages)
+    tracker.finish(distributed.broadcast_from_rank0(worker, lambda: _export(run, inputs, run_summary)))
+
+
+def _export(run: Run, inputs: export.ExportInput, run_summary: summary.RunSummary) -> Output:
+    output = export.export(run, inputs, run_summary)
+    clean_up(run)
+    return output
