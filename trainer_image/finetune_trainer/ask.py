@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_dir", metavar="DIR", help="folder of the base model (default: its name on the hub)")
     for key in PROMPT_KEYS:
         default = Dataset.model_fields[key].default
-        parser.add_argument(f"--{key}", metavar="VALUE", default=default, help=f"the value used for training (default: {default})")
+        parser.add_argument(f"--{key}", metavar="VALUE", default=default, help=f"the value for training (default: {default})")
     return parser
 
 
