@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 VARIABLE = "TEST_TALLY"
 """Environment variable with the path of the file."""
 
@@ -21,7 +23,12 @@ class Tally:
         self.path.touch()
 
     def pytest_collection_finish(self, session: Any) -> None:
-        self.total = self.total or len(session.items)
+        self.total = self.total or len(getattr(session, "items", ()))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Each worker of pytest-xdist collects the same tests."""
+        self.total = len(ids)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.done += report.when == "teardown"
@@ -33,18 +40,10 @@ class Tally:
         self.path.write_text(f"{self.done}/{self.total}{failed}")
 
 
-class DistributedTally(Tally):
-    """With pytest-xdist each worker collects the same tests."""
-
-    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        self.total = len(ids)
-
-
 def pytest_configure(config: Any) -> None:
     path = os.environ.get(VARIABLE)
     if path and not hasattr(config, "workerinput"):
-        distributed = config.pluginmanager.hasplugin("dsession")
-        config.pluginmanager.register((DistributedTally if distributed else Tally)(Path(path)))
+        config.pluginmanager.register(Tally(Path(path)))
 
 
 def read(folder: Path, part: str) -> str:

@@ -43,7 +43,7 @@ def old(q: Any, k: Any, v: Any, q_at: Any, k_at: Any, q_max: int, k_max: int, *,
 
 
 def new(q: Any, k: Any, v: Any, *where: Any, scale: Any = None, window_size: Any, enable_gqa: bool = False) -> Any:
-    """As later ones have it: heads may share keys, when it is told so."""
+    """The signature of later releases: heads may share keys if `enable_gqa` is set."""
     assert enable_gqa == (q.shape[1] != k.shape[1])
     k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], dim=1) for tensor in (k, v))
     return old(q, k, v, *where, scale=scale, window_size=window_size)

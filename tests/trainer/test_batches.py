@@ -26,7 +26,7 @@ def config(**training: Any) -> TrainerConfig:
 
 
 def test_order_of_rows_of_one_length_is_not_the_cpus_choice() -> None:
-    """numpy sorts by other instructions on another CPU, and then rows of one length come in another order."""
+    """numpy's sort depends on the CPU's instructions, so rows of equal length may come in another order."""
     lengths = np.tile([7, 5], 500)
     order, _ = step_plan._epoch(lengths, 2000, np.random.default_rng(0), by_length=True)
     drawn = np.random.default_rng(0).permutation(len(lengths))

@@ -34,13 +34,13 @@ IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy=
 
 @pytest.fixture(scope="module")
 def wreck(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the output folder of the killed run is kept for all tests that go on from it."""
+    """Where the output folder of the killed run is kept for all tests that resume from it."""
     return tmp_path_factory.mktemp("wreck") / "out"
 
 
 @pytest.fixture
 def killed(command: Command, wreck: Path) -> Command:
-    """A run named r that came to grief in step 5 of 6, with checkpoints of steps 2 and 4."""
+    """A run named r that failed in step 5 of 6, with checkpoints of steps 2 and 4."""
     command.change("Training", max_train_steps=6)
     if not wreck.exists():
         with pytest.raises(RuntimeError, match="the process is gone"):
@@ -260,7 +260,7 @@ def test_volume_that_fills_up_with_checkpoints(command: Command, small_volume: P
 
 @pytest.fixture
 def long(command: Command) -> Command:
-    """A run that takes a while and ends when it is asked to."""
+    """A run that takes a while and ends when a stop is requested."""
     command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
     command.change("Training", max_train_steps=LONG, learning_rate=0.001)
     return command
@@ -318,7 +318,7 @@ def test_kill_at_any_moment(long: Command, losses: list[float]) -> None:
         assert started.end()[0] == -signal.SIGKILL
     resumed = long.run("--run_name", "r")
     assert resumed.code == 0, resumed.err
-    assert steps(resumed)[0] >= 100  # the checkpoint of the step before is complete when a step is told
+    assert steps(resumed)[0] >= 100  # the previous checkpoint is complete when a step is reported
     assert resumed.losses == losses
 
 

@@ -1,4 +1,4 @@
-"""The CPU's share of a worker: which CPUs, and how they are told."""
+"""The CPU's share of a worker: which CPUs, and how they are shown."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_threads_of_a_core_stay_with_one_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("cpus", "text"), [((), ""), ((5,), "5"), ((8, 0, 1, 2, 3), "0-3,8"), ((0, 2, 3), "0,2-3")])
-def test_cpus_are_told_as_ranges(cpus: tuple[int, ...], text: str) -> None:
+def test_cpus_are_shown_as_ranges(cpus: tuple[int, ...], text: str) -> None:
     assert cpu.ranges(cpus) == text
 
 

@@ -1,4 +1,4 @@
-"""Rows become tokens once, on disk, and every rank maps them."""
+"""Rows are tokenised once, into a cache on disk, which every rank maps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tokens_of(run: Run, tokenizer: Any, **work: Any) -> Examples:
 
 
 @pytest.fixture
-def told() -> Iterator[list[str]]:
+def logged() -> Iterator[list[str]]:
     """What the trainer logs."""
     messages: list[str] = []
     handler = logging.Handler()
@@ -123,7 +123,7 @@ BREAK: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("harm", BREAK.values(), ids=BREAK)
-def test_broken_tokens_are_made_anew(tmp_path: Path, tokenizer: Any, wanted: Examples, harm: Callable[[Path], Any]) -> None:
+def test_broken_caches_are_written_again(tmp_path: Path, tokenizer: Any, wanted: Examples, harm: Callable[[Path], Any]) -> None:
     run = make_run(tmp_path)
     harm(run.tokens / tokenise(run, tokenizer).key)
     assert_same(tokens_of(run, tokenizer), wanted)
@@ -160,14 +160,14 @@ def test_rows_that_are_too_long_are_listed(tmp_path: Path, tokenizer: Any) -> No
     assert not list(run.tokens.iterdir())
 
 
-def test_cuts_are_told_every_time(tmp_path: Path, tokenizer: Any, told: list[str]) -> None:
+def test_cuts_are_logged_every_time(tmp_path: Path, tokenizer: Any, logged: list[str]) -> None:
     short, long = {"instruction": "a", "response": "b"}, {"instruction": "a", "response": "b " * 90}
     write_rows(tmp_path, short, long, {"instruction": "c " * 90, "response": "d"}, *[long] * 5)
     run = make_run(tmp_path, max_length=180, max_source_length=130)
     for _ in range(2):
-        told.clear()
+        logged.clear()
         tokenise(run, tokenizer)
-        prompts, responses = told
+        prompts, responses = logged
         assert prompts == (
             "data.jsonl: 1 of 8 prompts (12.5 %) were cut to fit, in lines 3; raise Dataset.max_source_length (now 130)"
         )
@@ -205,14 +205,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_long_tokenising_is_told(tmp_path: Path, tokenizer: Any, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_long_tokenising_is_logged(
+    tmp_path: Path, tokenizer: Any, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_rows(tmp_path, *sample_rows())
     tokenise(make_run(tmp_path), tokenizer, piece_bytes=300, quiet_seconds=60)
-    assert not told
+    assert not logged
     at_once: dict[str, Any] = {"piece_bytes": 300, "quiet_seconds": 0, "line_seconds": 0}
     tokenise(make_run(tmp_path, max_length=256), tokenizer, **at_once)
-    assert len(told) > 5
-    assert told[-1].startswith("tokenising data.jsonl: 100 %, 24 rows, ")
+    assert len(logged) > 5
+    assert logged[-1].startswith("tokenising data.jsonl: 100 %, 24 rows, ")
     monkeypatch.setenv("COLUMNS", "80")
     with contextlib.redirect_stdout(Terminal()) as terminal:
         tokenise(make_run(tmp_path, max_length=300), tokenizer, **at_once)

@@ -47,7 +47,7 @@ def test_worker_takes_its_own_intel_gpu(ray_ids: list[str] | None, visible: int,
     assert find_device("gpu", ray_ids, library(xpus=visible)) == torch.device("xpu", taken)
 
 
-def test_missing_gpu_is_told_with_what_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_reported_with_what_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZE_AFFINITY_MASK", "3")
     with pytest.raises(DeviceNotFound, match=r"Ray assigned GPUs \['0'\]; ZE_AFFINITY_MASK=3"):
         find_device("gpu", ["0"], library())

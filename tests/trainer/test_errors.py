@@ -1,4 +1,4 @@
-"""Errors a person can act on: what Ray, torch, transformers and the hub say becomes what is wrong, and what to do."""
+"""Errors of Ray, torch, transformers and the hub are explained: what is wrong, and what to do."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_worker_of_which_nothing_is_known_is_lost_all_the_same() -> None:
         (OSError(errno.EIO, "out of memory"), None),
     ],
 )
-def test_memory_of_host_and_device_are_told_apart(error: Exception, memory: str | None) -> None:
+def test_memory_of_host_and_device_are_distinguished(error: Exception, memory: str | None) -> None:
     known = explain(error, make_run())
     assert (known and known.reason, known and str(known).partition(" is exhausted")[0]) == (
         (memory and "OutOfMemory", memory and f"the memory of the {memory}")
@@ -204,7 +204,7 @@ UNLOADABLE: dict[str, tuple[Callable[[Path], Any], int, str]] = {
 
 
 @pytest.mark.parametrize("how", UNLOADABLE)
-def test_model_that_cannot_be_loaded_is_told_with_the_file(command: Command, how: str) -> None:
+def test_model_that_cannot_be_loaded_is_reported_with_the_file(command: Command, how: str) -> None:
     harm, code, words = UNLOADABLE[how]
     folder = command.folder / "model"
     shutil.copytree(command.config["General"]["base_model"], folder)
@@ -269,7 +269,7 @@ async def hub(request: Seen) -> web.StreamResponse:
 
 
 @pytest.mark.slow
-async def test_what_the_hub_refuses_is_told_apart(command: Command) -> None:
+async def test_refusals_of_the_hub_are_distinguished(command: Command) -> None:
     async with running(hub) as address:
         lines = []
         for model, token, _, _ in ASKED:

@@ -54,7 +54,7 @@ def test_each_epoch_and_the_end_are_evaluated_once(held_out: Command) -> None:
     assert [record["step"] for record in evaluations(ends_with_an_epoch)] == [6, 12]
 
 
-def test_progress_tells_the_evaluation_while_the_run_goes_on(held_out: Command) -> None:
+def test_progress_has_the_evaluation_during_the_run(held_out: Command) -> None:
     seen = {}
 
     def look(record: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def test_training_is_the_same_without_evaluation(held_out: Command) -> None:
 @pytest.mark.parametrize(
     ("ended", "reached"), [(7, 4), (9, 8), (STEPS, STEPS)], ids=["after an evaluation", "before one", "stopped in place of one"]
 )
-def test_run_that_goes_on_has_the_same_curve(held_out: Command, ended: int, reached: int) -> None:
+def test_resumed_run_has_the_same_curve(held_out: Command, ended: int, reached: int) -> None:
     held_out.change("Training", logging_steps=1)
     whole = held_out.run("--output_dir", str(held_out.folder / "whole"))
     whole.output = held_out.folder / "whole"

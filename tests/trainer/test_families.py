@@ -113,7 +113,7 @@ def mean_loss(model: Any, tokenizer: Any) -> float:
 
 @torch.no_grad()
 def logits(model: Any, batch: Batch) -> torch.Tensor:
-    """[B, T, V] of a batch, joined or padded, as the loss takes it."""
+    """[B, T, V] of a batch, packed or padded, as the loss takes it."""
     model, extra = families.unwrapped(model), {}
     if batch.packed:
         extra = {"position_ids": batch.position_ids, "segments": Segments.of(batch.packed, batch.input_ids.device)}
@@ -161,7 +161,7 @@ def merges(case: Case) -> None:
 
 
 def packs(case: Case) -> None:
-    """The rows of a batch, joined or padded, give the logits that each gives by itself."""
+    """The rows of a batch, packed or padded, give the logits that each gives by itself."""
     model, examples = case.written(), encode(case.tokenizer, 5)
     rows, lengths = np.arange(5), examples.lengths.tolist()
     apart = [logits(model, collate(examples, np.array([row]), 0, "right", None))[0, : lengths[row]] for row in rows]
@@ -234,12 +234,12 @@ def entry(command: Command, *, stop: int | None = None, name: str | None = None)
 
 
 def ddp(case: Case) -> None:
-    """Two ranks of DDP learn as one with twice the batch."""
+    """Two ranks of DDP learn the same as one with twice the batch."""
     check_same(on_one_rank(case), on_two_ranks(case, "DDP"), 1e-4)
 
 
 def fsdp(case: Case) -> None:
-    """FSDP learns as DDP."""
+    """FSDP learns the same as DDP."""
     check_same(on_two_ranks(case, "DDP"), on_two_ranks(case, "FSDP"), 1e-4)
 
 

@@ -91,7 +91,7 @@ def test_adapted_output_layer_is_merged_without_the_embeddings_it_was_tied_to(
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", [name for name, row in families.FAMILIES.items() if row.packs_rows])
-def test_joined_rows_are_each_for_itself(examples: Examples, family: str) -> None:
+def test_packed_rows_do_not_affect_each_other(examples: Examples, family: str) -> None:
     """Also with a window of attention shorter than the rows, where the family has one."""
     sizes = SIZES.get(family, SIZES["llama"]) | {"pad_token_id": 0, "sliding_window": 100}
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ class Deaf(LlamaModel):
         return super().forward(input_ids, use_cache=others["use_cache"])
 
 
-def test_model_that_mixes_joined_rows_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_model_that_mixes_packed_rows_is_detected(caplog: pytest.LogCaptureFixture) -> None:
     config = CONFIG_MAPPING["llama"](vocab_size=VOCABULARY, **SIZES["llama"])
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     model.model = Deaf(config)

@@ -63,7 +63,7 @@ def test_package_for_another_torch_is_not_imported(install: Install, tmp_path: P
 
 
 @pytest.mark.parametrize("end", ["raise ImportError('undefined symbol')", "import sys; sys.exit('undefined symbol')"])
-def test_import_that_fails_is_told_and_forgotten(install: Install, end: str) -> None:
+def test_import_that_fails_is_logged_and_undone(install: Install, end: str) -> None:
     install(intel.IPEX, MATCHING, end)
     found = intel.find(intel.IPEX)
     assert found.module is None
@@ -102,7 +102,7 @@ def test_gpu_needs_no_ipex(install: Install) -> None:
     assert intel.IPEX.module not in sys.modules
 
 
-def test_cpu_without_oneccl_is_joined_by_gloo(install: Install) -> None:
+def test_cpu_without_oneccl_uses_gloo(install: Install) -> None:
     install(intel.IPEX, MATCHING, RECORDS)
     assert devices.group_backend("cpu") == "gloo"
     assert not set(intel.CCL_ENVIRONMENT) & set(os.environ)
@@ -123,7 +123,7 @@ def test_oneccl_that_fails_leaves_gloo_and_the_environment(install: Install) -> 
     assert not set(intel.CCL_ENVIRONMENT) & set(os.environ)
 
 
-def test_intel_gpus_are_joined_by_xccl_else_by_oneccl(install: Install) -> None:
+def test_intel_gpus_use_xccl_else_oneccl(install: Install) -> None:
     assert devices.group_backend("xpu", has_xccl=True) == "cpu:gloo,xpu:xccl"
     with pytest.raises(DeviceNotFound, match="has no xccl, and there is no oneccl_bindings_for_pytorch for it"):
         devices.group_backend("xpu", has_xccl=False)

@@ -79,7 +79,7 @@ def test_a_claim_without_a_folder_is_named(finetune: Callable[..., Any]) -> None
     assert "'models' (spec.model.persistentVolumeClaim)" in job["status"]["message"]
 
 
-def test_every_error_of_a_manifest_is_told_at_once(finetune: Callable[..., Any]) -> None:
+def test_every_error_of_a_manifest_is_reported_at_once(finetune: Callable[..., Any]) -> None:
     done, _ = finetune(Training__batch_size=0, Training__device="HPU", output={})
     assert done.returncode == 2
     assert "spec.config.Training.batch_size: Input should be greater than or equal to 1" in done.stderr

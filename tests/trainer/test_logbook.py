@@ -38,7 +38,7 @@ def lines(outcome: Outcome, name: str, attempt: int = 1) -> list[str]:
 
 
 def break_model(command: Command) -> None:
-    """Have training fail, on all ranks, by an error that nobody has foreseen: a model that cannot be trained."""
+    """Have training fail, on all ranks, by an error of an unknown kind: a model that cannot be trained."""
     folder = command.folder / "broken"
     shutil.copytree(command.config["General"]["base_model"], folder)
     config = json.loads((folder / "config.json").read_text())

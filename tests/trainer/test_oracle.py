@@ -47,7 +47,7 @@ class Case:
     lora: bool
     accumulate: int
     group: bool
-    """Whether our rows are joined. Those of the HF Trainer are padded in any case."""
+    """Whether our rows are packed. Those of the HF Trainer are padded in any case."""
     rate: float
 
 

@@ -1,4 +1,4 @@
-"""What a finished run tells people: report.html and the model card."""
+"""What a finished run shows: report.html and the model card."""
 
 from __future__ import annotations
 
@@ -70,17 +70,17 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def told(command: Command) -> Command:
-    """A run with all that there is to tell."""
+def complete(command: Command) -> Command:
+    """A run with everything that a report can show."""
     command.write_rows(*[row | {"response": EVIL} for row in sample_rows()])
     command.change("General", sample_prompts=2)
     command.change("Dataset", validation_split_percentage=10, padding=False)
     return command.change("Training", learning_rate=0.02)
 
 
-def test_report_stands_alone_and_tells_everything(told: Command) -> None:
-    told.train_until(1, "<b>r")
-    outcome = told.run("--run_name", "<b>r", "--attempt", "2")
+def test_report_is_self_contained_and_shows_everything(complete: Command) -> None:
+    complete.train_until(1, "<b>r")
+    outcome = complete.run("--run_name", "<b>r", "--attempt", "2")
     assert outcome.code == 0, outcome.err
     text = (outcome.output / "report.html").read_text()
     page = Page(text)
@@ -117,9 +117,9 @@ def end(command: Command, **changes: Any) -> str:
     return (command.output / "report.html").read_text()
 
 
-def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Command) -> None:
-    told.train_until(2, "<b>r")
-    text = end(told, state="failed", failure=Failure(reason="TrainingFailed", message=f"RuntimeError: {EVIL}"))
+def test_report_of_a_failed_run_says_why_and_shows_its_progress(complete: Command) -> None:
+    complete.train_until(2, "<b>r")
+    text = end(complete, state="failed", failure=Failure(reason="TrainingFailed", message=f"RuntimeError: {EVIL}"))
     assert "; ended after step 3 of 4</p>" in text
     page = Page(text)
     assert page.loaded == []
@@ -131,10 +131,10 @@ def test_report_of_a_run_that_failed_says_why_and_shows_how_far_it_came(told: Co
     assert "Steps3 of 4" in page.sections["Result"]
 
 
-def test_command_that_fails_leaves_a_report_of_what_the_run_had_reached(told: Command) -> None:
-    told.change("Training", max_train_steps=20)
-    told.train_until(12, "r")
-    outcome = told.run("--run_name", "r", "--attempt", "2", "--model_dir", str(told.folder / "none"))
+def test_command_that_fails_leaves_a_report_of_what_the_run_had_reached(complete: Command) -> None:
+    complete.change("Training", max_train_steps=20)
+    complete.train_until(12, "r")
+    outcome = complete.run("--run_name", "r", "--attempt", "2", "--model_dir", str(complete.folder / "none"))
     assert outcome.code == 4
     page = Page((outcome.output / "report.html").read_text())
     assert page.sections["Why it ended before its time"].strip().startswith("ModelNotFound: ")
@@ -143,24 +143,24 @@ def test_command_that_fails_leaves_a_report_of_what_the_run_had_reached(told: Co
     assert "Environment" not in page.sections
 
 
-def test_report_of_a_stopped_run_makes_way_for_that_of_the_finished_one(told: Command) -> None:
-    told.train_until(1, "<b>r")
-    assert "it was stopped" in Page(end(told)).sections["Why it ended before its time"]
-    assert told.run("--run_name", "<b>r", "--attempt", "2").code == 0
-    assert "Why it ended before its time" not in Page((told.output / "report.html").read_text()).sections
+def test_report_of_a_stopped_run_is_replaced_by_that_of_the_finished_one(complete: Command) -> None:
+    complete.train_until(1, "<b>r")
+    assert "it was stopped" in Page(end(complete)).sections["Why it ended before its time"]
+    assert complete.run("--run_name", "<b>r", "--attempt", "2").code == 0
+    assert "Why it ended before its time" not in Page((complete.output / "report.html").read_text()).sections
 
 
-def test_no_report_of_a_run_that_has_not_trained(told: Command) -> None:
-    told.train_until(1, "r")
-    (told.output / "report.html").touch()
-    assert told.change("Dataset", train_file="absent.jsonl").run("--run_name", "s").code == 3
-    assert not (told.output / "report.html").exists()
+def test_no_report_of_a_run_that_has_not_trained(complete: Command) -> None:
+    complete.train_until(1, "r")
+    (complete.output / "report.html").touch()
+    assert complete.change("Dataset", train_file="absent.jsonl").run("--run_name", "s").code == 3
+    assert not (complete.output / "report.html").exists()
 
 
-def test_failure_after_the_result_was_complete_leaves_the_result_alone(told: Command) -> None:
-    assert told.run("--run_name", "<b>r").code == 0
-    end(told, state="failed", failure=Failure(reason="TrainingFailed", message="no"))
-    assert find_result(told.output, "<b>r") is not None
+def test_failure_after_the_result_was_complete_leaves_the_result_alone(complete: Command) -> None:
+    assert complete.run("--run_name", "<b>r").code == 0
+    end(complete, state="failed", failure=Failure(reason="TrainingFailed", message="no"))
+    assert find_result(complete.output, "<b>r") is not None
 
 
 def test_torn_line_of_the_metrics_costs_that_line_only(tmp_path: Path) -> None:
@@ -194,11 +194,11 @@ def test_curves_of_a_long_run_stay_small() -> None:
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
 @pytest.mark.parametrize("lora", [True, False])
 def test_model_card_says_what_it_is_and_how_to_load_it(
-    told: Command, model_folder: Callable[[str], Path], lora: bool, monkeypatch: pytest.MonkeyPatch
+    complete: Command, model_folder: Callable[[str], Path], lora: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not lora:
-        told.change("General", lora_config=None)
-    outcome = told.run()
+        complete.change("General", lora_config=None)
+    outcome = complete.run()
     text = (outcome.output / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert YAML(typ="safe").load(front) == {

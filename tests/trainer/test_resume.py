@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint ends as one that was never interrupted, to the last digit."""
+"""A run that resumes from a checkpoint ends the same as one that was never interrupted, to the last digit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.support.trainer import Command
 
 LAST_TOLD = 3
-"""The logging step at which a stop is asked for: the checkpoint is of the step after it, between two logging steps."""
+"""The logging step at which a stop is requested: the checkpoint is of the step after it, between two logging steps."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def learning(command: Command) -> Command:
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, Outcome]:
-    """Runs that several tests compare with or go on from: whole ones, and one named r that was stopped."""
+    """Runs that several tests compare with or resume from: whole ones, and one named r that was stopped."""
     return {}
 
 
@@ -54,7 +54,7 @@ def whole(learning: Command, made: dict[str, Outcome]) -> Outcome:
 
 @pytest.fixture
 def stopped(learning: Command, made: dict[str, Outcome]) -> Path:
-    """Put a run of `learning` that was stopped at step 4 into its output folder; give the checkpoint."""
+    """Put a run of `learning` that was stopped at step 4 into its output folder; return the checkpoint."""
     if "stopped" not in made:
         made["stopped"] = learning.train_until(LAST_TOLD, "r")
     if learning.output != made["stopped"].output:
@@ -98,7 +98,7 @@ def apart(one: Outcome, other: Outcome) -> float:
 
 
 def go_on(command: Command) -> Outcome:
-    """Go on with the run named r."""
+    """Resume the run named r."""
     outcome = command.run("--run_name", "r")
     assert outcome.code == 0, outcome.err
     assert "resuming from checkpoint" in outcome.err
@@ -117,7 +117,7 @@ def test_resumed_equals_uninterrupted(learning: Command, lora: bool) -> None:
 
 
 def nothing(path: Path, marker: dict[str, Any]) -> None:
-    """Only the digests are made anew: the control of the others."""
+    """Only the digests are computed again: the control of the others."""
 
 
 def zero(prefix: str) -> Callable[[Path, dict[str, Any]], None]:
@@ -203,7 +203,7 @@ def test_dropout_of_another_seed_shows(learning: Command, dropout: float) -> Non
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adafactor", "NAdam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta", "RAdam"])
-def test_every_optimizer_goes_on(learning: Command, optimizer: str) -> None:
+def test_every_optimizer_resumes(learning: Command, optimizer: str) -> None:
     learning.change("Training", optimizer=optimizer, epochs=1)
     learning.change("Dataset", validation_split_percentage=0)
     whole = run_whole(learning)

@@ -1,4 +1,4 @@
-"""A run that begins from the checkpoint of an earlier run with another name and another folder."""
+"""A run that starts from the checkpoint of an earlier run with another name and another folder."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_another_run_goes_on_as_the_first_would_have(learning: Command, lora: bool) -> None:
+def test_another_run_continues_as_the_first_would_have(learning: Command, lora: bool) -> None:
     if not lora:
         learning.change("General", lora_config=None)
     whole = whole_and_earlier(learning, 2, 4)
@@ -88,7 +88,7 @@ def test_another_run_goes_on_as_the_first_would_have(learning: Command, lora: bo
 
 
 @pytest.mark.slow
-def test_a_stopped_run_is_taken_up_by_another(learning: Command) -> None:
+def test_a_stopped_run_is_continued_by_another(learning: Command) -> None:
     learning.change("Training", max_train_steps=400, learning_rate=0.001)
     whole = run(learning, WHOLE)
     learning.change("General", output_dir=str(learning.folder / EARLIER))
@@ -119,7 +119,7 @@ def test_own_checkpoints_come_first(learning: Command) -> None:
     assert same(whole, outcome)
 
 
-def test_the_newest_that_is_whole_is_taken(learning: Command) -> None:
+def test_the_newest_complete_checkpoint_is_used(learning: Command) -> None:
     whole = whole_and_earlier(learning, 2, 4, 6)
     (checkpoint(learning, EARLIER, 6) / "complete.json").unlink()
     tensors = checkpoint(learning, EARLIER, 4) / "rank-00000.safetensors"
@@ -150,7 +150,7 @@ def test_other_settings_take_over_weights_and_optimizer_only(learning: Command) 
         torch.testing.assert_close(after[name.replace(".default", "")], tensor)
 
 
-def test_a_run_without_checkpoints_is_begun_anew(learning: Command) -> None:
+def test_a_run_without_checkpoints_starts_at_step_0(learning: Command) -> None:
     whole = whole_and_earlier(learning)
     outcome = from_earlier(learning)
     assert outcome.code == 0, outcome.err

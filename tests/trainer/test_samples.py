@@ -125,7 +125,7 @@ def test_no_prompts_no_answers(command: Command) -> None:
 
 @pytest.mark.slow
 def test_ranks_agree_on_the_answers(command: Command, tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
-    """DDP asks one rank, FSDP all of them; what they answer is the same, and the training goes on as without."""
+    """DDP asks one rank, FSDP all of them; their answers are the same, and training continues as without them."""
     runs, losses = [], {}
     lora = command.config["General"]["lora_config"]
     command.change("Training", batch_size=4, learning_rate=0.001, max_train_steps=2)

@@ -119,7 +119,7 @@ def test_data_set_that_is_neither_here_nor_on_the_hub(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows", "rows.jsonl", "folder/rows.jsonl", "a/b/c"])
-def test_name_of_a_file_is_not_asked_of_the_hub(tmp_path: Path, name: str) -> None:
+def test_name_of_a_file_is_not_looked_up_on_the_hub(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetNotFound, match=f"^{name}: cannot read the data file \\(looked for {tmp_path}/{name}\\)"):
         sources.check(make_run(tmp_path, train_file=name))
 

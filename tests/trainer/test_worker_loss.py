@@ -1,4 +1,4 @@
-"""Two Ray workers: one is killed, both are stopped, both go on; the result is that of an undisturbed run."""
+"""Two Ray workers: one is killed, both are stopped, both resume; the result is that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(
     assert same(whole, resumed)
 
 
-def test_an_error_that_would_come_again_is_not_tried_again(command: Command, ray_head: RayHead) -> None:
+def test_an_error_that_would_recur_is_not_retried(command: Command, ray_head: RayHead) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
     before = time.monotonic()
     outcome = command.run_apart("--max_worker_failures", "5", **ray_head.environment)

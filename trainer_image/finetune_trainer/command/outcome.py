@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from finetune_trainer.config.run import REPORT_FILE
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.output import manifest, report
+from finetune_trainer.output import manifest
 from finetune_trainer.redaction import redact
 from finetune_trainer.tracking import console
 from finetune_trainer.tracking.progress import (
@@ -30,11 +31,13 @@ def write_report(run: Run, progress: Progress) -> None:
     """Write the report of a run that ended early. It only helps the user: the failure is reported already."""
     if manifest.is_finished(run.output_dir):
         return  # the report is part of a result
+    from finetune_trainer.output import report
+
     try:
         with suppress(OSError):  # for example, the volume is full
             report.write_interrupted(run, progress)
     except Exception as error:  # noqa: BLE001 - it must not hide the failure that the report is about
-        console.complain(f"warning: no {report.REPORT_FILE} was written: {error}")
+        console.complain(f"warning: no {REPORT_FILE} was written: {error}")
 
 
 def write_stopped(run: Run) -> None:

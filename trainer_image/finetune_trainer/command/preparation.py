@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.checkpoint import marker, store
 from finetune_trainer.command.outcome import write_finished
-from finetune_trainer.config.run import MERGED
+from finetune_trainer.config.run import MERGED, REPORT_FILE
 from finetune_trainer.data import sources
 from finetune_trainer.errors import ConfigError, output_error
-from finetune_trainer.output import manifest, report
+from finetune_trainer.output import manifest
 from finetune_trainer.runtime import stop
 from finetune_trainer.tracking import console
 from finetune_trainer.tracking.metrics import METRICS_FILE
@@ -40,7 +40,7 @@ def prepare_output(run: Run) -> None:
         if not store.is_owned(run.checkpoints, run.checkpoint_owner):
             (run.logs / METRICS_FILE).unlink(missing_ok=True)
             if not manifest.is_finished(run.output_dir):
-                (run.output_dir / report.REPORT_FILE).unlink(missing_ok=True)
+                (run.output_dir / REPORT_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
 

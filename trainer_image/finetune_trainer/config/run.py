@@ -23,6 +23,9 @@ TOKENS = ".tokens"
 MERGED = "merged"
 """Folder below the output folder with the merged model."""
 
+REPORT_FILE = "report.html"
+"""Name of the report in the output folder."""
+
 STEPS_BETWEEN = 100
 """Optimizer steps between two checkpoints with save_strategy: steps."""
 

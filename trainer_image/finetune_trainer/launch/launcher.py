@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_trainer.config.run import addresses_cluster
-from finetune_trainer.launch.ray_driver import train_with_ray
 from finetune_trainer.tracking import logbook
 from finetune_trainer.tracking.stages import IMPORTING, enter_stage
 
@@ -22,6 +21,8 @@ def launch(run: Run) -> None:
     if run.config.training.num_training_workers == 1 and not addresses_cluster():
         _train_here(run)
     else:
+        from finetune_trainer.launch.ray_driver import train_with_ray
+
         train_with_ray(run)
 
 

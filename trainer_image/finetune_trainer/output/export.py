@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.config.run import LOGS, MERGED
+from finetune_trainer.config.run import LOGS, MERGED, REPORT_FILE
 from finetune_trainer.errors import output_error
 from finetune_trainer.modeling import load
 from finetune_trainer.output import manifest
 from finetune_trainer.output.answers import SAMPLES_FILE
 from finetune_trainer.output.model_card import model_card
-from finetune_trainer.output.report import REPORT_FILE, report
+from finetune_trainer.output.report import report
 from finetune_trainer.runtime import parallel
 
 if TYPE_CHECKING:

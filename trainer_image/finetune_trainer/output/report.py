@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.config.run import REPORT_FILE
 from finetune_trainer.files import write_atomically
 from finetune_trainer.output import plots
 from finetune_trainer.output.answers import ANSWER_TOKENS
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from finetune_trainer.output.answers import Answer, Sample
     from finetune_trainer.output.summary import RunSummary
     from finetune_trainer.tracking.progress import Progress
-
-REPORT_FILE = "report.html"
-"""Name of the file in the output folder."""
 
 SHOWN_FIRST = 6
 """How many measurements stand at the top of the page."""

@@ -1,8 +1,8 @@
-"""What the CPU can do: the instruction set for oneDNN, the compute type, the number of threads, and where they run.
+"""Choose for a CPU: the instruction set of oneDNN, the compute type, the number of threads, and the CPUs they run on.
 
 oneDNN trusts the CPU's AMX feature flag. Virtual machines may show the flag and hide the table of tile palettes
-(CPUID leaf 0x1D): then a bfloat16 matmul dies with SIGILL. So the CPU is asked first, and where bfloat16 is wanted a
-matmul is tried in a process of its own. Without AMX bfloat16 is slower than float32, which is used instead.
+(CPUID leaf 0x1D): then a bfloat16 matmul dies with SIGILL. So CPUID is read first, and if bfloat16 is configured, another
+process tries a matmul. Without AMX bfloat16 is slower than float32, which is used instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAFE_ISA = "AVX512_CORE_BF16"
 """The most capable instruction set of oneDNN without AMX."""
 
 FORCE_VARIABLE = "FINETUNE_CPU_BF16"
-"""Set to 1, bfloat16 is used on a CPU although it has no AMX, if a matmul works there."""
+"""If it is 1, bfloat16 is used on a CPU without AMX, provided that a matmul works."""
 
 _PROBE = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); raise SystemExit(float((a @ a)[0, 0]) != 64)"
 _PROBE_SECONDS = 120
@@ -34,7 +34,7 @@ _PROBE_SECONDS = 120
 
 
 AFFINITY_VARIABLE = "FINETUNE_AFFINITY"
-"""Set to 0, workers that share a host are not bound to CPUs of their own."""
+"""If it is 0, workers that share a host are not bound to CPUs of their own."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class Compute:
     dtype: str
     """float32, bfloat16 or float16."""
     isa: str = ""
-    """What oneDNN's instruction set is held to; empty: it is not."""
+    """The limit of oneDNN's instruction set; empty: there is none."""
     threads: int = 0
-    """Compute threads; 0: a GPU computes."""
+    """Compute threads; 0: a GPU is used."""
     cpus: tuple[int, ...] = ()
     """CPUs that this worker is bound to; empty: it is not bound."""
     notes: tuple[str, ...] = ()
-    """What is other than the configuration asks for, and why."""
+    """Differences from the configuration, with the reasons."""
 
     def environment(self) -> dict[str, str]:
-        """Lines for a table, by their names; what does not apply is left out."""
+        """Lines of a table, by their names, without those that do not apply."""
         lines = {
             "Compute type": self.dtype,
             "Instruction set": self.isa and f"{self.isa} at most",
@@ -71,7 +71,7 @@ class Precision:
     dtype: str
     """float32 or bfloat16."""
     note: str = ""
-    """A line for the user when it is not what the configuration asks for."""
+    """A message for the user if the type differs from the configuration."""
 
 
 def choose_precision(wanted: str) -> Precision:
@@ -98,7 +98,7 @@ def choose_precision(wanted: str) -> Precision:
 
 
 def agree(precisions: list[Precision]) -> list[Precision]:
-    """What the workers compute in, by rank: the same, whatever their CPUs can do."""
+    """The compute types of the workers, by rank: the same type for all, even if their CPUs differ."""
     if len({precision.dtype for precision in precisions}) == 1:
         return precisions
     why = "mixed_precision bf16: not every worker's CPU can do it: computing in float32"
@@ -116,13 +116,13 @@ def amx_state() -> str:
             return "absent"
         return "usable" if leaves >= 0x1D and host.cpuid(0x1D)[0] >= 1 else "broken"
     except OSError:
-        # Executable memory is forbidden here. Without an answer, stay off AMX.
+        # Executable memory is forbidden here, so CPUID cannot be read: AMX must not be used.
         return "broken"
 
 
 @functools.cache
 def bf16_matmul_works() -> bool:
-    """Try a bfloat16 matmul in a process of its own: an illegal instruction kills that one."""
+    """Try a bfloat16 matmul in another process: an illegal instruction kills that process only."""
     try:
         probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, timeout=_PROBE_SECONDS, check=False)  # noqa: S603 - this interpreter, a constant text
     except (OSError, subprocess.TimeoutExpired):
@@ -131,7 +131,7 @@ def bf16_matmul_works() -> bool:
 
 
 def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = host.CGROUPS) -> int:
-    """Compute threads of a worker: what it asks for, within its share of the CPUs that the host gives.
+    """Compute threads of a worker: as configured, at most its share of the available CPUs.
 
     Args:
         wanted: resources_per_worker.CPU.
@@ -142,9 +142,9 @@ def choose_threads(wanted: float, workers_on_host: int = 1, root: Path = host.CG
 
 
 def bind(threads: int, local_rank: int, local_size: int) -> tuple[int, ...]:
-    """Bind this process to its own share of the CPUs, so that workers do not push each other's threads around.
+    """Bind this process to its own share of the CPUs, so that the threads of workers do not compete for the same CPUs.
 
-    Call it before torch makes its threads: those that run already stay where they are.
+    Call it before torch starts its threads: it does not move running threads.
 
     Args:
         threads: compute threads of a worker.
@@ -152,8 +152,8 @@ def bind(threads: int, local_rank: int, local_size: int) -> tuple[int, ...]:
         local_size: how many there are.
 
     Returns:
-        The CPUs; empty: the worker is alone, or the shares are smaller than its threads, or FINETUNE_AFFINITY is 0, or
-        the system binds no process to CPUs.
+        The CPUs; empty if the worker is the only one, if the shares are smaller than its threads, if FINETUNE_AFFINITY is
+        0, or if the system does not support binding.
     """
     if local_size == 1 or os.environ.get(AFFINITY_VARIABLE) == "0":
         return ()
@@ -165,13 +165,13 @@ def bind(threads: int, local_rank: int, local_size: int) -> tuple[int, ...]:
 
 
 def share(cpus: list[int], local_rank: int, local_size: int) -> tuple[int, ...]:
-    """The CPUs of one of several workers: neighbours, as many as every other worker's; what remains is nobody's."""
+    """The CPUs of one of several workers: neighbours, and equally many for each worker; the remainder is not used."""
     size = len(cpus) // local_size
     return tuple(sorted(cpus[local_rank * size : (local_rank + 1) * size]))
 
 
 def ranges(cpus: Iterable[int]) -> str:
-    """0-3,8 for 0, 1, 2, 3 and 8."""
+    """CPU numbers as ranges: 0-3,8 for 0, 1, 2, 3 and 8."""
     found: list[list[int]] = []
     for cpu in sorted(cpus):
         if found and cpu == found[-1][1] + 1:

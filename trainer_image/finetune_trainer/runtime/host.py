@@ -1,7 +1,7 @@
-"""What the operating system tells about this host: CPUs, control groups, memory.
+"""Ask the operating system about this host: CPUs, control groups, memory.
 
-Linux has CPU affinity, control groups and /sys; macOS has none of them. No other module asks for them, and each function
-here says what it gives where they are missing.
+Linux has CPU affinity, control groups and /sys; macOS has none of them. No other module uses them, and each function
+here documents its result where they are missing.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _CPUID = bytes.fromhex("534989d089f889f10fa241890041895804418948084189500c5bc3")
 
 
 def affinity() -> frozenset[int]:
-    """The CPUs that this process may run on; empty: the system does not tell."""
+    """The CPUs that this process may run on; empty: the system does not support it."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def bind(cpus: Iterable[int]) -> None:
-    """Let this process run on these CPUs only; without effect where `affinity` is empty."""
+    """Bind this process to these CPUs; without effect where `affinity` is empty."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
 
 
 def by_core(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> list[int]:
-    """Order CPUs so that those of a socket are neighbours, and in it those of a core, which often have far numbers.
+    """Order CPUs so that those of a socket are neighbours, and within it those of a core, whose numbers often differ much.
 
-    Where the system does not tell which core a CPU belongs to, they are in the order of their numbers.
+    Where the core of a CPU is unknown, CPUs are ordered by their numbers.
     """
 
     def place(cpu: int) -> tuple[int, int, int]:
@@ -72,7 +72,7 @@ def _quota(root: Path) -> float | None:
 
 
 def peak_memory() -> int:
-    """Most memory that this process has held in RAM so far, in bytes; 0: the system does not tell."""
+    """The peak of this process's memory in RAM so far, in bytes; 0: the system does not report it."""
     try:
         import resource
     except ImportError:
