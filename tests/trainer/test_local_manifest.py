@@ -42,7 +42,7 @@ def finetune(tmp_path: Path, model_folder: Callable[[str], Path]) -> Callable[..
 
 @pytest.mark.slow
 def test_a_job_ends_with_its_status_and_the_folder_of_the_adapter(finetune: Callable[..., Any], tmp_path: Path) -> None:
-    done, job = finetune()
+    done, job = finetune(General__sample_prompts=2)
     assert done.returncode == 0, done.stderr
     status = job["status"]
     assert (status["phase"], status["reason"]) == ("Succeeded", "Completed")
