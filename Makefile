@@ -23,7 +23,7 @@ $(VENV)/ready: requirements/bootstrap.txt requirements/dev.txt requirements/torc
 	$(UV) --no-build-isolation --editable .
 	touch $@
 
-format: venv ## Format the code and mend what ruff can mend
+format: venv ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format --quiet
 	$(BIN)/ruff check --quiet --fix
 
@@ -87,7 +87,7 @@ lock: venv ## Lock all requirements anew, with hashes
 	  MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) --dry-run --target build/locked --python-platform $$platform --python-version $$version \
 	    --only-binary :all: --require-hashes $(LOCKED) || exit 1; done; done
 
-# torch 2.8 for the CPU alone is not on the main package index: what comes is the build for CUDA, 3 GB, which runs on a CPU.
+# torch 2.8 for the CPU alone is not on the main package index: the build for CUDA, 3 GB, is installed, which runs on a CPU.
 INTEL := build/intel-venv
 intel: venv ## Run the trainer's tests with torch 2.8 and Intel's extension; downloads 3 GB
 	test -x $(INTEL)/bin/python || $(PYTHON) -m venv --without-pip $(INTEL)

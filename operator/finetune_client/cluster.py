@@ -20,7 +20,7 @@ Object = dict[str, Any]
 
 CHANGES: dict[str, tuple[Object, str, str]] = {
     "suspend": ({"suspend": True}, "have a job write a checkpoint and give all its pods back", "will be suspended"),
-    "resume": ({"suspend": False}, "let a suspended job go on from its checkpoint", "will go on"),
+    "resume": ({"suspend": False}, "let a suspended job resume from its checkpoint", "will resume"),
     "cancel": ({"cancel": True}, "end a job for good", "will be cancelled"),
 }
 """Command → the change of the spec, its help text, and its message."""

@@ -6,12 +6,16 @@ operator's own `decide`.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 from uuid import uuid4
 
@@ -28,10 +32,18 @@ from finetune_operator.desired import naming
 from finetune_operator.desired.storage import required_claims
 from finetune_operator.desired.submission import build_config_map
 from finetune_operator.observed import Cluster, Missing, Observed, RayJob
+from finetune_trainer import ask
+from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
+from finetune_trainer.output.answers import Sample, read_samples
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 
 NAMESPACE = "local"
+
+SHOWN_SAMPLES = 2
+"""How many prompts are printed with their answers."""
+
+INDENT = "    "
 
 
 def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
@@ -51,6 +63,7 @@ def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     job = _finish(job, folders, code)
     _print(manifest, job)
     if code == 0:
+        _print_answers(job, folders)
         sys.stdout.write(f"\nThe result is in {folders.output}\n")
     return min(code, 1)
 
@@ -78,17 +91,24 @@ class Folders:
         """The job's folder on its output claim."""
         return self.claim(naming.output_claim_name(self._job)) / naming.output_path(self._job)
 
+    @property
+    def dataset(self) -> Path | None:
+        """The folder of the data set's claim, if the job names one."""
+        dataset = self._job.spec.dataset
+        claim = dataset.persistent_volume_claim if dataset else None
+        return self.claim(claim.claim_name) / claim.sub_path if claim else None
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the model's claim, if the job names one."""
+        model = self._job.spec.model
+        claim = model.persistent_volume_claim if model else None
+        return self.claim(claim.claim_name) / claim.sub_path if claim else None
+
     def arguments(self) -> list[str]:
         """Options of the trainer for what the job mounts."""
-        dataset, model = self._job.spec.dataset, self._job.spec.model
-        options = []
-        if dataset and dataset.persistent_volume_claim:
-            claim = dataset.persistent_volume_claim
-            options += ["--dataset_dir", str(self.claim(claim.claim_name) / claim.sub_path)]
-        if model and model.persistent_volume_claim:
-            claim = model.persistent_volume_claim
-            options += ["--model_dir", str(self.claim(claim.claim_name) / claim.sub_path)]
-        return options
+        folders = {"--dataset_dir": self.dataset, "--model_dir": self.model}
+        return [word for option, folder in folders.items() if folder for word in (option, str(folder))]
 
 
 def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
@@ -177,6 +197,31 @@ def _print(manifest: Mapping[str, Any], job: FinetuneJob) -> None:
     metadata = dict(manifest["metadata"]) | {"namespace": job.metadata.namespace, "uid": job.metadata.uid}
     sys.stdout.write("\n")
     yaml.dump(dict(manifest) | {"metadata": metadata, "status": _local_status(job.status)}, sys.stdout)
+
+
+def _print_answers(job: FinetuneJob, folders: Folders) -> None:
+    """Print answers from before and after training, and the command that asks the model."""
+    samples = read_samples(folders.output / LOGS)[:SHOWN_SAMPLES]
+    for sample in samples:
+        prompt = "\n".join(words) if (words := _words(sample, folders)) else sample.prompt
+        sys.stdout.write(f"\nPrompt ({sample.row}):\n{indent(prompt, INDENT)}\n")
+        for title, answer in (("Before", sample.before), ("After", sample.after)):
+            if answer is not None:
+                sys.stdout.write(f"{title} training:\n{indent(answer.text.strip(), INDENT)}\n")
+        sys.stdout.write(f"Expected:\n{indent(sample.expected.strip(), INDENT)}\n")
+    words = (samples and _words(samples[0], folders)) or ["INSTRUCTION", "CONTEXT"]
+    command = ask.command(folders.output, job.spec.config.dataset, folders.model, words)
+    sys.stdout.write(f"\nAsk the model, with these or other words:\n{INDENT}{command}\n")
+
+
+def _words(sample: Sample, folders: Folders) -> list[str]:
+    """Return instruction and context of a prompt if its row is in a JSONL file, else nothing."""
+    name, _, line = sample.row.rpartition(":")
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        with ((folders.dataset or Path()) / name).open(encoding="utf-8") as file:
+            row = json.loads(next(islice(file, int(line) - 1, None), ""))
+        return [row["instruction"], *filter(None, [row.get("context")])]
+    return []
 
 
 def _local_status(status: FinetuneJobStatus) -> dict[str, Any]:

@@ -237,9 +237,9 @@ class Reconciler:
         if written is None:
             return
         self._cache.put(PLURAL, written)
-        for told in events.news(old, new):
-            logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], told.phase, told.reason, told.message)
-            await self._post_event(metadata, told)
+        for event in events.news(old, new):
+            logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], event.phase, event.reason, event.message)
+            await self._post_event(metadata, event)
         if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
 

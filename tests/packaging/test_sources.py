@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from tests.support.chart import ROOT
 
 MAX_FILE_LINES = 400
@@ -114,11 +115,11 @@ def test_one_module_alone_asks_what_not_every_system_has() -> None:
     assert {path: names for path, names in found.items() if names} == {}
 
 
-def test_the_operator_imports_no_training_library() -> None:
-    """An operator that imports torch needs gigabytes; import-linter says the same of direct imports."""
-    program = (
-        "import sys, finetune_operator.reconciler, finetune_operator.handlers;"
-        "print(sorted({'torch', 'transformers', 'ray', 'peft', 'numpy'} & set(sys.modules)))"
-    )
+@pytest.mark.parametrize(
+    "modules", ["finetune_operator.reconciler, finetune_operator.handlers", "finetune_client.cli, finetune_client.local"]
+)
+def test_operator_and_client_import_no_training_library(modules: str) -> None:
+    """An operator that imports torch needs gigabytes, and a client seconds; import-linter says the same of direct imports."""
+    program = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'ray', 'peft', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=ROOT)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

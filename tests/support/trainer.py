@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,16 @@ class Outcome:
     @property
     def progress(self) -> dict[str, Any]:
         return json.loads((self.output / "logs" / "progress.json").read_text())
+
+    @property
+    def stages(self) -> list[str]:
+        """Stages printed to the standard error stream, without the seconds."""
+        return re.findall(r"^\[ *\d+ s\] (.+)$", self.err, re.MULTILINE)
+
+    @property
+    def errors(self) -> str:
+        """The other lines of the standard error stream."""
+        return re.sub(r"^\[ *\d+ s\] .+\n", "", self.err, flags=re.MULTILINE)
 
     @property
     def losses(self) -> list[float]:

@@ -116,14 +116,14 @@ def test_broken_row(command: Command, line: bytes, what: str) -> None:
     command.write_rows(good, b"", line, good)
     outcome = command.run()
     assert outcome.code == 3
-    assert outcome.err.startswith(f"error: data.jsonl:3: {what}")
-    assert outcome.progress["failure"] == {"reason": "DatasetInvalid", "message": outcome.err[7:].strip()}
+    assert outcome.errors.startswith(f"error: data.jsonl:3: {what}")
+    assert outcome.progress["failure"] == {"reason": "DatasetInvalid", "message": outcome.errors[7:].strip()}
 
 
 def test_many_broken_rows_are_counted(command: Command) -> None:
     command.write_rows(*[b"{}"] * 12)
     outcome = command.run()
-    assert len(outcome.err.splitlines()) == 6
+    assert len(outcome.errors.splitlines()) == 6
     assert outcome.err.endswith("data.jsonl: and 7 more broken rows, 12 in all\n")
 
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import select
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.tracking.console import Console, line_of
 from finetune_trainer.tracking.progress import Progress, write_progress
+from finetune_trainer.tracking.stages import IMPORTING, enter_stage
+
+
+def make_run(folder: Path) -> Run:
+    config = TrainerConfig.model_validate({"General": {"base_model": "m"}, "Dataset": {"train_file": "f"}})
+    run = Run(config=config, output_dir=folder, dataset_dir=None, model_dir=None, run_name=None, attempt=1, working_dir=folder)
+    run.logs.mkdir(parents=True)
+    return run
 
 
 def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:
-    config = TrainerConfig.model_validate({"General": {"base_model": "m"}, "Dataset": {"train_file": "f"}})
-    run = Run(
-        config=config, output_dir=tmp_path, dataset_dir=None, model_dir=None, run_name=None, attempt=1, working_dir=tmp_path
-    )
-    run.logs.mkdir(parents=True)
+    run = make_run(tmp_path)
     master, slave = os.openpty()  # as some terminals do, it tells no width
     with os.fdopen(slave, "w") as terminal, Console(run, terminal):
         report = Progress(
@@ -31,6 +39,24 @@ def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:
     os.close(master)
     assert "3/10 steps" in shown
     assert "loss 2.31, evaluation 2.125, 202 tok/s, eta 1m20s" in shown
+
+
+def test_stages_are_printed_in_order_and_again_after_workers_restart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, printed = make_run(tmp_path), []
+    with Console(run, io.StringIO()):
+        for stage in (IMPORTING, "loading", IMPORTING):
+            enter_stage(run, 1, "of another rank")
+            enter_stage(run, 0, stage)
+            printed += _wait_for(capsys)
+    assert [line.rpartition(" s] ")[2] for line in printed] == [IMPORTING, "loading", IMPORTING]
+    assert all(re.match(r"\[ *\d+ s\] ", line) for line in printed)
+
+
+def _wait_for(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines, deadline = "", time.monotonic() + 20
+    while not lines.endswith("\n") and time.monotonic() < deadline:
+        lines += capsys.readouterr().err
+    return lines.splitlines()
 
 
 def test_lines_of_an_evaluation_and_of_a_run_that_goes_on() -> None:

@@ -47,12 +47,12 @@ def write_rows(folder: Path, *lines: Any) -> None:
     (folder / "data.jsonl").write_text("\n".join(texts) + "\n")
 
 
-def tokenise(run: Run, tokenizer: Any, **work: Any) -> Tokens:
-    return tokenize.tokenise(run, tokenizer, TokenizeOptions(**work))[0]
+def tokenize_rows(run: Run, tokenizer: Any, **work: Any) -> Tokens:
+    return tokenize.tokenize_files(run, tokenizer, TokenizeOptions(**work))[0]
 
 
 def tokens_of(run: Run, tokenizer: Any, **work: Any) -> Examples:
-    return tokenize.open_tokens(run, tokenise(run, tokenizer, **work))
+    return tokenize.open_tokens(run, tokenize_rows(run, tokenizer, **work))
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ BREAK: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("harm", BREAK.values(), ids=BREAK)
 def test_broken_caches_are_written_again(tmp_path: Path, tokenizer: Any, wanted: Examples, harm: Callable[[Path], Any]) -> None:
     run = make_run(tmp_path)
-    harm(run.tokens / tokenise(run, tokenizer).key)
+    harm(run.tokens / tokenize_rows(run, tokenizer).key)
     assert_same(tokens_of(run, tokenizer), wanted)
 
 
@@ -134,7 +134,7 @@ def test_what_tokens_depend_on_makes_others(tmp_path: Path, tokenizer: Any) -> N
 
     def note(made: Any = tokenizer, **dataset: Any) -> None:
         run = make_run(tmp_path, **dataset)
-        keys.append(tokenise(run, made).key)
+        keys.append(tokenize_rows(run, made).key)
         assert [path.name for path in run.tokens.iterdir()] == [keys[-1]]
 
     write_rows(tmp_path, *sample_rows(3))
@@ -153,7 +153,7 @@ def test_rows_that_are_too_long_are_listed(tmp_path: Path, tokenizer: Any) -> No
     write_rows(tmp_path, *[{"instruction": "a", "response": "b " * (60 if number > 1 else 1)} for number in range(10)])
     run = make_run(tmp_path, truncation=False, max_length=140)
     with pytest.raises(DatasetInvalid) as caught:
-        tokenise(run, tokenizer, piece_bytes=300)
+        tokenize_rows(run, tokenizer, piece_bytes=300)
     lines = str(caught.value).splitlines()
     assert [line.split(":")[1] for line in lines] == ["3", "4", "5", "6", "7", " and 3 more broken rows, 8 in all"]
     assert "more than Dataset.max_length 140, and truncation is off" in lines[0]
@@ -166,7 +166,7 @@ def test_cuts_are_logged_every_time(tmp_path: Path, tokenizer: Any, logged: list
     run = make_run(tmp_path, max_length=180, max_source_length=130)
     for _ in range(2):
         logged.clear()
-        tokenise(run, tokenizer)
+        tokenize_rows(run, tokenizer)
         prompts, responses = logged
         assert prompts == (
             "data.jsonl: 1 of 8 prompts (12.5 %) were cut to fit, in lines 3; raise Dataset.max_source_length (now 130)"
@@ -209,15 +209,15 @@ def test_progress_of_long_tokenising_is_logged(
     tmp_path: Path, tokenizer: Any, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rows(tmp_path, *sample_rows())
-    tokenise(make_run(tmp_path), tokenizer, piece_bytes=300, quiet_seconds=60)
+    tokenize_rows(make_run(tmp_path), tokenizer, piece_bytes=300, quiet_seconds=60)
     assert not logged
     at_once: dict[str, Any] = {"piece_bytes": 300, "quiet_seconds": 0, "line_seconds": 0}
-    tokenise(make_run(tmp_path, max_length=256), tokenizer, **at_once)
+    tokenize_rows(make_run(tmp_path, max_length=256), tokenizer, **at_once)
     assert len(logged) > 5
     assert logged[-1].startswith("tokenising data.jsonl: 100 %, 24 rows, ")
     monkeypatch.setenv("COLUMNS", "80")
     with contextlib.redirect_stdout(Terminal()) as terminal:
-        tokenise(make_run(tmp_path, max_length=300), tokenizer, **at_once)
+        tokenize_rows(make_run(tmp_path, max_length=300), tokenizer, **at_once)
     assert "tokenising data.jsonl: " in terminal.getvalue()
 
 

@@ -191,7 +191,7 @@ UNLOADABLE: dict[str, tuple[Callable[[Path], Any], int, str]] = {
         "cannot load the tokenizer from folder {folder}: {folder}/tokenizer.json",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), 4, "Error no file named model.safetensors"),
-    "other shapes": (change_config(vocab_size=500), 9, "the weights do not have the shapes that its config.json tells"),
+    "other shapes": (change_config(vocab_size=500), 9, "the weights do not have the shapes of its config.json"),
     "weights missing": (
         change_config(num_hidden_layers=3),
         9,

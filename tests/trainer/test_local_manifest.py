@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -39,16 +42,26 @@ def finetune(tmp_path: Path, model_folder: Callable[[str], Path]) -> Callable[..
 
 @pytest.mark.slow
 def test_a_job_ends_with_its_status_and_the_folder_of_the_adapter(finetune: Callable[..., Any], tmp_path: Path) -> None:
-    done, job = finetune()
+    done, job = finetune(General__sample_prompts=2)
     assert done.returncode == 0, done.stderr
     status = job["status"]
     assert (status["phase"], status["reason"]) == ("Succeeded", "Completed")
     assert (status["progress"]["display"], status["progress"]["step"]) == ("100%", 2)
     folder = tmp_path / "finetune-output" / status["output"]["persistentVolumeClaim"] / status["output"]["path"]
     assert done.stdout.rstrip().endswith(str(folder))
+    answers = json.loads((folder / "logs" / "samples.json").read_text())
+    assert all(indent(answers[0][when]["text"].strip(), "    ") in done.stdout for when in ("before", "after"))
+    asked = subprocess.run(shlex.split(command_after("Ask the model", done.stdout)), capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stdout) == (0, answers[0]["after"]["text"] + "\n"), asked.stderr
     assert (folder / "adapter_model.safetensors").is_file()
     assert job["spec"]["config"]["Training"]["max_train_steps"] == 2
     assert "ray" not in status
+
+
+def command_after(title: str, printed: str) -> str:
+    """The line that follows the line that begins with a title."""
+    lines = printed.splitlines()
+    return next(after for line, after in pairwise(lines) if line.startswith(title))
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_report_is_self_contained_and_shows_everything(complete: Command) -> Non
     assert "evaluation" in page.sections["Curves"]
     assert EVIL in page.sections["Answers before and after"]
     assert page.sections["Answers before and after"].count("After training") == 2
-    assert "Attempt 2 went on after step 2." in page.sections["History"]
+    assert "Attempt 2 resumed after step 2." in page.sections["History"]
     assert "Dataset.padding: no effect in this release" in page.sections["Warnings"]
     assert f"{outcome.progress['result']['evalLoss']:.4f}" in page.sections["Result"]
     assert "21 rows of data.jsonl" in page.sections["Data"]
@@ -124,7 +124,7 @@ def test_report_of_a_failed_run_says_why_and_shows_its_progress(complete: Comman
     page = Page(text)
     assert page.loaded == []
     assert "script" not in page.tags
-    assert page.sections["Why it ended before its time"].strip() == f"TrainingFailed: RuntimeError: {EVIL}"
+    assert page.sections["Why it ended early"].strip() == f"TrainingFailed: RuntimeError: {EVIL}"
     assert page.tags.count("svg") == 4
     assert page.sections["Answers before and after"].count("Before training") == 2
     assert "After training" not in page.sections["Answers before and after"]
@@ -137,7 +137,7 @@ def test_command_that_fails_leaves_a_report_of_what_the_run_had_reached(complete
     outcome = complete.run("--run_name", "r", "--attempt", "2", "--model_dir", str(complete.folder / "none"))
     assert outcome.code == 4
     page = Page((outcome.output / "report.html").read_text())
-    assert page.sections["Why it ended before its time"].strip().startswith("ModelNotFound: ")
+    assert page.sections["Why it ended early"].strip().startswith("ModelNotFound: ")
     assert "Steps13 of 20" in page.sections["Result"]
     assert "Perplexitynot measured" not in page.sections["Result"]
     assert "Environment" not in page.sections
@@ -145,9 +145,9 @@ def test_command_that_fails_leaves_a_report_of_what_the_run_had_reached(complete
 
 def test_report_of_a_stopped_run_is_replaced_by_that_of_the_finished_one(complete: Command) -> None:
     complete.train_until(1, "<b>r")
-    assert "it was stopped" in Page(end(complete)).sections["Why it ended before its time"]
+    assert "it was stopped" in Page(end(complete)).sections["Why it ended early"]
     assert complete.run("--run_name", "<b>r", "--attempt", "2").code == 0
-    assert "Why it ended before its time" not in Page((complete.output / "report.html").read_text()).sections
+    assert "Why it ended early" not in Page((complete.output / "report.html").read_text()).sections
 
 
 def test_no_report_of_a_run_that_has_not_trained(complete: Command) -> None:

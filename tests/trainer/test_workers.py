@@ -39,6 +39,19 @@ def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None
     assert len(world["hosts"]) == 2
     assert not (two.output / "ray").exists()
     assert "step 1/5" in two.out
+    assert two.stages == [
+        "checking the rows of data.jsonl",
+        "starting Ray on this machine",
+        "starting 2 workers",
+        "importing torch and transformers",
+        "turning the rows into tokens",
+        f"loading the model {command.config['General']['base_model']}",
+        "answering 3 sample prompts before training",
+        "training",
+        "evaluating the model on 5 rows",
+        "answering 3 sample prompts after training",
+        "writing the result",
+    ]
     logs = {path.stem: path.read_text() for path in (two.output / "logs" / "attempt-1").iterdir()}
     assert logs.keys() == {"driver", "rank-0", "rank-1"}
     assert " step 5/5 " in logs["driver"]

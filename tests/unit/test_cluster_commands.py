@@ -72,7 +72,7 @@ async def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     ("command", "before", "after", "says"),
     [
         ("suspend", {}, {"suspend": True}, "will be suspended"),
-        ("resume", {"suspend": True}, {"suspend": False}, "will go on"),
+        ("resume", {"suspend": True}, {"suspend": False}, "will resume"),
         ("cancel", {"suspend": True}, {"suspend": True, "cancel": True}, "will be cancelled"),
     ],
 )

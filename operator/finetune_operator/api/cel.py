@@ -45,7 +45,7 @@ def check_rules(schema: Schema, value: Any) -> Verdict:
             if _Evaluation({"self": self}).value(tree) is not True:
                 broken.append(Finding(where, rule["message"]))
         except _Stumble as problem:
-            undecided.append(Finding(where, f"{problem}, and so it cannot be told whether: {rule['message']}"))
+            undecided.append(Finding(where, f"{problem}, and so it is unknown whether: {rule['message']}"))
     return Verdict(tuple(broken), tuple(undecided))
 
 

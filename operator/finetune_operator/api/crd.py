@@ -78,7 +78,7 @@ def _description(node: Schema) -> Schema:
 
 
 def _default(node: Schema) -> str:
-    """Defaults are told, not set: a default in the schema would show as drift to a GitOps tool."""
+    """Defaults are documented, not set: a default in the schema would show as drift to a GitOps tool."""
     default = node.get("default")
     if default is None or isinstance(default, dict | list) or "Default:" in node["description"]:
         return ""

@@ -29,7 +29,7 @@ Defaults are not written into the object: what you applied is what `kubectl get 
 _REASONS = """# Reasons
 
 `status.reason` of a FinetuneJob, and the reasons of its conditions: what happened, what the operator did, what you can
-do. `status.message` has the particulars. A job that has ended stays so; after mending the cause, delete it and apply it
+do. `status.message` has the particulars. A job that has ended stays so; after fixing the cause, delete it and apply it
 again, or give it another name.
 """
 

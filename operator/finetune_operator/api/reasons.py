@@ -64,14 +64,14 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a user wants to know about a reason."""
+    """The explanation of a reason for users."""
 
     happened: str
     did: str
     remedy: str
 
 
-_WAITS = "The job waits. The operator looks again every five seconds and goes on by itself."
+_WAITS = "The job waits. The operator looks again every five seconds and then continues by itself."
 _TRIES = "The operator tries again."
 _ENDED = "The job has failed, and its Ray cluster is deleted."
 _NOTHING = "Nothing."
@@ -89,7 +89,7 @@ WAITING: dict[Reason, Explanation] = {
         "Create the claim; or delete the job and correct the name.",
     ),
     Reason.CLAIM_NOT_BOUND: Explanation(
-        "A pod waits for a volume that cannot be had; the message has the scheduler's words.",
+        "A pod waits for a volume that is not available; the message is the scheduler's.",
         "The pod waits.",
         "Look at the claim (`kubectl describe pvc`): its StorageClass may not exist, or have no room.",
     ),
@@ -100,25 +100,25 @@ WAITING: dict[Reason, Explanation] = {
     ),
     Reason.PRIORITY_CLASS_NOT_FOUND: Explanation(
         "A PriorityClass that `head` or `workers` names does not exist. It is looked for in a cluster-wide install only; "
-        "elsewhere KubeRay's words about the pod serve.",
+        "elsewhere KubeRay reports it with the pod.",
         _WAITS,
         "Take a name of `kubectl get priorityclasses`, or ask the administrator for the class.",
     ),
     Reason.JOB_NOT_FOUND: Explanation(
-        "The FinetuneJob that `spec.resumeFrom` names, or one that that job was to begin from itself, does not exist in the "
+        "The FinetuneJob that `spec.resumeFrom` names, or the one from which that job was to start, does not exist in the "
         "job's namespace.",
         _WAITS,
         "Correct the name in a new job. The checkpoints of a job that was deleted stay on its output claim: the YAML's "
         "`General.resume_from_checkpoint` takes a folder.",
     ),
     Reason.WAITING_FOR_JOB: Explanation(
-        "The FinetuneJob that `spec.resumeFrom` names has not ended and is not suspended, so its newest checkpoint is still "
-        "to come.",
+        "The FinetuneJob that `spec.resumeFrom` names has not ended and is not suspended, so its newest checkpoint is not "
+        "written yet.",
         _WAITS,
         "Nothing; or suspend or cancel that job (`finetune suspend`, `finetune cancel`).",
     ),
     Reason.NO_SUCH_RESOURCE: Explanation(
-        "No node of the cluster offers the GPU resource that a worker asks for, or none offers as many. It is looked for "
+        "No node of the cluster offers the GPU resource that a worker requests, or none offers enough. It is looked for "
         "in a cluster-wide install only, and only with the chart's `preflight.nodes`.",
         _WAITS,
         "See whether the device plugin runs (`kubectl describe node`), and whether `spec.accelerator` is the right one. "
@@ -130,7 +130,8 @@ WAITING: dict[Reason, Explanation] = {
         "Free quota, raise it, or ask for less in `head`, `workers` and `resources_per_worker`.",
     ),
     Reason.CREATION_REFUSED: Explanation(
-        "The API server refuses an object of the job for another reason, such as an admission policy; the message has its words.",
+        "The API server refuses an object of the job for another reason, such as an admission policy; the message has "
+        "its answer.",
         _TRIES,
         "Do what the message says.",
     ),
@@ -138,20 +139,20 @@ WAITING: dict[Reason, Explanation] = {
         "The API server does not know RayClusters.", _TRIES, "Install KubeRay 1.6 or later."
     ),
     Reason.QUEUED: Explanation(
-        "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its words.",
+        "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its reason.",
         "It waits. No deadline counts.",
         _NOTHING,
     ),
     Reason.PREEMPTED: Explanation(
-        "Kueue has taken the pods of the run for a job of higher priority.",
-        "When the queue lets the Ray cluster go again, the next attempt goes on from the newest checkpoint. The preemption "
-        "does not count against `retryPolicy`, and no deadline counts meanwhile.",
+        "Kueue has preempted the run for a job of higher priority.",
+        "When the queue admits the Ray cluster again, the next attempt resumes from the newest checkpoint. The preemption "
+        "does not count against `retryPolicy`, and no deadline counts while the job waits.",
         _NOTHING,
     ),
-    Reason.ADMITTED: Explanation("Kueue lets the Ray cluster go.", "It waits for the pods.", _NOTHING),
+    Reason.ADMITTED: Explanation("Kueue has admitted the Ray cluster.", "It waits for the pods.", _NOTHING),
     Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits.", _NOTHING),
     Reason.UNSCHEDULABLE: Explanation(
-        "No node takes a pod of the job; the message has the scheduler's words.",
+        "No node accepts a pod of the job; the message is the scheduler's.",
         "The pod waits for a node.",
         "Add nodes, or ask for less; for device GPU see whether a node offers the resource (`kubectl describe node`).",
     ),
@@ -167,38 +168,38 @@ WAITING: dict[Reason, Explanation] = {
         "Create the Secret with that key.",
     ),
     Reason.POD_FAILED: Explanation(
-        "A container of the job cannot be started, or has ended; the message has its exit code and last words.",
+        "A container of the job cannot be started, or has ended; the message has its exit code and last output.",
         "KubeRay makes a new worker pod; when the head has ended, the operator makes a new cluster.",
         "Read the message. An image of your own needs Ray and the trainer in the versions of the operator's.",
     ),
     Reason.EVICTED: Explanation(
-        "A node has put a pod of the job out: it was drained, shut down or short of memory or disk, or a pod of higher "
-        "priority came.",
-        "KubeRay makes a new worker pod, and the run goes on from its newest checkpoint.",
+        "A node has evicted a pod of the job: it was drained, shut down or short of memory or disk, or a pod of higher "
+        "priority needed it.",
+        "KubeRay makes a new worker pod, and the run resumes from its newest checkpoint.",
         "Nothing; or give the pods a higher `priorityClassName`.",
     ),
     Reason.WORKER_LOST: Explanation(
         "A worker of the run was lost; the message has what is known of the cause.",
-        "Ray starts all workers anew from the newest checkpoint. When it cannot, the operator begins another attempt.",
-        "Nothing. When it happens again and again, look at the nodes and at the memory of the workers.",
+        "Ray restarts all workers from the newest checkpoint. If it cannot, the operator begins another attempt.",
+        "Nothing. If it happens repeatedly, look at the nodes and at the memory of the workers.",
     ),
     Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start.", _NOTHING),
     Reason.SUBMISSION_FAILED: Explanation(
-        "Ray refuses the driver; the message has its words.", _TRIES, "Do what the message says."
+        "Ray refuses the driver; the message has its answer.", _TRIES, "Do what the message says."
     ),
     Reason.SUBMITTED: Explanation("Ray has the driver.", "It waits for the run to start.", _NOTHING),
     Reason.TRAINING_STARTING: Explanation(
         "All pods are ready, and the trainer loads model and rows.", "It waits for the first step.", _NOTHING
     ),
-    Reason.TRAINING_RUNNING: Explanation("Steps are being made.", "It copies the progress into the status.", _NOTHING),
+    Reason.TRAINING_RUNNING: Explanation("The run takes steps.", "It copies the progress into the status.", _NOTHING),
     Reason.STALLED: Explanation(
-        "No step was made for `stallTimeoutSeconds`. The condition Progressing is False.",
-        "It goes on watching: the next step makes Progressing True again.",
-        "Look at the pods (`kubectl top pods`, `kubectl logs`): a volume that hangs, a download that waits, a node that "
-        "swaps. Raise `stallTimeoutSeconds` when a step takes that long; set `cancel: true` to give up.",
+        "No step was taken for `stallTimeoutSeconds`. The condition Progressing is False.",
+        "It continues to watch: the next step makes Progressing True again.",
+        "Look at the pods (`kubectl top pods`, `kubectl logs`): the volume may hang, a download may wait, or the node may "
+        "swap. Raise `stallTimeoutSeconds` when a step takes that long; set `cancel: true` to give up.",
     ),
     Reason.RETRYING: Explanation(
-        "An attempt has failed in a way that another one may mend; the message says how, and when the next begins. "
+        "An attempt has failed, and another one may succeed; the message says why, and when the next begins. "
         "`status.attemptHistory` lists the attempts.",
         "After the pause of `retryPolicy` it begins the next attempt, from the newest checkpoint: on the same Ray cluster "
         "when that is healthy, else on a new one.",
@@ -207,14 +208,14 @@ WAITING: dict[Reason, Explanation] = {
     Reason.SUSPENDED_BY_USER: Explanation(
         "`spec.suspend` was set to true.",
         "The trainer is asked for a checkpoint; then the Ray cluster is deleted, and its CPUs and GPUs are free.",
-        "Set `suspend: false` to go on from the checkpoint.",
+        "Set `suspend: false` to resume from the checkpoint.",
     ),
     Reason.CHECKPOINTED: Explanation("A complete checkpoint is on the output claim.", "It shows it.", _NOTHING),
 }
-"""Reasons while a job is on its way."""
+"""Reasons of a job that has not ended."""
 
 TROUBLE = frozenset(reason for reason, text in WAITING.items() if text.remedy is not _NOTHING) - {Reason.SUSPENDED_BY_USER}
-"""Those that somebody should look at."""
+"""Reasons that need attention."""
 
 ENDED: dict[Reason, Explanation] = {
     Reason.COMPLETED: Explanation(
@@ -223,36 +224,36 @@ ENDED: dict[Reason, Explanation] = {
         "Use the model.",
     ),
     Reason.CANCELLED_BY_USER: Explanation(
-        "`spec.cancel` was set to true.", "The Ray cluster is deleted. The output claim is left alone.", _NOTHING
+        "`spec.cancel` was set to true.", "The Ray cluster is deleted. The output claim is not changed.", _NOTHING
     ),
     Reason.INVALID_SPEC: Explanation(
         "The spec, or a value that does not fit the model (such as a LoRA target that it does not have), is wrong, or "
         "the administrator does not allow it; every error is in the message with its key.",
-        "It makes nothing for the job, or deletes its Ray cluster.",
+        "It creates nothing for the job, or deletes its Ray cluster.",
         "Correct it in a new job.",
     ),
     Reason.NAME_CONFLICT: Explanation(
-        "A RayCluster of the name that the job needs exists and belongs to somebody else.",
+        "A RayCluster of the name that the job needs exists and has another owner.",
         "The operator touches neither.",
         "Delete that RayCluster, or choose another name for the job.",
     ),
     Reason.PROVISIONING_TIMEOUT: Explanation(
         "The training did not start within `provisioningTimeoutSeconds`; the message says what it was waiting for.",
         _ENDED,
-        "Mend what the message names, or give more time.",
+        "Fix what the message names, or allow more time.",
     ),
     Reason.DEADLINE_EXCEEDED: Explanation(
         "The training took longer than `activeDeadlineSeconds`.",
         _ENDED,
-        "Give more time, more workers, or fewer epochs.",
+        "Allow more time, use more workers, or train fewer epochs.",
     ),
     Reason.HEAD_LOST: Explanation(
-        "The head pod, or the whole RayCluster, went away while the job ran, and the driver with it.",
+        "The head pod, or the whole RayCluster, was lost while the job ran, and the driver with it.",
         _ENDED,
-        "See why in the events of node and namespace, and run the job anew.",
+        "See why in the events of node and namespace, and run the job again.",
     ),
     Reason.WORKER_OOM_KILLED: Explanation(
-        "A container ran out of its memory limit; the message names the pod.",
+        "A container exceeded its memory limit; the message names the pod.",
         _ENDED,
         "Raise `workers.memory`, or lower `batch_size` (with more `gradient_accumulation_steps`) or `max_length`.",
     ),
@@ -272,27 +273,26 @@ ENDED: dict[Reason, Explanation] = {
         "See `spec.model` and `base_model`. A private model is not found without a token: `model.tokenSecretRef`.",
     ),
     Reason.MODEL_ACCESS_DENIED: Explanation(
-        "The hub has the model and does not give it to this user: it is gated, or the token is not valid or may not read it.",
+        "The hub does not let this user download the model: it is gated, or the token is not valid or may not read it.",
         _ENDED,
         "Accept the licence on the model's page, which the message names, and give a token of that account in "
         "`model.tokenSecretRef`.",
     ),
     Reason.MODEL_INVALID: Explanation(
-        "A file of the model is cut off or broken, or the weights are not those that `config.json` tells of; the message names "
-        "the file.",
+        "A file of the model is cut off or broken, or the weights do not match `config.json`; the message names the file.",
         _ENDED,
         "Copy or download the model again, or correct `config.json`.",
     ),
     Reason.DEVICE_NOT_FOUND: Explanation(
-        "Device GPU was asked for and the worker has none that torch can use; the message names the pod, what Ray gave "
-        "it, and what is missing.",
+        "Device GPU was requested, and the worker has none that torch can use; the message names the pod, the GPUs that Ray "
+        "assigned, and what is missing.",
         _ENDED,
-        "Take a trainer image that is built for the GPU, on a node whose driver works.",
+        "Use a trainer image for the GPU, on a node with a working driver.",
     ),
     Reason.LOSS_NOT_FINITE: Explanation(
         "The loss became NaN or infinite; the message names the step.",
         _ENDED,
-        "Lower `learning_rate`, or take `mixed_precision: bf16` or `no` instead of `fp16`.",
+        "Lower `learning_rate`, or use `mixed_precision: bf16` or `no` instead of `fp16`.",
     ),
     Reason.OUTPUT_VOLUME_FULL: Explanation(
         "The output claim has no room left.", _ENDED, "Make it larger, or delete what is not needed any more."
@@ -305,11 +305,13 @@ ENDED: dict[Reason, Explanation] = {
     Reason.OUT_OF_MEMORY: Explanation(
         "Memory of the host or of the device, as the message says, ran out within the trainer.",
         _ENDED,
-        "The message says what the configuration leaves to try: a lower `batch_size` with more `gradient_accumulation_steps`, "
+        "The message says what to change in the configuration: a lower `batch_size` with more `gradient_accumulation_steps`, "
         "`enable_gradient_checkpointing: true`, `lora_config`, `accelerate_mode: FSDP`, a lower `max_length`, more memory.",
     ),
     Reason.TRAINING_FAILED: Explanation(
-        "The trainer failed otherwise; the message has the end of its words.", _ENDED, "Read the message and the run's logs."
+        "The trainer failed for another reason; the message has the end of its output.",
+        _ENDED,
+        "Read the message and the run's logs.",
     ),
 }
 """Reasons of a job that has ended."""

@@ -292,7 +292,7 @@ class FinetuneJobSpec(Model):
     ) = None  # fmt: skip
     """An earlier job of this namespace: begin from its newest checkpoint, once it has ended or is suspended."""
     suspend: bool = False
-    """Write a checkpoint and give all pods back; false again: go on from it."""
+    """Write a checkpoint and delete all pods; false again: resume from it."""
     cancel: bool = False
     """Stop the job for good. It cannot be taken back."""
     provisioning_timeout_seconds: Seconds | None = None
@@ -300,7 +300,7 @@ class FinetuneJobSpec(Model):
     active_deadline_seconds: Seconds | None = None
     """Time that the training may take; then it fails. Default: no limit."""
     stall_timeout_seconds: Seconds = 900
-    """Time without a new step after which the job is shown as stalled. It goes on."""
+    """Time without a new step after which the job is shown as stalled. It is not ended."""
     cluster_ttl_seconds: ClusterTTL | None = Field(default=None, alias="clusterTTLSeconds")
     """How long the Ray cluster is kept when the job has ended. Default: it goes at once."""
     ttl_seconds_after_finished: TimeToLive | None = None

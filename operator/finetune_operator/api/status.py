@@ -109,7 +109,7 @@ class ProgressStatus(Model):
     attempt: int = 1
     """The attempt that reported it."""
     restarts: int | None = None
-    """How often the workers of this attempt were started anew after one was lost."""
+    """How often the workers of this attempt were restarted after one was lost."""
     last_report_time: Time
     """When the trainer reported it."""
     hosts: Annotated[tuple[ShortText, ...], Field(max_length=256)] = ()
@@ -222,7 +222,7 @@ class FinetuneJobStatus(Model):
     progress: ProgressStatus | None = None
     """How far the training is."""
     checkpoint: CheckpointStatus | None = None
-    """The newest complete checkpoint: a retry and a resumption go on from it."""
+    """The newest complete checkpoint: a retry and a resumed job start from it."""
     output: OutputStatus | None = None
     """Where the result lies."""
     result: ResultStatus | None = None

@@ -1,4 +1,4 @@
-"""Accelerators are a table: what a worker pod asks for, and what Ray is told.
+"""The table of accelerators: the resource that a worker pod requests, and the number of GPUs for Ray.
 
 KubeRay counts only resources whose name ends in ``gpu``, so Ray would not see an Intel GPU: ``num-gpus`` is always
 given. Device plugins hand out whole devices: request and limit are equal.

@@ -17,12 +17,12 @@ EVENT_MESSAGE_LIMIT = 1024
 
 def news(old: FinetuneJobStatus, new: FinetuneJobStatus) -> Iterator[FinetuneJobStatus]:
     """The changes of the status that need an event, each as the status for the event."""
-    told = new.reason in TROUBLE or new.phase is Phase.PENDING
-    if new.phase != old.phase or (new.reason != old.reason and told):
+    needs_event = new.reason in TROUBLE or new.phase is Phase.PENDING
+    if new.phase != old.phase or (new.reason != old.reason and needs_event):
         yield new
     if _restarts(new) > (_restarts(old) if new.attempt == old.attempt else 0):
         step = new.checkpoint.step if new.checkpoint else 0
-        message = f"Ray started all workers anew after one was lost, from step {step}; it is restart {_restarts(new)}"
+        message = f"Ray restarted all workers after one was lost, from step {step}; it is restart {_restarts(new)}"
         yield new.model_copy(update={"reason": Reason.WORKER_LOST, "message": message})
 
 

@@ -42,6 +42,7 @@ def execute(run: Run) -> int:
             prepare_output(run)
             with stop.on_signal(run.logs):
                 write_starting(run)
+                console.stage(f"checking the rows of {run.config.dataset.train_file}")
                 check_inputs(run)
                 remove_older_result(run)
                 threads.enter_context(console.Console(run))

@@ -47,7 +47,7 @@ def parser() -> Parser:
            "(default: as General.save_strategy says)")  # fmt: skip
     option("--checkpoint_keep", metavar="K", type=_positive, default=2, help="how many checkpoints stay, the newest ones "
            "(default: 2)")  # fmt: skip
-    option("--max_worker_failures", metavar="N", type=_count, help="how often lost workers are started anew, from the newest "
+    option("--max_worker_failures", metavar="N", type=_count, help="how often lost workers are restarted, from the newest "
            "checkpoint (default: 3 in a Ray cluster, else 0)")  # fmt: skip
     return parser
 

@@ -50,7 +50,7 @@ def write_stopped(run: Run) -> None:
 
 
 def say_stopped(run: Run, reached: Checkpoint | None) -> None:
-    """Tell the user how a stopped run goes on."""
+    """Tell the user how to resume a stopped run."""
     if reached is None:
         console.say("stopped before the first step")
     elif run.run_name:

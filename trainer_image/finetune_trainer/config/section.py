@@ -15,7 +15,7 @@ def lower(value: Any) -> Any:
 
 
 def yaml_no(value: Any) -> Any:
-    """Treat a bare `no` alike whether a YAML 1.1 parser has read it as False or a YAML 1.2 parser as text."""
+    """Treat a bare `no` as text, even if a YAML 1.1 parser has read it as False."""
     return "no" if value is False or value in _NO else lower(value)
 
 

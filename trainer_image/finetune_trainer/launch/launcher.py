@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.config.run import addresses_cluster
 from finetune_trainer.tracking import logbook
+from finetune_trainer.tracking.stages import IMPORTING, enter_stage
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
@@ -26,6 +27,7 @@ def launch(run: Run) -> None:
 
 
 def _train_here(run: Run) -> None:
+    enter_stage(run, 0, IMPORTING)
     from finetune_trainer.runtime import distributed
     from finetune_trainer.training.train import train
 

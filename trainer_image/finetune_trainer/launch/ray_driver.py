@@ -23,6 +23,7 @@ from finetune_trainer.launch.ray_worker import train_on_worker
 from finetune_trainer.launch.rendezvous import rendezvous
 from finetune_trainer.launch.worker_errors import final_errors, worker_error
 from finetune_trainer.runtime import stop
+from finetune_trainer.tracking import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,9 @@ WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
 
 def train_with_ray(run: Run) -> None:
     """Start the workers with Ray Train, and wait for their end."""
+    console.stage("connecting to Ray" if addresses_cluster() else "starting Ray on this machine")
     with _ray(run):
+        console.stage(f"starting {run.config.training.num_training_workers} workers")
         from ray.train import TrainingFailedError
         from ray.train.v2.api.config import FailureConfig, RunConfig
 

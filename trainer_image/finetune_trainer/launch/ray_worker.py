@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.errors import in_words
 from finetune_trainer.explain import explain
 from finetune_trainer.tracking import logbook
+from finetune_trainer.tracking.stages import IMPORTING, enter_stage
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
@@ -19,6 +20,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     run: Run = config["run"]
     rank = train.get_context().get_world_rank()
     try:
+        enter_stage(run, rank, IMPORTING)
         with logbook.keep(run.logs, run.attempt, f"rank-{rank}"):
             _train_in_group(run, train.report)
     except Exception as error:

@@ -80,7 +80,7 @@ def _cause(source: str, revision: str | None, error: Exception) -> tuple[type[Tr
     if broken is not None:
         return ModelInvalid, f"{broken}; it is cut off or no such file: copy or download it again"
     if "ignore_mismatched_sizes" in str(error):
-        return ModelInvalid, "the weights do not have the shapes that its config.json tells"
+        return ModelInvalid, "the weights do not have the shapes of its config.json"
     return ModelNotFound, first_sentence(error)
 
 

@@ -24,10 +24,10 @@ TICKS = 5
 """Most numbers at an axis; each costs more than the curve itself."""
 
 POINTS = 600
-"""Most points of a curve: more cannot be told apart on a screen."""
+"""Most points of a curve: more cannot be distinguished on a screen."""
 
 COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--mark)", "#040404": "var(--rule)"}
-"""What matplotlib is told → what the page fills in, for light and dark."""
+"""Colours for matplotlib → CSS values of the page, which differ for light and dark."""
 TEXT, LINE, MARK, RULE = COLOURS
 
 STYLE: Any = {

@@ -31,10 +31,10 @@ def report(summary: RunSummary) -> str:
     name = escape(summary.run.config.general.base_model)
     differing, others = settings(summary.run.config)
     sections = [
-        _section("Why it ended before its time", f"<pre>{escape(summary.ended)}</pre>\n" if summary.ended else ""),
+        _section("Why it ended early", f"<pre>{escape(summary.ended)}</pre>\n" if summary.ended else ""),
         _section("Curves", _curves(summary.records)),
         _section("Answers before and after", "".join(map(_sample, summary.samples))),
-        _section("History", _list(_went_on(record) for record in summary.resumed)),
+        _section("History", _list(_resumed(record) for record in summary.resumed)),
         _section("Warnings", _list(escape(text) for text in summary.warnings)),
         _section("Result", _table(summary.measured)),
         _section("Data", _table(summary.data)),
@@ -101,9 +101,9 @@ def _answer(title: str, answer: Answer | None, kind: str) -> str:
     return f'<div class="{kind}"><h4>{title} <small>{end}</small></h4><pre>{escape(answer.text)}</pre></div>\n'
 
 
-def _went_on(record: Mapping[str, Any]) -> str:
-    lost = f"; workers were started anew {record['restarts']} times" if record["restarts"] else ""
-    return f"Attempt {record['attempt']} went on after step {record['step']}{lost}."
+def _resumed(record: Mapping[str, Any]) -> str:
+    lost = f"; workers were restarted {record['restarts']} times" if record["restarts"] else ""
+    return f"Attempt {record['attempt']} resumed after step {record['step']}{lost}."
 
 
 def _list(items: Any) -> str:

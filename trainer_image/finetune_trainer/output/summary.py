@@ -1,4 +1,4 @@
-"""What there is to tell of a run when it has ended: the report and the model card are made of it."""
+"""The summary of a run that has ended, for the report and the model card."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run and what became of it."""
+    """A run, its settings and its outcome."""
 
     run: Run
     result: Result
     steps: int
     """Optimizer steps done."""
     total_steps: int
-    """Optimizer steps of the whole run; fewer are done when it ended before its time."""
+    """Optimizer steps of the whole run; fewer are done if it ended early."""
     seconds: float | None
-    """How long the last attempt has trained and evaluated; None: nobody knows, as it was interrupted."""
+    """How long the last attempt has trained and evaluated; None: unknown, since it was interrupted."""
     records: list[dict[str, Any]]
     """metrics.jsonl."""
     samples: tuple[Sample, ...]
     data: dict[str, str]
-    """What `describe_data` gives."""
+    """The return value of `describe_data`."""
     environment: dict[str, str]
-    """What `describe_environment` gives, and whatever else is worth a line."""
+    """The return value of `describe_environment`, and further lines."""
     warnings: tuple[str, ...] = ()
-    """What the user was told while the run went on."""
+    """Warnings during the run."""
     ended: str = ""
-    """Why it ended before its time; empty: it did not."""
+    """Why it ended early; empty: it did not."""
 
     @property
     def method(self) -> str:
@@ -55,7 +55,7 @@ class RunSummary:
 
     @property
     def measured(self) -> dict[str, str]:
-        """What came out of it: a title → a number in words."""
+        """The results: a title → a formatted number."""
         speeds = [record["tokensPerSecond"] for record in self.records if "loss" in record]
         memory = [record["memoryBytes"] for record in self.records if "loss" in record]
         took = NOT_MEASURED if self.seconds is None else duration(round(self.seconds))
@@ -72,7 +72,7 @@ class RunSummary:
 
     @property
     def resumed(self) -> list[dict[str, Any]]:
-        """Records of where the run went on."""
+        """Records of the steps from which the run resumed."""
         return [record for record in self.records if "event" in record]
 
 
@@ -83,7 +83,7 @@ def _number(value: float | None) -> str:
 def summarise(
     engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], warnings: list[str]
 ) -> RunSummary:
-    """Put together what is known of a run whose training has ended.
+    """Summarise a run whose training has ended.
 
     Raises:
         OSError: the metrics cannot be read.
@@ -104,11 +104,11 @@ def summarise(
 
 
 def summarise_interrupted(run: Run, progress: Progress) -> RunSummary | None:
-    """Put together what an interrupted run has left in its folder of logs; None: it has not trained.
+    """Summarise an interrupted run by its folder of logs; None: it has not trained.
 
     Args:
         run: which one.
-        progress: what progress.json tells of its end.
+        progress: the content of progress.json at its end.
 
     Raises:
         OSError: the logs cannot be read.

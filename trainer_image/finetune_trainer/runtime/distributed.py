@@ -134,7 +134,7 @@ def broadcast_from_rank0(worker: Worker, make: Callable[[], Made]) -> Made:
     if worker.is_rank0:
         try:
             box[0] = make()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must not wait for a value
+        except Exception as error:  # noqa: BLE001 - after any error, the other ranks must not wait for a value
             box[1] = error
     dist.broadcast_object_list(box, src=0, group=worker.long_timeout_group)
     if box[1] is not None:

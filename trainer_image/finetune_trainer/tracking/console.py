@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TextIO
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.2
 """Seconds between two looks at the files."""
 
+BEGAN = time.monotonic()
+"""When this module was imported, which is nearly when the command began."""
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 """The format has no rate and remaining time of tqdm, which would count from the first look at the file."""
@@ -40,6 +43,15 @@ def say(text: str) -> None:
 def complain(text: str) -> None:
     """Print lines about a problem."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def stage(text: str) -> None:
+    """Print that a stage begins, with the seconds since the command began."""
+    complain(_stage_line(text))
+
+
+def _stage_line(text: str) -> str:
+    return f"[{time.monotonic() - BEGAN:3.0f} s] {text}"
 
 
 def set_up_logging() -> None:
@@ -89,6 +101,8 @@ class Console(Poller):
         with suppress(OSError):
             list(self._new_lines())
         self._bar: Any = None
+        self._stages: tuple[str, ...] = ()
+        """Stages of the workers that were printed."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         super().__exit__(kind, error, traceback)
@@ -96,11 +110,25 @@ class Console(Poller):
             self._bar.close()
 
     def poll(self) -> None:
-        """Show what is new: a bar on a terminal, otherwise lines."""
+        """Show what is new: a bar on a terminal, otherwise lines; and the stages."""
+        progress: Progress | None = None
+        with suppress(OSError, ValueError):
+            progress = read_progress(self._progress)
         if self._stream.isatty():
-            self._draw_bar()
+            self._draw_bar(progress)
         else:
             self._print_lines()
+        self._print_stages(() if progress is None else progress.stages)
+
+    def _print_stages(self, stages: tuple[str, ...]) -> None:
+        # Restarted workers begin again with the first stage.
+        shown = len(self._stages) if stages[: len(self._stages)] == self._stages else 0
+        for text in stages[shown:]:
+            if self._bar is None:
+                stage(text)
+            else:
+                self._bar.write(_stage_line(text), file=sys.stderr)
+        self._stages = stages
 
     def _print_lines(self) -> None:
         with suppress(OSError):
@@ -123,10 +151,7 @@ class Console(Poller):
                 self._offset += len(line)
                 yield line
 
-    def _draw_bar(self) -> None:
-        progress: Progress | None = None
-        with suppress(OSError, ValueError):
-            progress = read_progress(self._progress)
+    def _draw_bar(self, progress: Progress | None) -> None:
         if progress is None or not progress.total_steps:
             return
         if self._bar is None:

@@ -121,6 +121,8 @@ class Progress(Report):
     tokens_per_second: Number | None = None
     """Non-padding input tokens of all ranks per second of steady steps."""
     last_report_time: AwareDatetime
+    stages: Annotated[tuple[Word, ...], Field(max_length=32)] = ()
+    """What the workers do before the first step and after the last one, in order."""
     restarts: Count = 0
     """How often Ray Train has restarted the workers in this attempt, after one was lost."""
     checkpoint: Checkpoint | None = None

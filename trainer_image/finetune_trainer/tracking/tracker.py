@@ -11,6 +11,7 @@ from finetune_trainer.errors import output_error
 from finetune_trainer.tracking.measurements import StepDone
 from finetune_trainer.tracking.metrics import append_record, forget_after
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, now, write_progress
+from finetune_trainer.tracking.stages import read_stages
 from finetune_trainer.tracking.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Tracker:
         percent = 100 * step // total_steps
         self._update(state="training", world=world, total_steps=total_steps, restarts=restarts)
         self._update(step=step, percent=percent, checkpoint=checkpoint)
+        self._update(stages=(*read_stages(self.run), "training") if self.writes else ())
         self._forget_after(step)
         if self.writes and self.run.config.general.report_to == "tensorboard":
             self._tensorboard = self._guard(lambda: TensorBoardWriter.begin(self.run.logs, step))
@@ -123,6 +125,11 @@ class Tracker:
         if self._tensorboard is not None:
             self._guard(self._tensorboard.close)
             self._tensorboard = None
+
+    def stage(self, text: str) -> None:
+        """Record that a stage begins after the last step."""
+        self._update(stages=(*self.progress.stages, text))
+        self._write()
 
     def stop(self) -> None:
         """Record that the run was stopped."""

@@ -106,6 +106,9 @@ class TrainingLoop:
 
     def _evaluate(self, step: int, epoch: float) -> Evaluation | None:
         """Evaluate the model after a step, if there are rows for it. A collective."""
+        rows = len(self.engine.data.eval_rows)
+        if rows and step == self.engine.total_steps:
+            self.tracker.stage(f"evaluating the model on {rows} rows")
         with self.tracker.untimed():
             evaluation = evaluate(self.engine, self.tracker.heartbeat)
             if evaluation is not None:

@@ -18,6 +18,7 @@ from finetune_trainer.files import write_atomically
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
 from finetune_trainer.runtime import devices, distributed, parallel
+from finetune_trainer.tracking.stages import enter_stage
 
 if TYPE_CHECKING:
     from finetune_trainer.checkpoint.checkpointer import Start
@@ -46,6 +47,8 @@ def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts
     """
     prompts = choose(engine, tokenizer)
     if start.checkpoint is None:
+        if prompts.samples:
+            enter_stage(engine.run, engine.worker.rank, f"answering {len(prompts.samples)} sample prompts before training")
         before = answer(engine, tokenizer, prompts)
     else:
         kept = {sample.prompt: sample.before for sample in read_samples(Path(start.checkpoint.path).parent.parent / LOGS)}

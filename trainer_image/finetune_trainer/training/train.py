@@ -12,6 +12,7 @@ from finetune_trainer.modeling import load
 from finetune_trainer.output import export, manifest, summary
 from finetune_trainer.output.environment import describe_environment
 from finetune_trainer.runtime import distributed
+from finetune_trainer.tracking.stages import enter_stage
 from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.tracking.warnings import WarningCollector
 from finetune_trainer.training import samples
@@ -46,8 +47,10 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
         seed_everything(run.config.training.seed)
         compute = choose_dtype(run, worker)
         dtype: torch.dtype = getattr(torch, compute.dtype)
+        enter_stage(run, worker.rank, "turning the rows into tokens")
         tokenizer = load.load_tokenizer(run)
         data = load_data(run, worker, tokenizer)
+        enter_stage(run, worker.rank, f"loading the model {run.config.general.base_model}")
         engine = build_engine(run, worker, data, dtype)
 
         checkpointer = Checkpointer(engine)
@@ -63,10 +66,13 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
             return
 
         tracker.export(result)
+        if prompts.samples:
+            tracker.stage(f"answering {len(prompts.samples)} sample prompts after training")
         answered = samples.answer_after(engine, tokenizer, prompts)
         inputs = export.ExportInput(engine.model, export.gather_weights(engine.model), tokenizer, dtype)
         environment = describe_environment(world) | compute.environment()
 
+    tracker.stage("writing the result")
     run_summary = summary.summarise(engine, tracker, answered, environment, warnings.messages)
     tracker.finish(distributed.broadcast_from_rank0(worker, lambda: _export(run, inputs, run_summary)))
 
