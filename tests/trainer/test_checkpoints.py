@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-LONG = 150
-"""Steps of a run that takes long enough to be interrupted."""
-
+LONG = 150  # steps of a run that takes long enough to be interrupted
 IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
@@ -397,7 +395,6 @@ def test_finished_run_is_left_alone_by_the_next_start(command: Command) -> None:
     imported = {line.rpartition("|")[2].strip() for line in again.err.splitlines()}
     assert "finetune_trainer.output.manifest" in imported
     assert not imported & {"torch", "ray", "transformers"}
-    after = files()
-    logs = command.output / "logs"
+    after, logs = files(), command.output / "logs"
     assert after.keys() - before.keys() == {logs / "attempt-2" / "driver.log"}
     assert {path for path, about in before.items() if after[path] != about} == {logs / "progress.json"}

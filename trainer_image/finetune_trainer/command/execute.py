@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import traceback
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from finetune_trainer.command.outcome import last_progress, record_failure, say_stopped, write_report, write_stopped
@@ -33,9 +33,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def execute(run: Run) -> int:
     """Execute the run while console and mirror follow it; explain a failure, and return the exit code."""
-    with ExitStack() as threads:
-        if addresses_cluster():
-            threads.enter_context(Mirror(run.logs))
+    with Mirror(run.logs) if addresses_cluster() else nullcontext():
         try:
             if already_finished(run):
                 return 0
@@ -45,8 +43,9 @@ def execute(run: Run) -> int:
                 console.stage(f"checking the rows of {run.config.dataset.train_file}")
                 check_inputs(run)
                 remove_older_result(run)
-                threads.enter_context(console.Console(run))
-                launch(run)
+                # The console has shown everything before a failure is explained.
+                with console.Console(run):
+                    launch(run)
         except stop.StoppedEarly:
             write_stopped(run)
         except KeyboardInterrupt:
