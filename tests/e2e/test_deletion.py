@@ -29,7 +29,7 @@ def provisioning(jobs: Kubectl, name: str) -> None:
 
 
 def running(jobs: Kubectl, name: str) -> None:
-    wait_until("a step", lambda: (job_status(jobs, name).get("progress") or {}).get("step"), 180)
+    wait_until("a step", lambda: (job_status(jobs, name).get("progress") or {}).get("step"), 300)
 
 
 def suspending(jobs: Kubectl, name: str) -> None:

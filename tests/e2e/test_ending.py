@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from datetime import datetime
 from typing import Any
 
@@ -11,12 +14,13 @@ from tests.support.cluster import applied, ended, job_status
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, after, wait_until
 
+REST_SECONDS = 20
 LONG = {"Training__max_train_steps": 100_000, "Training__num_training_workers": 1}
 
 
 def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None:
     with applied(jobs, finetune_job("cancelled", **LONG)):
-        wait_until("training", lambda: (job_status(jobs, "cancelled").get("progress") or {}).get("step"), 180)
+        wait_until("training", lambda: (job_status(jobs, "cancelled").get("progress") or {}).get("step"), 300)
         jobs.run("patch", "finetunejob", "cancelled", "--type=merge", "-p", '{"spec": {"cancel": true}}')
         status = wait_until("the end", lambda: ended(jobs, "cancelled"), 15)
         assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledByUser")
@@ -29,7 +33,7 @@ def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None
 def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_said(jobs: Kubectl) -> None:
     job = finetune_job("late", **LONG, activeDeadlineSeconds=5, clusterTTLSeconds={"onFailure": 10})
     with applied(jobs, job):
-        status = wait_until("the end", lambda: ended(jobs, "late"), 180)
+        status = wait_until("the end", lambda: ended(jobs, "late"), 300)
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
         assert "spec.activeDeadlineSeconds, 5 s" in status["message"]
         assert 5 <= _seconds(status["startTime"], status["completionTime"]) <= 10
@@ -40,22 +44,32 @@ def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_sai
 @pytest.mark.exclusive
 def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jobs: Kubectl, release: Release) -> None:
     """Suspended after some seconds, and watched by another operator afterwards."""
-    with applied(jobs, finetune_job("long", **LONG, activeDeadlineSeconds=75)):
-        wait_until("training", lambda: (job_status(jobs, "long").get("progress") or {}).get("step"), 180)
-        wait_until("some seconds of it", after(10), 20)
-        jobs.run("patch", "finetunejob", "long", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    with applied(jobs, finetune_job("long", **LONG, activeDeadlineSeconds=3600)):
+        wait_until("training", lambda: (job_status(jobs, "long").get("progress") or {}).get("step"), 300)
+        change(jobs, "long", suspend=True)
         wait_until("Suspended", lambda: job_status(jobs, "long")["phase"] == "Suspended", 120)
         before = job_status(jobs, "long")["activeSeconds"]
-        wait_until("some seconds of rest", after(20), 40)
-        jobs.run("patch", "finetunejob", "long", "--type=merge", "-p", '{"spec": {"suspend": false}}')
-        wait_until("training again", lambda: job_status(jobs, "long")["phase"] == "Running", 180)
+        wait_until("some seconds of rest", after(REST_SECONDS), 40)
+        resumed = time.monotonic()
+        change(jobs, "long", suspend=False)
+        wait_until("training again", lambda: job_status(jobs, "long")["phase"] == "Running", 300)
         release.kubectl.run("delete", "pod", "-l", "app.kubernetes.io/name=finetune-operator", "--wait=false")
+        deadline = math.ceil(before + time.monotonic() - resumed) + 15
+        change(jobs, "long", activeDeadlineSeconds=deadline)
         status = wait_until("the end", lambda: ended(jobs, "long"), 120)
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
-        assert 10 <= before < 70
-        assert 75 <= status["activeSeconds"] <= 80
+        assert deadline <= status["activeSeconds"] <= deadline + 5 < deadline + REST_SECONDS
         spans = [_seconds(attempt["startTime"], attempt["endTime"]) for attempt in status["attemptHistory"]]
         assert sum(spans) == pytest.approx(status["activeSeconds"], abs=2)
+        assert (
+            _seconds(status["attemptHistory"][0]["startTime"], status["completionTime"])
+            >= status["activeSeconds"] + REST_SECONDS - 2
+        )
+
+
+def change(jobs: Kubectl, name: str, **fields: Any) -> None:
+    """Change fields of the job's spec."""
+    jobs.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": fields}))
 
 
 def test_a_job_that_cannot_start_in_time_says_what_it_waited_for_and_goes_by_itself(jobs: Kubectl) -> None:

@@ -63,7 +63,7 @@ def test_a_job_waits_for_quota_gives_way_and_goes_on_from_its_checkpoint(jobs: K
     low, urgent = queued("low", queue, 40), queued("urgent", queue, 2)
     urgent["metadata"]["labels"][URGENT] = "finetune-urgent"
     with watching(jobs, "finetunejobs", "--field-selector", "metadata.name=low") as watch, applied(jobs, low):
-        wait_until("a checkpoint", lambda: (job_status(jobs, "low").get("checkpoint") or {}).get("step"), 180)
+        wait_until("a checkpoint", lambda: (job_status(jobs, "low").get("checkpoint") or {}).get("step"), 300)
         with applied(jobs, queued("waits", queue, 2)):
             status = wait_until("Queued", says(jobs, "waits", "Queued", "Queued"), 30)
             assert "insufficient" in wait_until("Kueue's words", lambda: told(jobs, "waits", "quota"), 30)

@@ -65,7 +65,7 @@ def pods(jobs: Kubectl, name: str, kind: str) -> list[str]:
 
 def test_a_run_goes_on_after_its_worker_was_killed(jobs: Kubectl, release: Release, undisturbed: dict[int, float]) -> None:
     with applied(jobs, job("lost-worker")):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, "lost-worker"), 180)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, "lost-worker"), 300)
         jobs.run("delete", "pod", pods(jobs, "lost-worker", "worker")[0], "--grace-period=0", "--force")
         status = wait_until("the end", lambda: ended(jobs, "lost-worker"), 300)
         assert status["phase"] == "Succeeded", status["message"]
@@ -83,7 +83,7 @@ def test_a_run_goes_on_after_head_or_driver_was_killed(
         watching(jobs, "rayclusters", "-l", f"llmonray.dev/finetunejob={name}") as clusters,
         applied(jobs, job(name)),
     ):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, name), 180)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, name), 300)
         (head,) = pods(jobs, name, "head")
         if victim == "head":
             jobs.run("delete", "pod", head, "--grace-period=0", "--force")
@@ -109,7 +109,7 @@ def test_a_run_survives_a_node_that_says_nothing_for_a_minute(
         pytest.skip("the kubelet of another's cluster is not for a test to stop")
     node = jobs.list("nodes")[0]["metadata"]["name"]
     with applied(jobs, job("silent-node")):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, "silent-node"), 180)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, "silent-node"), 300)
         with cluster.paused("kubelet"):
             wait_until("the node to be missed", lambda: "Unknown" in readiness(jobs, node), 90)
             wait_until("a minute of silence", after(20), 60)
@@ -127,7 +127,7 @@ def readiness(jobs: Kubectl, node: str) -> str:
 def test_a_suspended_run_gives_its_pods_back_and_goes_on(jobs: Kubectl, release: Release, undisturbed: dict[int, float]) -> None:
     name = "suspended"
     with applied(jobs, job(name)):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, name), 180)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, name), 300)
         suspend(jobs, name, value=True)
         status = wait_until("Suspended", lambda: in_phase(jobs, name, "Suspended"), 120)
         label = f"llmonray.dev/finetunejob={name}"

@@ -25,7 +25,7 @@ def test_one_cluster_one_submission_and_success(jobs: Kubectl, release: Release)
     ):
         wait_until("Provisioning", lambda: job_status(jobs, NAME).get("phase") == "Provisioning", 30)
         _kill(release)
-        wait_until("progress", lambda: job_status(jobs, NAME).get("progress", {}).get("step", 0) > 0, 180)
+        wait_until("progress", lambda: job_status(jobs, NAME).get("progress", {}).get("step", 0) > 0, 300)
         _kill(release)
         submissions = wait_until("the dashboard", lambda: _submissions(jobs), 30)
         status = wait_until("the end", lambda: ended(jobs, NAME), 420)

@@ -95,7 +95,7 @@ def test_pods_that_exceed_a_quota_are_told_and_come_when_there_is_room(jobs: Kub
         with applied(jobs, finetune_job("over-quota", **ONE_WORKER)):
             wait_until("QuotaExceeded", says(jobs, "over-quota", "QuotaExceeded", "exceeded quota: small", "limits.memory"), 60)
             jobs.run("delete", "resourcequota", "small")
-            wait_until("training", lambda: job_status(jobs, "over-quota").get("phase") == "Running", 180)
+            wait_until("training", lambda: job_status(jobs, "over-quota").get("phase") == "Running", 300)
     finally:
         jobs.run("delete", "resourcequota", "small", "--ignore-not-found")
 

@@ -9,7 +9,7 @@ from tests.support.kubectl import Kubectl, Object, wait_until
 
 def test_a_broken_row_fails_with_file_and_line(jobs: Kubectl) -> None:
     with applied(jobs, finetune_job("broken-row", Dataset__train_file="broken.jsonl")):
-        status = wait_until("the job to fail", lambda: ended(jobs, "broken-row"), 180)
+        status = wait_until("the job to fail", lambda: ended(jobs, "broken-row"), 300)
         assert (status["phase"], status["reason"]) == ("Failed", "DatasetInvalid")
         assert "broken.jsonl:17" in status["message"]
         assert "response" in status["message"]
