@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.config.schema import Dataset
+from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.jsonl import Row
 from finetune_trainer.output.answers import ANSWER_TOKENS
 from finetune_trainer.tracking.console import say
