@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "build" / "tests"
 CLUSTER = ROOT / "tests" / "cluster" / "cluster"
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.tally", "-m", "not benchmark"]
+BESIDE = ["-n", "2", "--dist", "loadfile"]
+"""Options of pytest-xdist: two workers, and the tests of a file on one of them."""
 EVERY_SECONDS = 30 if not sys.stdout.isatty() else 2
 LOG_LINES = 80
 
@@ -91,12 +93,12 @@ def parts() -> list[Part]:
     local = ["unit", "packaging", "system", "trainer"]
     found = [
         Part("lint", [["make", "--no-print-directory", "lint"]]),
-        Part("local", [[*PYTEST, "-n", "2", "--dist", "loadfile", *(f"tests/{folder}" for folder in local)]], niceness=5),
+        Part("local", [[*PYTEST, *BESIDE, "--no-loadscope-reorder", *(f"tests/{folder}" for folder in local)]], niceness=5),
     ]
     if why_not and not os.environ.get("CI"):
         print(why_not, flush=True)
         return found
-    cluster = [[*PYTEST, "tests/api"], [*PYTEST, "-n", "2", "--dist", "loadfile", "tests/e2e"]]
+    cluster = [[*PYTEST, "tests/api"], [*PYTEST, *BESIDE, "tests/e2e"]]
     return [*found, Part("build", [[str(CLUSTER), "prepare"]], niceness=2), Part("cluster", cluster, after=("build",))]
 
 
