@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,7 @@ def load(folder: Path, model_dir: str | None) -> Any:
     from transformers.utils import logging as hub_logging
 
     hub_logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)  # of PEFT, about its own calls
     adapted = (folder / "adapter_config.json").is_file()
     base = model_dir or PeftConfig.from_pretrained(folder).base_model_name_or_path if adapted else folder
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
