@@ -37,6 +37,7 @@ class Part:
     after: tuple[str, ...] = ()
     """Parts whose success it needs."""
     niceness: int = 0
+    folder: Path = LOGS
     process: subprocess.Popen[bytes] | None = None
     began: float = 0.0
     ended: float = 0.0
@@ -45,7 +46,7 @@ class Part:
 
     @property
     def log(self) -> Path:
-        return LOGS / f"{self.name}.log"
+        return self.folder / f"{self.name}.log"
 
     def start(self) -> None:
         """Begin with the first command."""
@@ -55,7 +56,7 @@ class Part:
 
     def _next(self) -> None:
         command = self._left.pop(0)
-        results = LOGS / f"{self.name}-{len(self._left)}"
+        results = self.folder / f"{self.name}-{len(self._left)}"
         if "pytest" in command:
             command = [*command, f"--junit-xml={results}.xml"]
         environment = os.environ | {tally.VARIABLE: f"{results}.tally"}
@@ -85,7 +86,7 @@ class Part:
             return f"{self.name} waits for {' and '.join(self.after)}"
         seconds = (self.ended or time.monotonic()) - self.began
         how = {None: "", 0: " passed"}.get(self.code, " FAILED")
-        return " ".join(filter(None, (self.name + how, tally.read(LOGS, self.name), f"{seconds:.0f} s")))
+        return " ".join(filter(None, (self.name + how, tally.read(self.folder, self.name), f"{seconds:.0f} s")))
 
 
 def parts() -> list[Part]:
@@ -104,11 +105,18 @@ def parts() -> list[Part]:
 
 
 def main(names: list[str]) -> int:
-    """Run the parts; 0 if all have passed."""
+    """Run the parts with these names, or all of them; 0 if all have passed."""
     LOGS.mkdir(parents=True, exist_ok=True)
     for old in LOGS.iterdir():
         old.unlink()
-    chosen = {part.name: part for part in parts() if not names or part.name in names}
+    passed = run([part for part in parts() if not names or part.name in names])
+    print(durations.report(LOGS), flush=True)
+    return 0 if passed else 1
+
+
+def run(parts: list[Part]) -> bool:
+    """Run parts side by side, each after those that it needs; whether all have passed."""
+    chosen = {part.name: part for part in parts}
     began = told = time.monotonic()
     while any(part.code is None for part in chosen.values()):
         for part in chosen.values():
@@ -118,8 +126,7 @@ def main(names: list[str]) -> int:
             tell(began, chosen)
         wait(chosen)
     tell(began, chosen)
-    print(durations.report(LOGS), flush=True)
-    return 0 if all(part.code == 0 for part in chosen.values()) else 1
+    return all(part.code == 0 for part in parts)
 
 
 def wait(chosen: dict[str, Part]) -> None:
