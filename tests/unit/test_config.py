@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from finetune_trainer.config.notes import config_notes
 from finetune_trainer.config.obsolete_keys import INACTIVE_KEYS, OBSOLETE_KEYS
-from finetune_trainer.config.optimizers import OPTIMIZERS, RENAMED_OPTIMIZERS
+from finetune_trainer.config.optimizer_names import OPTIMIZERS, RENAMED_OPTIMIZERS
 from finetune_trainer.config.schema import TrainerConfig
 
 MINIMAL = {"General": {"base_model": "gpt2"}, "Dataset": {"train_file": "rows.jsonl"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.checkpoint.identity import Identity
-from finetune_trainer.files import Entry, describe_file
+from finetune_trainer.files import Entry, describe_file, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,6 +51,17 @@ class Marker(BaseModel):
 
 class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
     """A folder is not a complete checkpoint; the message is the reason."""
+
+
+def write_marker(path: Path, marker: Marker) -> None:
+    """Write the marker of a checkpoint, and sync it to the disk.
+
+    Raises:
+        OSError: the volume is full or not writable.
+    """
+    file = path / MARKER
+    file.write_text(json.dumps(marker.model_dump(mode="json", by_alias=True), indent=2) + "\n", encoding="utf-8")
+    sync(file)
 
 
 def read_marker(path: Path) -> Marker:

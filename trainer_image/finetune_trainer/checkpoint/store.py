@@ -11,7 +11,6 @@ if the process is killed. No file is opened before its digest is compared with t
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -20,9 +19,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from finetune_trainer.checkpoint.identity import Identity
-from finetune_trainer.checkpoint.marker import MARKER, Marker, Unusable, read_marker
+from finetune_trainer.checkpoint.marker import Marker, Unusable, read_marker, write_marker
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.files import sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,9 +60,7 @@ def complete(draft: Path, marker: Marker) -> Path:
     Raises:
         OSError: the volume is full or not writable.
     """
-    path = draft / MARKER
-    path.write_text(json.dumps(marker.model_dump(mode="json", by_alias=True), indent=2) + "\n", encoding="utf-8")
-    sync(path)
+    write_marker(draft, marker)
     _sync_folder(draft)
     final = draft.with_name(folder_name(marker.step))
     # An existing one is unusable: otherwise this run would have resumed from it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_trainer.config.obsolete_keys import INACTIVE_KEYS, OBSOLETE_KEYS
-from finetune_trainer.config.optimizers import RENAMED_OPTIMIZERS
+from finetune_trainer.config.optimizer_names import RENAMED_OPTIMIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

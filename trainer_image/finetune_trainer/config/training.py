@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from finetune_trainer.config.optimizers import OPTIMIZERS
+from finetune_trainer.config.optimizer_names import OPTIMIZERS
 from finetune_trainer.config.section import Section, cel, choice, lower, yaml_no
 
 Device = Literal["cpu", "gpu"]
