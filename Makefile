@@ -1,12 +1,13 @@
 # The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv format check lint unit test demo crds docs lock intel benchmark images cluster-up cluster-down clean
+.PHONY: help venv format check lint unit unit-trainer unit-operator test demo crds docs lock intel benchmark images cluster-up cluster-down clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 MODELS := $(CACHE)/models
+QUICK := $(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
 
 help: ## Show this list
@@ -28,7 +29,7 @@ format: venv ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --quiet --fix
 
 check: venv ## Format, lint, types, layers and quick tests, in less than 90 seconds
-	@$(MAKE) --no-print-directory -j 2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory -j 3 --output-sync=target lint unit-trainer unit-operator
 
 lint: venv ## Format, lint, types and layers
 	$(BIN)/ruff format --check --quiet
@@ -36,8 +37,14 @@ lint: venv ## Format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo | tail -n 2
 
-unit: venv ## The quick tests
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not cluster and not benchmark' tests/unit tests/system tests/packaging tests/trainer
+unit: unit-trainer unit-operator ## The quick tests
+
+# Two processes, of which one imports torch.
+unit-trainer: venv
+	$(QUICK) tests/trainer
+
+unit-operator: venv
+	$(QUICK) tests/unit tests/system tests/packaging
 
 test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
 	$(BIN)/python -m tests.run
