@@ -95,7 +95,7 @@ def parts() -> list[Part]:
     local = ["unit", "packaging", "system", "trainer"]
     found = [
         Part("lint", [["make", "--no-print-directory", "lint"]]),
-        Part("local", [[*PYTEST, *BESIDE, "--no-loadscope-reorder", *(f"tests/{folder}" for folder in local)]], niceness=5),
+        Part("local", [[*PYTEST, *BESIDE, "--no-loadscope-reorder", *(f"tests/{folder}" for folder in local)]]),
     ]
     if why_not and not os.environ.get("CI"):
         print(why_not, flush=True)

@@ -142,12 +142,11 @@ def test_stop_file_and_signal_stop_all_ranks_at_one_step(
 
 def test_an_error_that_would_recur_is_not_retried(command: Command, ray_head: RayHead) -> None:
     command.change("General", base_model="org/none").change("Training", num_training_workers=2)
-    before = time.monotonic()
     outcome = command.run_apart("--max_worker_failures", "5", **ray_head.environment)
     assert outcome.code == 4, outcome.err
     assert "error: org/none: cannot load the tokenizer" in outcome.err
-    assert "restarts" not in outcome.progress or outcome.progress["restarts"] == 0
-    assert time.monotonic() - before < 120  # six starts of Ray's workers take longer
+    assert outcome.progress.get("restarts", 0) == 0
+    assert outcome.stages.count("importing torch and transformers") == 1, "workers say so whenever they start"
 
 
 @pytest.fixture

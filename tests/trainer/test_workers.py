@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 def test_two_workers_learn_as_one_with_the_whole_batch(command: Command) -> None:
     command.change("Dataset", validation_split_percentage=20)
-    command.change("General", lora_config=None)
+    command.change("General", lora_config=None, sample_prompts=3)
     one = command.change("Training", batch_size=6, max_train_steps=5).run()
     assert one.code == 0, one.err
     two = command.change("Training", batch_size=3, num_training_workers=2).run_apart()
