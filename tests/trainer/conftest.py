@@ -23,7 +23,8 @@ sys.path.insert(0, str(SOURCE))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["RAY_WORKER_NICENESS"] = "0"  # Ray's own 15 lets every other process of a busy machine go first
+# Ray's own 15 lets every other process of a busy machine go first.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
 
 
 @pytest.fixture(scope="session")
