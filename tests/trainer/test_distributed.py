@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+import pytest
+
 WAIT = """
 import sys, time
 from datetime import timedelta
@@ -23,6 +25,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_ranks_wait_for_what_the_first_does_alone_as_long_as_it_takes(tmp_path: Path) -> None:
     lines = [[sys.executable, "-c", WAIT, str(rank), f"file://{tmp_path}/meeting"] for rank in range(2)]
     ranks = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for line in lines]
