@@ -28,7 +28,7 @@ format: venv ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format --quiet
 	$(BIN)/ruff check --quiet --fix
 
-check: venv ## Format, lint, types, layers and quick tests, in less than 90 seconds
+check: venv ## Format, lint, types, layers and quick tests, in about 90 seconds
 	@$(MAKE) --no-print-directory -j 3 --output-sync=target lint unit-trainer unit-operator
 
 lint: venv ## Format, lint, types and layers

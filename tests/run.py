@@ -1,6 +1,6 @@
 """All tests, as parts that run beside each other: ``make test``.
 
-    python tests/run.py [PART…]
+    python -m tests.run [PART…]
 
 Each part writes build/tests/<part>.log. A line now and then tells how far each is, and when one has failed the end of its
 log is shown. At the end: how long each folder and the slowest tests took (build/tests/durations.md).

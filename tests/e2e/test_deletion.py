@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support import cluster
-from tests.support.cluster import ended, job_status
+from tests.support.cluster import change_spec, ended, job_status
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, wait_until, watching
 
@@ -34,13 +34,13 @@ def running(jobs: Kubectl, name: str) -> None:
 
 def suspending(jobs: Kubectl, name: str) -> None:
     running(jobs, name)
-    jobs.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": {"suspend": True}}))
+    change_spec(jobs, name, suspend=True)
     wait_until("Suspending", lambda: in_phase(jobs, name, "Suspending"), 30)
 
 
 def kept_after_its_end(jobs: Kubectl, name: str) -> None:
     running(jobs, name)
-    jobs.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": {"cancel": True}}))
+    change_spec(jobs, name, cancel=True)
     wait_until("Cancelled", lambda: ended(jobs, name), 30)
     assert jobs.list("rayclusters", f"llmonray.dev/finetunejob={name}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from datetime import datetime
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import Release
-from tests.support.cluster import applied, ended, job_status
+from tests.support.cluster import applied, change_spec, ended, job_status
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, after, wait_until
 
@@ -21,7 +20,7 @@ LONG = {"Training__max_train_steps": 100_000, "Training__num_training_workers": 
 def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None:
     with applied(jobs, finetune_job("cancelled", **LONG)):
         wait_until("training", lambda: (job_status(jobs, "cancelled").get("progress") or {}).get("step"), 300)
-        jobs.run("patch", "finetunejob", "cancelled", "--type=merge", "-p", '{"spec": {"cancel": true}}')
+        change_spec(jobs, "cancelled", cancel=True)
         status = wait_until("the end", lambda: ended(jobs, "cancelled"), 15)
         assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledByUser")
         assert status["attemptHistory"][0]["lastStep"] > 0
@@ -46,16 +45,16 @@ def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jo
     """Suspended after some seconds, and watched by another operator afterwards."""
     with applied(jobs, finetune_job("long", **LONG, activeDeadlineSeconds=3600)):
         wait_until("training", lambda: (job_status(jobs, "long").get("progress") or {}).get("step"), 300)
-        change(jobs, "long", suspend=True)
+        change_spec(jobs, "long", suspend=True)
         wait_until("Suspended", lambda: job_status(jobs, "long")["phase"] == "Suspended", 120)
         before = job_status(jobs, "long")["activeSeconds"]
         wait_until("some seconds of rest", after(REST_SECONDS), 40)
         resumed = time.monotonic()
-        change(jobs, "long", suspend=False)
+        change_spec(jobs, "long", suspend=False)
         wait_until("training again", lambda: job_status(jobs, "long")["phase"] == "Running", 300)
         release.kubectl.run("delete", "pod", "-l", "app.kubernetes.io/name=finetune-operator", "--wait=false")
         deadline = math.ceil(before + time.monotonic() - resumed) + 15
-        change(jobs, "long", activeDeadlineSeconds=deadline)
+        change_spec(jobs, "long", activeDeadlineSeconds=deadline)
         status = wait_until("the end", lambda: ended(jobs, "long"), 120)
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
         assert deadline <= status["activeSeconds"] <= deadline + 5 < deadline + REST_SECONDS
@@ -65,11 +64,6 @@ def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jo
             _seconds(status["attemptHistory"][0]["startTime"], status["completionTime"])
             >= status["activeSeconds"] + REST_SECONDS - 2
         )
-
-
-def change(jobs: Kubectl, name: str, **fields: Any) -> None:
-    """Change fields of the job's spec."""
-    jobs.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": fields}))
 
 
 def test_a_job_that_cannot_start_in_time_says_what_it_waited_for_and_goes_by_itself(jobs: Kubectl) -> None:

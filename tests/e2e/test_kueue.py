@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.support import cluster
-from tests.support.cluster import applied, ended, job_status
+from tests.support.cluster import applied, change_spec, ended, job_status
 from tests.support.jobs import WITH_WORDS, finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until, watching
 
@@ -99,12 +99,11 @@ def test_a_queued_job_can_be_cancelled_and_suspended(jobs: Kubectl, queue: str) 
     big["spec"]["workers"] = {"memory": "64Gi"}
     with applied(jobs, big):
         wait_until("Queued", says(jobs, "big", "Queued", "Queued"), 30)
-        jobs.run("patch", "finetunejob", "big", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+        change_spec(jobs, "big", suspend=True)
         wait_until("Suspended", says(jobs, "big", "Suspended", "SuspendedByUser"), 30)
         assert not jobs.list("rayclusters", "llmonray.dev/finetunejob=big")
-        smaller = '{"spec": {"suspend": false, "workers": {"memory": "63Gi"}}}'
-        jobs.run("patch", "finetunejob", "big", "--type=merge", "-p", smaller)
+        change_spec(jobs, "big", suspend=False, workers={"memory": "63Gi"})
         wait_until("Queued", says(jobs, "big", "Queued", "Queued"), 30)
-        jobs.run("patch", "finetunejob", "big", "--type=merge", "-p", '{"spec": {"cancel": true}}')
+        change_spec(jobs, "big", cancel=True)
         wait_until("Cancelled", lambda: ended(jobs, "big"), 30)
         wait_until("its quota to be free", lambda: not jobs.list("workloads.kueue.x-k8s.io"), 60)

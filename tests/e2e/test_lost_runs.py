@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import Release
 from tests.support import cluster
-from tests.support.cluster import applied, ended, job_status
+from tests.support.cluster import applied, change_spec, ended, job_status
 from tests.support.jobs import finetune_job, tool_pod
 from tests.support.kubectl import Kubectl, Object, after, wait_until, watching
 
@@ -128,21 +128,17 @@ def test_a_suspended_run_gives_its_pods_back_and_goes_on(jobs: Kubectl, release:
     name = "suspended"
     with applied(jobs, job(name)):
         wait_until("a checkpoint", lambda: checkpointed(jobs, name), 300)
-        suspend(jobs, name, value=True)
+        change_spec(jobs, name, suspend=True)
         status = wait_until("Suspended", lambda: in_phase(jobs, name, "Suspended"), 120)
         label = f"llmonray.dev/finetunejob={name}"
         wait_until("its pods to be gone", lambda: not jobs.list("rayclusters,pods", label), 60)
         stopped = status["checkpoint"]["step"]
         assert stopped >= EVERY
-        suspend(jobs, name, value=False)
+        change_spec(jobs, name, suspend=False)
         status = wait_until("the end", lambda: ended(jobs, name), 300)
         assert status["phase"] == "Succeeded", status["message"]
         assert [attempt["reason"] for attempt in status["attemptHistory"]] == ["SuspendedByUser", "Completed"]
         assert equal(losses(jobs, release, status), undisturbed)
-
-
-def suspend(jobs: Kubectl, name: str, *, value: bool) -> None:
-    jobs.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": {"suspend": value}}))
 
 
 def in_phase(jobs: Kubectl, name: str, phase: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.support.jobs import claim, tool_pod
 from tests.support.kubectl import Kubectl, Object, wait_until
@@ -106,6 +108,11 @@ def job_status(kubectl: Kubectl, name: str) -> Object:
     """The status of a job; {} as long as there is none."""
     status: Object = (kubectl.get("finetunejob", name) or {}).get("status", {})
     return status
+
+
+def change_spec(kubectl: Kubectl, name: str, **fields: Any) -> None:
+    """Change fields of a job's spec."""
+    kubectl.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": fields}))
 
 
 def ended(kubectl: Kubectl, name: str) -> Object | None:

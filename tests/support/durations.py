@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,10 @@ def tests(folder: Path) -> Iterator[tuple[str, str, float]]:
     """Folder of tests, name and seconds of each test: setup, call and teardown together."""
     for path in sorted(folder.glob("*.xml")):
         for case in ET.parse(path).iter("testcase"):
-            module = case.get("classname", "").split(".")
-            yield "/".join(module[:2]), f"{'/'.join(module)}.py::{case.get('name')}", float(case.get("time", 0))
+            names = case.get("classname", "").split(".")
+            file = next((place for place, name in enumerate(names) if name.startswith("test_")), 0) + 1
+            name = "::".join([f"{'/'.join(names[:file])}.py", *names[file:], case.get("name", "")])
+            yield "/".join(names[:2]), name, float(case.get("time", 0))
 
 
 def report(folder: Path) -> str:
@@ -33,7 +34,3 @@ def report(folder: Path) -> str:
     text = "\n".join(lines)
     (folder / "durations.md").write_text(text + "\n", encoding="utf-8")
     return text
-
-
-if __name__ == "__main__":
-    print(report(Path(sys.argv[1])))

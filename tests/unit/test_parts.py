@@ -44,12 +44,13 @@ def test_a_command_that_fails_ends_its_part(tmp_path: Path) -> None:
 
 def test_durations_are_told_by_folder_and_the_slowest_first(tmp_path: Path) -> None:
     case = '<testcase classname="tests.{}.test_x" name="{}" time="{}"/>'
-    cases = [case.format("unit", "quick", 0.5), case.format("unit", "slow", 30.25), case.format("e2e", "job", 60)]
+    case_of_class = '<testcase classname="tests.unit.test_x.TestIt" name="slow" time="30.25"/>'
+    cases = [case.format("unit", "quick", 0.5), case_of_class, case.format("e2e", "job", 60)]
     (tmp_path / "local-0.xml").write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
     lines = durations.report(tmp_path).splitlines()
     assert "| tests/unit | 2 | 31 |" in lines
     assert "| tests/e2e | 1 | 60 |" in lines
-    assert lines[-3:-1] == ["| tests/e2e/test_x.py::job | 60.0 |", "| tests/unit/test_x.py::slow | 30.2 |"]
+    assert lines[-3:-1] == ["| tests/e2e/test_x.py::job | 60.0 |", "| tests/unit/test_x.py::TestIt::slow | 30.2 |"]
 
 
 def test_a_test_that_wants_the_cluster_alone_has_its_turn_before_newcomers(tmp_path: Path) -> None:
