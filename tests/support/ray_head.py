@@ -37,7 +37,7 @@ def started(folder: Path) -> Iterator[RayHead]:
     short = Path(tempfile.gettempdir()) / f"ft-{os.getpid()}"
     short.symlink_to(folder)
     options = ["--num-cpus=4", "--include-dashboard=false", "--port=0", f"--temp-dir={short}", "--disable-usage-stats"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     head = subprocess.Popen([*RAY, "start", "--head", "--block", *options], stdout=subprocess.PIPE, env=environment, text=True)
     try:
         said = iter(head.stdout or ())

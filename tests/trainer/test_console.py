@@ -6,6 +6,7 @@ import io
 import os
 import re
 import select
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,22 +42,24 @@ def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:
     assert "loss 2.31, evaluation 2.125, 202 tok/s, eta 1m20s" in shown
 
 
-def test_stages_are_printed_in_order_and_again_after_workers_restart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, printed = make_run(tmp_path), []
+def test_stages_are_printed_in_order_and_again_after_workers_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, printed = make_run(tmp_path), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", printed)
+    stages = (IMPORTING, "loading", IMPORTING)
     with Console(run, io.StringIO()):
-        for stage in (IMPORTING, "loading", IMPORTING):
+        for count, stage in enumerate(stages, start=1):
             enter_stage(run, 1, "of another rank")
             enter_stage(run, 0, stage)
-            printed += _wait_for(capsys)
-    assert [line.rpartition(" s] ")[2] for line in printed] == [IMPORTING, "loading", IMPORTING]
-    assert all(re.match(r"\[ *\d+ s\] ", line) for line in printed)
+            _wait_for_lines(printed, count)
+    lines = printed.getvalue().splitlines()
+    assert [line.rpartition(" s] ")[2] for line in lines] == list(stages)
+    assert all(re.match(r"\[ *\d+ s\] ", line) for line in lines)
 
 
-def _wait_for(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    lines, deadline = "", time.monotonic() + 20
-    while not lines.endswith("\n") and time.monotonic() < deadline:
-        lines += capsys.readouterr().err
-    return lines.splitlines()
+def _wait_for_lines(printed: io.StringIO, count: int) -> None:
+    deadline = time.monotonic() + 20
+    while printed.getvalue().count("\n") < count and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_lines_of_an_evaluation_and_of_a_run_that_goes_on() -> None:

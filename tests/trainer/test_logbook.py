@@ -171,7 +171,7 @@ def test_log_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_error_of_a_worker(command: Command, ray_head: RayHead) -> None:
     command.change("Training", num_training_workers=2)
     break_model(command)
-    outcome = command.run_apart("--attempt", "2", **{**SECRETS, **ray_head.environment})
+    outcome = command.run_apart("--attempt", "2", "--max_worker_failures", "0", **{**SECRETS, **ray_head.environment})
     assert outcome.code == 10
     message: Any = outcome.progress["failure"]["message"]
     first = message.splitlines()[0]
