@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from finetune_operator.api.v1alpha1 import Reason, ResumeStatus
+from finetune_operator.api.v1alpha1 import Reason, ResolvedDefaults, ResumeStatus
 from finetune_operator.pod_trouble import find_trouble
 from finetune_trainer.tracking.progress import Progress
 
@@ -37,6 +37,8 @@ class Cluster:
     workers_desired: int
     message: str
     """The problem that KubeRay reports, or empty."""
+    taken_up: bool = True
+    """Whether KubeRay has written a status."""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> Cluster:
@@ -63,6 +65,7 @@ class Cluster:
             workers_ready=status.get("readyWorkerReplicas") or 0,
             workers_desired=sum(group.get("replicas") or 0 for group in groups),
             message=failure.get("message", "") if failure.get("status") == "True" else "",
+            taken_up=bool(status),
         )
 
 
@@ -114,6 +117,18 @@ UNKNOWN = RayJob("Unknown")
 
 
 @dataclass(frozen=True)
+class Line:
+    """The other jobs that wait for nodes because no node accepts their pods, without a queue such as Kueue's."""
+
+    competing: bool = False
+    """Whether another one has pods that wait."""
+    older_competing: bool = False
+    """Whether an older one has pods that wait."""
+    older: bool = False
+    """Whether there is an older one, with pods or in the pause after it has given them back."""
+
+
+@dataclass(frozen=True)
 class Missing:
     """Something that a job needs and that does not exist."""
 
@@ -155,6 +170,12 @@ class Observed:
     """What the trainer of the current attempt last reported."""
     problem: tuple[Reason, str] | None = None
     """Why the objects of the attempt could not be created: reason and message."""
+    defaults: ResolvedDefaults | None = None
+    """What the operator's settings give to a job that has not begun."""
+    claim_deleting: bool = False
+    """Whether somebody has deleted the output claim: it goes with the last pod that uses it."""
+    line: Line | None = None
+    """Other jobs that wait for nodes, if this one does."""
 
     @property
     def trouble(self) -> Pod | None:

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_operator import metrics
 from finetune_operator.api.checks import broken_rules, refusals
-from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Reason
+from finetune_operator.api.reading import read_job, read_status
+from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, JobIdentity, Reason
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, WORKLOADS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
-from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
-from finetune_operator.decide.ending import fail
+from finetune_operator.decide import (
+    Action,
+    CreateCluster,
+    DeleteCluster,
+    DeleteJob,
+    Plan,
+    StopRun,
+    Submit,
+    decide,
+    decide_unreadable,
+)
 from finetune_operator.desired import events, naming
-from finetune_operator.desired.ray_cluster import build_ray_cluster
+from finetune_operator.desired.ray_cluster import build_ray_cluster, resolved_defaults
 from finetune_operator.desired.secrets import KeyRing, build_token_secret
 from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_config_map, build_submission
@@ -33,9 +42,19 @@ from finetune_operator.errors import (
     RayUnavailableError,
 )
 from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
+from finetune_operator.output_claims import OutputClaims
+from finetune_operator.ownership import Ownership
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
-from finetune_operator.status import status_patch, throttle_progress
+from finetune_operator.sharing import line_of
+from finetune_operator.status import (
+    API_TROUBLE,
+    condition_is_true,
+    status_patch,
+    throttle,
+    with_api_trouble,
+    without_api_trouble,
+)
 from finetune_trainer.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -45,6 +64,12 @@ CONFLICT_SECONDS = 0.2
 
 UNANSWERED_SECONDS = 1.0
 """Pause after a submission without an answer."""
+
+OTHER_CLUSTERS_SECONDS = 1.0
+"""Pause until it is looked again whether the clusters of earlier attempts are gone."""
+
+FAILING_SECONDS = 10.0
+"""How long a call of the Kubernetes API may fail before the job's message says so."""
 
 Problem = tuple[Reason, str]
 
@@ -70,6 +95,12 @@ class Reconciler:
         self._dashboard = dashboard
         self._clock = clock
         self._preflight = Preflight(kube, settings)
+        self._ownership = Ownership(kube, cache)
+        self._claims = OutputClaims(kube, clock)
+        self._written: dict[Key, datetime] = {}
+        """When this process last wrote the status of a job that has not ended."""
+        self._failing: dict[Key, datetime] = {}
+        """Since when a call of the API has failed for a job."""
 
     async def reconcile(self, key: Key) -> float | None:
         """One step for one job; the seconds after which it is due again, or None.
@@ -78,62 +109,95 @@ class Reconciler:
             KubeError: the API server refused or did not answer; nothing is lost, the queue tries again.
         """
         with metrics.RECONCILE_SECONDS.time():
-            raw = self._cache.get(PLURAL, key)
-            if raw is None or "deletionTimestamp" in raw["metadata"]:
-                return None
-            plan = await self._plan(raw)
-            if plan.actions or _ends(raw, plan):
-                # the plan has consequences: decide again by the current state of the API server rather than by the watch's
-                if (raw := await self._refresh(key)) is None:
-                    return None
-                plan = await self._plan(raw)
-            return await self._carry_out(key, raw, plan)
+            try:
+                due = await self._step(key)
+            except KubeError as error:
+                await self._report_trouble(key, error)
+                raise
+            self._failing.pop(key, None)
+            return due
 
-    async def _plan(self, raw: dict[str, Any], problem: Problem | None = None) -> Plan:
+    async def _step(self, key: Key) -> float | None:
+        raw = self._cache.get(PLURAL, key)
+        if raw is None:
+            self._written.pop(key, None)
+            return None
+        plan = await self._plan(raw)
+        if _is_consequential(raw, plan):
+            # decide again by the current state of the API server rather than by the watch's
+            if (raw := await self._refresh(key)) is None:
+                return None
+            plan = await self._without_other_clusters(raw, await self._plan(raw, fresh=True))
+        return await self._carry_out(key, raw, plan)
+
+    async def _plan(self, raw: dict[str, Any], problem: Problem | None = None, *, fresh: bool = False) -> Plan:
         job, refusal = read_job(raw)
-        if not refusal and job.status.attempt is None:
+        job = job.model_copy(update={"status": without_api_trouble(job.status)})
+        if isinstance(job, FinetuneJob) and job.status.attempt is None:
             refusal = "; ".join([*broken_rules(raw["spec"]), *refusals(job, self._settings.policy)])
-        if refusal and job.status.phase not in TERMINAL:
-            status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
-            return fail(status, Reason.INVALID_SPEC, refusal, self._clock())
-        observed = await self._gather(job)
+        if not isinstance(job, FinetuneJob) or (refusal and job.status.phase not in TERMINAL):
+            return decide_unreadable(job, await self._gather(job, fresh=fresh), refusal or "", self._clock())
+        observed = await self._gather(job, fresh=fresh)
         return decide(job, replace(observed, problem=problem), self._clock())
 
     async def _refresh(self, key: Key) -> dict[str, Any] | None:
-        """Read the job and its cluster from the API itself."""
+        """Read the job and its cluster from the API itself.
+
+        Raises:
+            KindMissingError: there may be a cluster, and nothing is known of it now.
+        """
         raw = await self._kube.get(FINETUNE_JOBS, *key)
-        if raw is None or "deletionTimestamp" in raw["metadata"]:
+        if raw is None:
+            if (old := self._cache.get(PLURAL, key)) is not None:
+                self._cache.drop(PLURAL, old)
             return None
         self._cache.put(PLURAL, raw)
-        if name := ((raw.get("status") or {}).get("ray") or {}).get("cluster"):
-            old = self._cache.get(RAY_PLURAL, (key[0], name))
-            try:
-                cluster = await self._kube.get(RAY_CLUSTERS, key[0], name)
-            except KindMissingError:
-                cluster = None
-            if cluster is not None:
-                self._cache.put(RAY_PLURAL, cluster)
-            elif old is not None:
-                self._cache.drop(RAY_PLURAL, old)
+        job, _ = read_job(raw)
+        try:
+            await self._ownership.read_cluster(job)
+        except KindMissingError:
+            if condition_is_true(job.status, ConditionType.SUBMITTED):
+                raise
         return raw
 
-    async def _gather(self, job: FinetuneJob) -> Observed:
+    async def _without_other_clusters(self, raw: dict[str, Any], plan: Plan) -> Plan:
+        """Before an attempt and at the end: the job owns no cluster but that of the attempt, or the others are deleted first."""
+        job, _ = read_job(raw)
+        before, after = job.status, plan.status
+        begins = after.attempt != before.attempt
+        if not begins and (after.phase not in TERMINAL or before.phase in TERMINAL):
+            return plan
+        keep = (after.ray if begins else before.ray) or before.ray
+        try:
+            deletions = await self._ownership.other_clusters(job, keep.cluster if keep else None)
+        except KindMissingError:
+            return plan
+        return Plan(before, deletions, requeue_after=OTHER_CLUSTERS_SECONDS) if deletions else plan
+
+    async def _gather(self, job: JobIdentity, *, fresh: bool = False) -> Observed:
         if job.status.ray is None:
-            if job.status.phase in TERMINAL:
+            if job.status.phase in TERMINAL or not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp:
                 return Observed()
-            return await self._preflight.observe(job)
+            return replace(await self._preflight.observe(job), defaults=resolved_defaults(job, self._settings))
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
+        observed = Observed(cluster=cluster, pods=pods, lost=lost)
         ours = cluster is not None and cluster.owner_uid == job.metadata.uid
         if cluster is not None and ours and cluster.suspended:
-            return Observed(cluster=cluster, pods=pods, lost=lost, queue=await self._queue_words(job, cluster))
-        if cluster is None or not ours or not cluster.head_ready or job.status.phase in TERMINAL:
-            return Observed(cluster=cluster, pods=pods, lost=lost)
+            return replace(observed, queue=await self._queue_words(job, cluster))
+        if job.status.phase in TERMINAL:
+            return observed
+        if isinstance(job, FinetuneJob):
+            observed = replace(observed, line=line_of(job, self._cache))
+            if condition_is_true(job.status, ConditionType.SUBMITTED):
+                observed = replace(observed, claim_deleting=await self._claims.is_being_deleted(job, fresh=fresh))
+        if cluster is None or not ours or not cluster.head_ready:
+            return observed
         ray_job, progress = await self._ask_ray(job, cluster)
-        return Observed(cluster=cluster, pods=pods, lost=lost, ray_job=ray_job, progress=progress)
+        return replace(observed, ray_job=ray_job, progress=progress)
 
-    async def _queue_words(self, job: FinetuneJob, cluster: Cluster) -> str:
+    async def _queue_words(self, job: JobIdentity, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
         try:
             found = await self._kube.list(WORKLOADS, job.metadata.namespace, f"kueue.x-k8s.io/job-uid={cluster.uid}")
@@ -143,7 +207,7 @@ class Reconciler:
             return ""
         return next((words for raw in found if (words := queue_words(raw))), "")
 
-    async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:
+    async def _ask_ray(self, job: JobIdentity, cluster: Cluster) -> tuple[RayJob, Progress | None]:
         dashboard = self._dashboard_of(job, cluster)
         ray_job = await self._ray.job(dashboard, naming.submission_id(job, job.status.attempt or 1))
         if ray_job == UNKNOWN or ray_job.state in {"Missing", "PENDING"}:
@@ -152,7 +216,7 @@ class Reconciler:
         progress = await self._ray.progress(dashboard, cluster.head_ip)
         return ray_job, progress if progress is not None and progress.attempt == job.status.attempt else None
 
-    def _dashboard_of(self, job: FinetuneJob, cluster: Cluster) -> Dashboard:
+    def _dashboard_of(self, job: JobIdentity, cluster: Cluster) -> Dashboard:
         return self._dashboard(job.metadata.namespace, cluster.name, self._keys.token(job.metadata.uid, cluster.key_id))
 
     async def _carry_out(self, key: Key, raw: dict[str, Any], plan: Plan) -> float | None:
@@ -171,23 +235,25 @@ class Reconciler:
             return CONFLICT_SECONDS
         return requeue_after
 
-    async def _act(self, job: FinetuneJob, actions: tuple[Action, ...]) -> Problem | None:
+    async def _act(self, job: JobIdentity, actions: tuple[Action, ...]) -> Problem | None:
         """Execute actions, each of which can be repeated; return a refusal that the user can resolve as a problem."""
-        try:
-            for action in actions:
+        for action in actions:
+            try:
                 await self._act_once(job, action)
-        except RayUnavailableError:
-            raise
-        except (KubeError, RayError) as error:
-            return _problem(error)
+            except RayUnavailableError:
+                raise
+            except (KubeError, RayError) as error:
+                if not isinstance(action, CreateCluster | Submit):
+                    raise
+                return _problem(error)
         return None
 
-    async def _act_once(self, job: FinetuneJob, action: Action) -> None:
+    async def _act_once(self, job: JobIdentity, action: Action) -> None:
         match action:
             case CreateCluster(attempt):
-                await self._create_cluster(job, attempt)
+                await self._create_cluster(_with_spec(job), attempt)
             case Submit(attempt):
-                await self._submit(job, attempt)
+                await self._submit(_with_spec(job), attempt)
             case StopRun(attempt):
                 await self._stop(job, attempt)
             case DeleteCluster(name, uid):
@@ -215,11 +281,11 @@ class Reconciler:
             await self._ray.submit(self._dashboard_of(job, cluster), submission)
             logger.info("%s/%s: submitted %s", *job.key, submission["submission_id"])
 
-    async def _stop(self, job: FinetuneJob, attempt: int) -> None:
+    async def _stop(self, job: JobIdentity, attempt: int) -> None:
         if (cluster := self._cluster_of(job)) is not None:
             await self._ray.stop(self._dashboard_of(job, cluster), naming.submission_id(job, attempt))
 
-    def _cluster_of(self, job: FinetuneJob) -> Cluster | None:
+    def _cluster_of(self, job: JobIdentity) -> Cluster | None:
         """The cluster of the current attempt; a retry may have taken over that of an earlier one."""
         name = job.status.ray.cluster if job.status.ray else ""
         raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, name))
@@ -227,43 +293,47 @@ class Reconciler:
 
     async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
         """Write the status once, if it differs; then write an event about a change of phase."""
-        old = FinetuneJobStatus.model_validate(raw.get("status") or {})
-        new = throttle_progress(old, new)
-        patch = status_patch(old, new)
+        metadata, old, now = raw["metadata"], read_status(raw), self._clock()
+        key = metadata["namespace"], metadata["name"]
+        written_at = self._written.get(key)
+        new = throttle(old, new, (now - written_at).total_seconds() if written_at else None)
+        patch = status_patch(raw.get("status") or {}, new)
         if patch is None:
             return
-        metadata = raw["metadata"]
-        written = await self._kube.patch_status(metadata["namespace"], metadata["name"], metadata["resourceVersion"], patch)
+        written = await self._kube.patch_status(*key, metadata["resourceVersion"], patch)
         if written is None:
+            self._cache.drop(PLURAL, raw)
             return
         self._cache.put(PLURAL, written)
+        self._written[key] = now
+        if new.phase in TERMINAL:
+            self._written.pop(key, None)
         for event in events.news(old, new):
-            logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], event.phase, event.reason, event.message)
+            logger.info("%s/%s: %s (%s) %s", *key, event.phase, event.reason, event.message)
             await self._post_event(metadata, event)
         if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
+
+    async def _report_trouble(self, key: Key, error: KubeError) -> None:
+        """Tell the user of a call that has failed for some time; once, until it succeeds."""
+        now = self._clock()
+        since, raw = self._failing.setdefault(key, now), self._cache.get(PLURAL, key)
+        if raw is None or isinstance(error, ConflictError) or (now - since).total_seconds() < FAILING_SECONDS:
+            return
+        status = read_status(raw)
+        if status.message and API_TROUBLE in status.message:
+            return
+        patch = status_patch(raw.get("status") or {}, with_api_trouble(status, error.message))
+        with suppress(KubeError):
+            written = await self._kube.patch_status(*key, raw["metadata"]["resourceVersion"], patch or {})
+            if written is not None:
+                self._cache.put(PLURAL, written)
 
     async def _post_event(self, metadata: dict[str, Any], status: FinetuneJobStatus) -> None:
         try:
             await self._kube.create(events.build_event(metadata, status, self._clock()))
         except KubeError as error:
             logger.warning("event for %s/%s not posted: %s", metadata["namespace"], metadata["name"], error)
-
-
-def read_job(raw: dict[str, Any]) -> tuple[FinetuneJob, str | None]:
-    """A job, and why this operator cannot run it: the object may be older than the rules that would refuse it now.
-
-    A job that cannot be run has metadata and status, and no spec.
-    """
-    try:
-        return FinetuneJob.model_validate(raw), None
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-    status = FinetuneJobStatus.model_validate(raw.get("status") or {})
-    metadata = raw["metadata"]
-    identity = {name: metadata[name] for name in ("name", "namespace", "uid", "generation", "labels") if name in metadata}
-    parts: dict[str, Any] = {"metadata": Metadata.model_construct(**identity), "status": status}
-    return FinetuneJob.model_construct(**parts), problems
 
 
 def _problem(error: KubeError | RayError) -> Problem:
@@ -278,11 +348,22 @@ def _problem(error: KubeError | RayError) -> Problem:
     return reason, error.message
 
 
-def _ends(raw: dict[str, Any], plan: Plan) -> bool:
-    return plan.status.phase in TERMINAL and (raw.get("status") or {}).get("phase") != plan.status.phase
+def _with_spec(job: JobIdentity) -> FinetuneJob:
+    if not isinstance(job, FinetuneJob):
+        raise TypeError("nothing is made for a job whose spec cannot be read")
+    return job
 
 
-def _of_cluster(pod: dict[str, Any], job: FinetuneJob) -> bool:
+def _is_consequential(raw: dict[str, Any], plan: Plan) -> bool:
+    """Whether a plan does something, or gives something up that may still live: it must not rest on a stale view."""
+    before, after = read_status(raw), plan.status
+    changed = (after.phase, after.attempt, after.ray and after.ray.cluster) != (
+        before.phase, before.attempt, before.ray and before.ray.cluster,
+    )  # fmt: skip
+    return bool(plan.actions) or changed
+
+
+def _of_cluster(pod: dict[str, Any], job: JobIdentity) -> bool:
     labels = pod["metadata"].get("labels") or {}
     cluster = job.status.ray.cluster if job.status.ray else None
     return labels.get(UID_LABEL) == job.metadata.uid and labels.get(RAY_CLUSTER_LABEL) == cluster

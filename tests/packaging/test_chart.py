@@ -23,6 +23,7 @@ NAMESPACE_RIGHTS = {
     ("ray.io", "rayclusters", "watch"),
     ("ray.io", "rayclusters", "create"),
     ("ray.io", "rayclusters", "delete"),
+    ("ray.io", "rayclusters", "patch"),
     ("kueue.x-k8s.io", "workloads", "list"),
     ("", "pods", "list"),
     ("", "pods", "watch"),

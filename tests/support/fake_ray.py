@@ -41,6 +41,8 @@ class FakeRay:
         self.requests: list[Seen] = []
         self.accepted: list[dict[str, Any]] = []
         """Body of each submission that was new to its cluster."""
+        self.obeys = False
+        """Whether a driver that is asked to stop stops at once; otherwise tests say when."""
         self.gate = gate or Gate()
         self._token_of = token_of
 
@@ -73,6 +75,8 @@ class FakeRay:
         if submission_id not in head.jobs:
             return web.Response(status=404, text=f"Job {submission_id} does not exist")
         head.stops.append(submission_id)
+        if self.obeys:
+            head.jobs[submission_id]["status"] = "STOPPED"
         self.gate.after()
         return web.json_response({"stopped": True})
 

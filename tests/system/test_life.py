@@ -43,7 +43,7 @@ def end_state(world: World) -> dict[str, Any]:
         assert status["ray"].pop(name)
     for attempt in status["attemptHistory"]:
         del attempt["startTime"], attempt["endTime"]
-    del status["activeSeconds"]
+    del status["activeSeconds"], status["progress"]["stepTime"]
     status["conditions"].sort(key=lambda condition: condition["type"])
     objects = {plural: sorted(found) for plural, found in world.kube.objects.items() if found and plural != "events"}
     return {"status": status, "objects": objects}

@@ -25,6 +25,7 @@ from finetune_operator.__main__ import add_all, refill
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
+from finetune_operator.constants import JOB_LABEL
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
@@ -100,7 +101,8 @@ class World:
         self.operator: Operator | None = None
         self.restarts = 0
         self._urls = ("", "")
-        self.kube.listeners.append(lambda *event: self.operator.events.put_nowait(event) if self.operator else None)
+        self._labelled: set[tuple[str, str, str]] = set()
+        self.kube.listeners.append(self._hand_over)
 
     @classmethod
     @asynccontextmanager
@@ -116,6 +118,20 @@ class World:
                 yield world
             finally:
                 await world.stop_operator()
+
+    def _hand_over(self, type_: str, plural: str, raw: Object) -> None:
+        """Hand an event to the operator as a watch does: of clusters and pods by a label; its removal is a deletion."""
+        metadata = raw["metadata"]
+        identity = plural, metadata.get("namespace", ""), metadata["name"]
+        if plural in {"rayclusters", "pods"} and JOB_LABEL not in (metadata.get("labels") or {}):
+            if identity not in self._labelled:
+                return
+            self._labelled.discard(identity)
+            type_ = "DELETED"
+        else:
+            self._labelled.add(identity)
+        if self.operator is not None:
+            self.operator.events.put_nowait((type_, plural, raw))
 
     async def start_operator(self, *, watching: bool = True, working: bool = True) -> Operator:
         self.operator = Operator(*self._urls, self.settings, watching=watching)

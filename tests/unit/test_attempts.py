@@ -165,6 +165,7 @@ def test_active_time_is_summed_over_attempts_without_the_pauses() -> None:
     life.see(make_observed("RUNNING"))
     assert life.see(make_observed("RUNNING"), after=39).status.phase is Phase.RUNNING
     assert life.see(make_observed("RUNNING"), after=1).status.reason == Reason.DEADLINE_EXCEEDED
+    assert life.see(make_observed("STOPPED")).status.phase is Phase.FAILED
     assert life.job.status.active_seconds == 100
 
 

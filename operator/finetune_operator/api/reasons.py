@@ -22,6 +22,7 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     CREATION_REFUSED = "CreationRefused"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    KUBERAY_NOT_RESPONDING = "KubeRayNotResponding"
     QUEUED = "Queued"
     PREEMPTED = "Preempted"
     ADMITTED = "Admitted"
@@ -38,6 +39,7 @@ class Reason(StrEnum):
     TRAINING_STARTING = "TrainingStarting"
     TRAINING_RUNNING = "TrainingRunning"
     STALLED = "Stalled"
+    OUTPUT_CLAIM_DELETING = "OutputClaimDeleting"
     RETRYING = "Retrying"
     SUSPENDED_BY_USER = "SuspendedByUser"
     CHECKPOINTED = "Checkpointed"
@@ -138,6 +140,12 @@ WAITING: dict[Reason, Explanation] = {
     Reason.KUBERAY_NOT_INSTALLED: Explanation(
         "The API server does not know RayClusters.", _TRIES, "Install KubeRay 1.6 or later."
     ),
+    Reason.KUBERAY_NOT_RESPONDING: Explanation(
+        "KubeRay has written no status of the job's RayCluster for 20 seconds.",
+        "It waits: KubeRay makes the pods when it runs again.",
+        "See whether KubeRay's operator runs and watches this namespace: `kubectl get pods -A -l "
+        "app.kubernetes.io/name=kuberay-operator`.",
+    ),
     Reason.QUEUED: Explanation(
         "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its reason.",
         "It waits. No deadline counts.",
@@ -153,7 +161,8 @@ WAITING: dict[Reason, Explanation] = {
     Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits.", _NOTHING),
     Reason.UNSCHEDULABLE: Explanation(
         "No node accepts a pod of the job; the message is the scheduler's.",
-        "The pod waits for a node.",
+        "The pod waits for a node. When pods of an older job wait, too, for 30 seconds, the job gives its own back and tries "
+        "again: as soon as no older job waits, or after a pause that doubles. Jobs with a queue are left to it.",
         "Add nodes, or ask for less; for device GPU see whether a node offers the resource (`kubectl describe node`).",
     ),
     Reason.IMAGE_PULL_FAILED: Explanation(
@@ -204,6 +213,13 @@ WAITING: dict[Reason, Explanation] = {
         "After the pause of `retryPolicy` it begins the next attempt, from the newest checkpoint: on the same Ray cluster "
         "when that is healthy, else on a new one.",
         "Nothing; or set `cancel: true`.",
+    ),
+    Reason.OUTPUT_CLAIM_DELETING: Explanation(
+        "Somebody has deleted the output claim. Kubernetes keeps it as long as a pod of the job uses it; then the checkpoints "
+        "and the model are gone.",
+        "The run goes on. When it has ended, its pods are kept for an hour, so that the result can be copied; then the job "
+        "fails with this reason.",
+        "Copy the folder with the command in the message, then cancel the job. A deletion cannot be taken back.",
     ),
     Reason.SUSPENDED_BY_USER: Explanation(
         "`spec.suspend` was set to true.",
