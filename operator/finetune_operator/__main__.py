@@ -23,6 +23,7 @@ from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.text import OneLineFormatter
 
 logger = logging.getLogger("finetune_operator")
 
@@ -81,11 +82,14 @@ async def serve(settings: Settings) -> None:
         reconciler = Reconciler(kube, RayClient(session), cache, keys, settings, dashboard)
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile)
         metrics.QUEUE_LENGTH.set_function(lambda: len(queue))
+        metrics.DASHBOARDS_UNREACHABLE.set_function(reconciler.dashboards.unreachable)
+        metrics.DASHBOARDS_WAITING.set_function(reconciler.dashboards.waiting)
         await refill(kube, cache, settings.namespaces)
         add_all(cache, queue)
         memo = handlers.Memo(cache=cache, queue=queue, listed=asyncio.Event())
         tasks = [asyncio.create_task(watch(settings, memo), name="watch")]
         tasks += [asyncio.create_task(queue.run_worker(), name=f"worker-{n}") for n in range(settings.workers)]
+        tasks.append(asyncio.create_task(reconciler.dashboards.run(queue.add), name="dashboards"))
         tasks.append(asyncio.create_task(resync(kube, memo, settings.namespaces), name="resync"))
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -98,7 +102,7 @@ async def serve(settings: Settings) -> None:
 
 def _dashboards(kube: KubeClient, settings: Settings) -> tuple[aiohttp.ClientSession, Callable[[str, str, str], Dashboard]]:
     if settings.dashboard_route == "service":
-        return aiohttp.ClientSession(), Dashboard.by_service
+        return aiohttp.ClientSession(), partial(Dashboard.by_service, domain=settings.cluster_domain)
     api_server, session = kube.proxy_session()
     return session, partial(Dashboard.by_proxy, api_server)
 
@@ -120,10 +124,18 @@ async def watch(settings: Settings, memo: handlers.Memo) -> None:
     )
 
 
+def configure_logs() -> None:
+    """One line for each record, whatever others have written into it, and times in UTC."""
+    formatter = OneLineFormatter("%(asctime)sZ %(levelname)s %(name)s %(message)s")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def main() -> None:
     """Entry point."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    configure_logs()
     settings = Settings()
     start_http_server(settings.metrics_port)
     asyncio.run(serve(settings))

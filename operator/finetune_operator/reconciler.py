@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from finetune_operator import metrics
 from finetune_operator.api.checks import broken_rules, refusals
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Reason
+from finetune_operator.backoff import Repeats
 from finetune_operator.clients.cache import Cache, Key
+from finetune_operator.clients.dashboards import PATIENCE_SECONDS, Dashboards, Question
 from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, WORKLOADS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
@@ -29,24 +31,35 @@ from finetune_operator.errors import (
     KindMissingError,
     KubeError,
     KubeUnavailableError,
-    RayError,
-    RayUnavailableError,
 )
-from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
+from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_words
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.status import status_patch, throttle_progress
-from finetune_trainer.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 CONFLICT_SECONDS = 0.2
 """Pause after a write that met a newer version, so that two writers do not conflict repeatedly."""
 
-UNANSWERED_SECONDS = 1.0
-"""Pause after a submission without an answer."""
+REPEAT_SECONDS = (0.5, 60.0)
+"""First and longest pause before the same action is repeated: one that is decided again has not had its effect."""
+
+HELD_SECONDS = 10.0
+"""How long a job whose action is held back is not looked at, at the longest: its deadlines go on."""
 
 Problem = tuple[Reason, str]
+
+
+@dataclass
+class _Acted:
+    """What came of the actions of a plan."""
+
+    errands: list[Submit | StopRun] = field(default_factory=list)
+    """To be handed over to the dashboard's task once the status is written."""
+    held: float = 0.0
+    """Seconds until the first action may be repeated that was held back; 0: none was."""
+    problem: Problem | None = None
 
 
 class Reconciler:
@@ -70,6 +83,9 @@ class Reconciler:
         self._dashboard = dashboard
         self._clock = clock
         self._preflight = Preflight(kube, settings)
+        self.dashboards = Dashboards(ray, clock)
+        """To be run beside the workers of the queue."""
+        self._repeats: Repeats[Key, Problem] = Repeats(REPEAT_SECONDS)
 
     async def reconcile(self, key: Key) -> float | None:
         """One step for one job; the seconds after which it is due again, or None.
@@ -80,6 +96,7 @@ class Reconciler:
         with metrics.RECONCILE_SECONDS.time():
             raw = self._cache.get(PLURAL, key)
             if raw is None or "deletionTimestamp" in raw["metadata"]:
+                self._forget(key)
                 return None
             plan = await self._plan(raw)
             if plan.actions or _ends(raw, plan):
@@ -118,6 +135,8 @@ class Reconciler:
         return raw
 
     async def _gather(self, job: FinetuneJob) -> Observed:
+        if job.status.phase in TERMINAL:
+            self.dashboards.forget(job.key)
         if job.status.ray is None:
             if job.status.phase in TERMINAL:
                 return Observed()
@@ -126,12 +145,13 @@ class Reconciler:
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
         ours = cluster is not None and cluster.owner_uid == job.metadata.uid
+        seen = Observed(cluster=cluster, pods=pods, lost=lost)
+        if cluster is not None and ours and not cluster.suspended and cluster.head_ready and job.status.phase not in TERMINAL:
+            return self._ask_ray(job, cluster, seen)
+        self.dashboards.rest(job.key)
         if cluster is not None and ours and cluster.suspended:
-            return Observed(cluster=cluster, pods=pods, lost=lost, queue=await self._queue_words(job, cluster))
-        if cluster is None or not ours or not cluster.head_ready or job.status.phase in TERMINAL:
-            return Observed(cluster=cluster, pods=pods, lost=lost)
-        ray_job, progress = await self._ask_ray(job, cluster)
-        return Observed(cluster=cluster, pods=pods, lost=lost, ray_job=ray_job, progress=progress)
+            return replace(seen, queue=await self._queue_words(job, cluster))
+        return seen
 
     async def _queue_words(self, job: FinetuneJob, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
@@ -143,53 +163,94 @@ class Reconciler:
             return ""
         return next((words for raw in found if (words := queue_words(raw))), "")
 
-    async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:
-        dashboard = self._dashboard_of(job, cluster)
-        ray_job = await self._ray.job(dashboard, naming.submission_id(job, job.status.attempt or 1))
-        if ray_job == UNKNOWN or ray_job.state in {"Missing", "PENDING"}:
-            return ray_job, None
-        # read the report after the state: the driver's last report precedes its end
-        progress = await self._ray.progress(dashboard, cluster.head_ip)
-        return ray_job, progress if progress is not None and progress.attempt == job.status.attempt else None
-
-    def _dashboard_of(self, job: FinetuneJob, cluster: Cluster) -> Dashboard:
-        return self._dashboard(job.metadata.namespace, cluster.name, self._keys.token(job.metadata.uid, cluster.key_id))
+    def _ask_ray(self, job: FinetuneJob, cluster: Cluster, seen: Observed) -> Observed:
+        """What is known of the run without waiting for its dashboard."""
+        token = self._keys.token_of(job.metadata.uid, cluster.key_id)
+        if token is None:
+            self.dashboards.rest(job.key)
+            cause = f"it was made with the master key {cluster.key_id}, which the operator does not have"
+            return replace(seen, silence=Silence(self._clock(), cause, Reason.TOKEN_KEY_LOST))
+        attempt = job.status.attempt or 1
+        dashboard = self._dashboard(job.metadata.namespace, cluster.name, token)
+        question = Question(dashboard, naming.submission_id(job, attempt), attempt, cluster.head_ip)
+        answer = self.dashboards.ask(job.key, question)
+        return replace(seen, asked=answer.asked, ray_job=answer.ray_job, progress=answer.progress, silence=answer.silence)
 
     async def _carry_out(self, key: Key, raw: dict[str, Any], plan: Plan) -> float | None:
-        requeue_after = plan.requeue_after
-        try:
-            if plan.actions and (problem := await self._act(read_job(raw)[0], plan.actions)) is not None:
-                plan = await self._plan(raw, problem)
-                requeue_after = plan.requeue_after
-        except RayUnavailableError as error:
-            logger.info("%s/%s: %s", *key, error)
-            requeue_after = UNANSWERED_SECONDS
+        acted = _Acted()
+        if plan.actions:
+            acted = await self._act(read_job(raw)[0], plan.actions)
+            if acted.problem is not None:
+                plan = await self._plan(raw, acted.problem)
+        elif plan.status.phase in TERMINAL:
+            self._repeats.forget(key)
         try:
             await self._report(raw, plan.status)
         except ConflictError:
             await self._refresh(key)
             return CONFLICT_SECONDS
-        return requeue_after
+        for errand in acted.errands:
+            self._hand_over(read_job(raw)[0], errand)
+        return self._next_look(key, plan, acted)
 
-    async def _act(self, job: FinetuneJob, actions: tuple[Action, ...]) -> Problem | None:
-        """Execute actions, each of which can be repeated; return a refusal that the user can resolve as a problem."""
+    def _next_look(self, key: Key, plan: Plan, acted: _Acted) -> float | None:
+        """Seconds until the job is due again. Where its dashboard is asked, the answer wakes it; the time is for the case that
+        none comes.
+        """
+        after = plan.requeue_after
+        if acted.errands:
+            return PATIENCE_SECONDS
+        if acted.held:
+            return min(acted.held, after or HELD_SECONDS, HELD_SECONDS)
+        return self.dashboards.again(key, after) if after else after
+
+    async def _act(self, job: FinetuneJob, actions: tuple[Action, ...]) -> _Acted:
+        """Execute actions, each of which can be repeated, and is with longer and longer pauses."""
+        acted = _Acted()
+        for action in actions:
+            if wait := self._repeats.wait(job.key, action):
+                acted.held = min(acted.held or wait, wait)
+            elif isinstance(action, Submit | StopRun):
+                acted.errands.append(action)
+            else:
+                self._repeats.begin(job.key, action)
+                self._repeats.end(job.key, action, await self._try(job, action))
+            acted.problem = self._problem_of(job.key, action)
+            if acted.problem is not None:
+                break
+        return acted
+
+    async def _try(self, job: FinetuneJob, action: CreateCluster | DeleteCluster | DeleteJob) -> Problem | None:
+        """Execute an action; a refusal that the user can resolve is returned as a problem."""
         try:
-            for action in actions:
-                await self._act_once(job, action)
-        except RayUnavailableError:
-            raise
-        except (KubeError, RayError) as error:
+            await self._act_once(job, action)
+        except KubeError as error:
             return _problem(error)
         return None
 
-    async def _act_once(self, job: FinetuneJob, action: Action) -> None:
+    def _problem_of(self, key: Key, action: Action) -> Problem | None:
+        """What has come of an action so far."""
+        if not isinstance(action, Submit):
+            return self._repeats.result(key, action)
+        if refusal := self.dashboards.refusal(key):
+            return Reason.SUBMISSION_FAILED, refusal
+        unanswered = self.dashboards.unanswered(key)
+        if unanswered is None or unanswered.rest(self._clock()):
+            return None
+        return unanswered.reason, unanswered.cause
+
+    def _hand_over(self, job: FinetuneJob, errand: Submit | StopRun) -> None:
+        """Have the dashboard's own task act: it may take its time, or never answer."""
+        self._repeats.begin(job.key, errand)
+        if isinstance(errand, Submit):
+            self.dashboards.submit(job.key, build_submission(job, errand.attempt))
+        else:
+            self.dashboards.stop(job.key)
+
+    async def _act_once(self, job: FinetuneJob, action: CreateCluster | DeleteCluster | DeleteJob) -> None:
         match action:
             case CreateCluster(attempt):
                 await self._create_cluster(job, attempt)
-            case Submit(attempt):
-                await self._submit(job, attempt)
-            case StopRun(attempt):
-                await self._stop(job, attempt)
             case DeleteCluster(name, uid):
                 logger.info("%s/%s: deleting cluster %s", *job.key, name)
                 await self._kube.delete(RAY_CLUSTERS, job.metadata.namespace, name, uid)
@@ -209,21 +270,15 @@ class Reconciler:
             self._cache.put(RAY_PLURAL, raw)
         logger.info("%s/%s: cluster %s is there", *job.key, name)
 
-    async def _submit(self, job: FinetuneJob, attempt: int) -> None:
-        if (cluster := self._cluster_of(job)) is not None:
-            submission = build_submission(job, attempt)
-            await self._ray.submit(self._dashboard_of(job, cluster), submission)
-            logger.info("%s/%s: submitted %s", *job.key, submission["submission_id"])
-
-    async def _stop(self, job: FinetuneJob, attempt: int) -> None:
-        if (cluster := self._cluster_of(job)) is not None:
-            await self._ray.stop(self._dashboard_of(job, cluster), naming.submission_id(job, attempt))
-
     def _cluster_of(self, job: FinetuneJob) -> Cluster | None:
         """The cluster of the current attempt; a retry may have taken over that of an earlier one."""
         name = job.status.ray.cluster if job.status.ray else ""
         raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, name))
         return Cluster.from_raw(raw) if raw else None
+
+    def _forget(self, key: Key) -> None:
+        self.dashboards.forget(key)
+        self._repeats.forget(key)
 
     async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
         """Write the status once, if it differs; then write an event about a change of phase."""
@@ -266,10 +321,8 @@ def read_job(raw: dict[str, Any]) -> tuple[FinetuneJob, str | None]:
     return FinetuneJob.model_construct(**parts), problems
 
 
-def _problem(error: KubeError | RayError) -> Problem:
+def _problem(error: KubeError) -> Problem:
     """What a refusal means to the user; raised again if the user cannot resolve it."""
-    if isinstance(error, RayError):
-        return Reason.SUBMISSION_FAILED, str(error)
     if isinstance(error, KindMissingError):
         return Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later"
     if error.status not in {400, 403, 422}:

@@ -17,14 +17,9 @@ from finetune_operator.api.v1alpha1 import (
     ResultStatus,
     dump,
 )
-from finetune_operator.constants import MESSAGE_LIMIT, PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
+from finetune_operator.constants import PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
+from finetune_operator.text import clip
 from finetune_trainer.tracking.progress import Checkpoint, Progress, Result
-
-
-def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Limit a text to a length; the end is kept, since the last lines of an error are the most useful."""
-    text = "".join(char for char in text if char.isprintable() or char in "\n\t").strip()
-    return text if len(text) <= limit else "…" + text[-(limit - 1) :]
 
 
 def set_phase(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str) -> FinetuneJobStatus:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.support.builders import NOW, begun, make_progress, merge
 
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
-from finetune_operator.status import clip, condition_is_true, progress_status, set_condition, status_patch, throttle_progress
+from finetune_operator.status import condition_is_true, progress_status, set_condition, status_patch, throttle_progress
+from finetune_operator.text import clip
 
 LATER = NOW + timedelta(minutes=5)
 READY = ConditionType.CLUSTER_READY
