@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import TextIO
 
 import aiohttp
 import kopf
 from prometheus_client import start_http_server
 
 from finetune_operator import handlers, metrics
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, PODS, RAY_CLUSTERS, Kind, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
@@ -102,7 +104,7 @@ async def serve(settings: Settings) -> None:
 
 def _dashboards(kube: KubeClient, settings: Settings) -> tuple[aiohttp.ClientSession, Callable[[str, str, str], Dashboard]]:
     if settings.dashboard_route == "service":
-        return aiohttp.ClientSession(), partial(Dashboard.by_service, domain=settings.cluster_domain)
+        return bounded_session(), partial(Dashboard.by_service, domain=settings.cluster_domain)
     api_server, session = kube.proxy_session()
     return session, partial(Dashboard.by_proxy, api_server)
 
@@ -124,18 +126,18 @@ async def watch(settings: Settings, memo: handlers.Memo) -> None:
     )
 
 
-def configure_logs() -> None:
-    """One line for each record, whatever others have written into it, and times in UTC."""
+def log_handler(stream: TextIO) -> logging.Handler:
+    """Writes one line for each record, whatever others have written into it, with the time in UTC."""
     formatter = OneLineFormatter("%(asctime)sZ %(levelname)s %(name)s %(message)s")
     formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    return handler
 
 
 def main() -> None:
     """Entry point."""
-    configure_logs()
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler(sys.stderr)])
     settings = Settings()
     start_http_server(settings.metrics_port)
     asyncio.run(serve(settings))

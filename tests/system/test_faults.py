@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -90,7 +91,10 @@ async def test_a_deletion_that_no_watch_has_told_yet_is_seen_before_anything_is_
 async def test_a_dashboard_that_is_down_never_fails_a_job(world: World) -> None:
     await started(world)
     await run_training(world, raw_progress())
+    assert world.operator is not None
     world.head.down = True
+    await world.until(lambda: world.operator and world.operator.reconciler.dashboards.silent(), "it is asked in vain")
+    world.operator.ahead += timedelta(seconds=15)
     await world.until(lambda: "does not answer" in world.status()["message"], "it says so")
     await world.rounds(10)
     assert world.phase()[0] == "Running"

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 from tests.support.builders import NOW, UID, begun, make_job, make_observed, make_progress, raw_progress
 from tests.support.http_server import Canned, running
 
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import Phase, dump
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.decide import decide
 from finetune_operator.desired.submission import build_submission
@@ -29,7 +29,7 @@ HEAD_IP = "10.88.0.12"
 
 @asynccontextmanager
 async def asking(server: Canned) -> AsyncIterator[tuple[RayClient, Dashboard]]:
-    async with running(server) as url, aiohttp.ClientSession() as session:
+    async with running(server) as url, bounded_session() as session:
         yield RayClient(session), Dashboard(url + "/proxy", "token-1")
 
 
@@ -136,7 +136,7 @@ async def test_a_dashboard_that_never_answers_is_unknown_within_seconds() -> Non
 async def test_nobody_listening_is_unknown() -> None:
     async with running(Canned()) as url:
         pass
-    async with aiohttp.ClientSession() as session:
+    async with bounded_session() as session:
         ray, dashboard = RayClient(session), Dashboard(url, "t")
         assert await ray.job(dashboard, ID) == UNKNOWN
         assert await ray.progress(dashboard, HEAD_IP) is None

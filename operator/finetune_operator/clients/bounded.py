@@ -7,6 +7,7 @@ text encodings at all), nor its compression (a kilobyte may stand for a gigabyte
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -17,21 +18,20 @@ from finetune_operator.text import clip_all
 ANSWER_LIMIT = 256 * 1024
 """Longest body in bytes. The report of a run with 1,024 ranks has 60 KiB."""
 
-_HEADERS = {"Accept-Encoding": "identity"}
 
-
-def bounded_session(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
-    """A session over the same connections and with the same headers, without cookies and decompression.
-
-    It is closed with the other one.
-    """
+def bounded_session(headers: Mapping[str, str] | None = None, **options: Any) -> aiohttp.ClientSession:
+    """A session without cookies and decompression."""
     return aiohttp.ClientSession(
-        connector=session.connector,
-        connector_owner=False,
-        headers={**session.headers, **_HEADERS},
+        headers={**(headers or {}), "Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
+        **options,
     )
+
+
+def is_bounded(session: aiohttp.ClientSession) -> bool:
+    """Whether a session was made by the function above."""
+    return isinstance(session.cookie_jar, aiohttp.DummyCookieJar) and not session.auto_decompress
 
 
 async def read_body(answer: aiohttp.ClientResponse) -> str:

@@ -90,7 +90,6 @@ class _Line:
     wanted: bool = True
     """False: the head is not ready, so nothing is asked for now."""
     errand: _Errand | None = None
-    busy: bool = False
     slow: bool = False
     failures: int = 0
     """Polls in a row without an answer."""
@@ -118,6 +117,8 @@ class Dashboards:
         self._running: Counter[str] = Counter()
         """Tasks by namespace."""
         self._running_slow = 0
+        self._busy: set[Key] = set()
+        """Jobs whose dashboard a task is talking to, perhaps about an earlier run."""
         self._group: asyncio.TaskGroup | None = None
         self._wake: Callable[[Key], None] = lambda _key: None
 
@@ -137,11 +138,14 @@ class Dashboards:
         """Dashboards that wait for their turn."""
         return len(self._prompt) + len(self._slow)
 
+    def silent(self) -> list[Silence]:
+        """The dashboards that do not answer at present."""
+        return [line.answer.silence for line in self._lines.values() if line.answer.silence is not None]
+
     def unreachable(self) -> int:
-        """Dashboards that have been silent for so long that their jobs say so."""
-        silences = [line.answer.silence for line in self._lines.values()]
+        """How many of them have not answered for so long that their jobs say so."""
         now = self._clock()
-        return sum(silence is not None and silence.rest(now) == 0 for silence in silences)
+        return sum(silence.rest(now) == 0 for silence in self.silent())
 
     def ask(self, key: Key, question: Question) -> Answer:
         """The newest answer. Another poll begins soon if a reconcile has seen it before, or if it is about something else."""
@@ -216,7 +220,7 @@ class Dashboards:
 
     def _poll_after(self, key: Key, line: _Line, after: float) -> None:
         """Poll after some seconds, unless a poll comes sooner, and never before the pause of the line is over."""
-        if line.busy or key in self._prompt or key in self._slow:
+        if key in self._busy or key in self._prompt or key in self._slow:
             return
         loop = asyncio.get_running_loop()
         due = max(loop.time() + after, line.earliest)
@@ -230,7 +234,7 @@ class Dashboards:
         if line.timer is not None:
             line.timer.cancel()
             line.timer = None
-        if not line.busy:
+        if key not in self._busy:
             (self._slow if line.slow else self._prompt).add(key)
             self._dispatch()
 
@@ -243,7 +247,7 @@ class Dashboards:
                 return
             self._group.create_task(self._attend(key, self._lines[key]))
             # counted here rather than in the task, which begins later
-            self._lines[key].busy = True
+            self._busy.add(key)
             self._running[key[0]] += 1
             self._running_slow += self._lines[key].slow
 
@@ -258,16 +262,22 @@ class Dashboards:
             self._running[key[0]] -= 1
             self._running += Counter()  # drops the namespaces that have none
             self._running_slow -= was_slow
-            line.busy = False
+            self._busy.discard(key)
         now = asyncio.get_running_loop().time()
         line.slow = now - began > SLOW_SECONDS or line.failures > 0
         line.earliest = now + (pause_after(line.failures, SILENT_SECONDS) if line.failures else SPACING_SECONDS)
-        if self._lines.get(key) is line and line.wanted:
-            if line.errand is not None:
-                self._enqueue(key, line)
-            elif line.failures or not line.answer.asked:
-                self._poll_after(key, line, 0.0)
+        self._go_on(key)
         self._dispatch()
+
+    def _go_on(self, key: Key) -> None:
+        """Do what has become due for a job during a conversation, which may have been about an earlier run."""
+        line = self._lines.get(key)
+        if line is None or not line.wanted:
+            return
+        if line.errand is not None:
+            self._enqueue(key, line)
+        elif line.failures or not line.answer.asked:
+            self._poll_after(key, line, 0.0)
 
     async def _converse(self, key: Key, line: _Line) -> None:
         """Carry out the errand, if there is one, and then ask how the run is."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import aiohttp
 from pydantic import ValidationError
 
-from finetune_operator.clients.bounded import bounded_session, parse_object, read_body
+from finetune_operator.clients.bounded import is_bounded, parse_object, read_body
 from finetune_operator.constants import DASHBOARD_PORT
 from finetune_operator.desired import naming
 from finetune_operator.errors import RayError, RayUnavailableError
@@ -58,10 +58,12 @@ class Dashboard:
 
 
 class RayClient:
-    """Requests to dashboards, over the connections of a session."""
+    """Requests to dashboards, over a session of `bounded_session`."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = bounded_session(session)
+        if not is_bounded(session):
+            raise ValueError("dashboards are asked over a session of clients.bounded.bounded_session only")
+        self._session = session
 
     async def submit(self, dashboard: Dashboard, submission: dict[str, Any]) -> None:
         """Submit once: an id that Ray already knows is a success, so the call can be repeated after a crash.
