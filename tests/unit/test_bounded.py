@@ -13,7 +13,7 @@ from time import monotonic
 import aiohttp
 import pytest
 from tests.support.builders import UID, raw_progress
-from tests.support.http_server import Canned, running
+from tests.support.http_server import Canned, a_moment, running
 
 from finetune_operator.clients.bounded import ANSWER_LIMIT, bounded_session, parse_object
 from finetune_operator.clients.ray import Dashboard, RayClient
@@ -67,7 +67,7 @@ async def endless_interim_answers(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
         await writer.drain()
-        await asyncio.sleep(0)
+        await a_moment()
 
 
 async def slow_drops(writer: asyncio.StreamWriter) -> None:
@@ -76,7 +76,7 @@ async def slow_drops(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(b"{")
         await writer.drain()
-        await asyncio.sleep(0.1)
+        await a_moment()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ unlike ``Authorization``, passes the API server's proxy unchanged. The user choo
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -142,7 +143,7 @@ def _cause(error: Exception, seconds: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {seconds:.0f} s"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"no connection: {error.os_error.strerror or type(error.os_error).__name__}"
+        return f"no connection: {os.strerror(error.os_error.errno) if error.os_error.errno else clip(str(error.os_error), 200)}"
     if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
         return "the connection was closed before an answer came"
     return f"its answer cannot be read: {clip(str(error), 200)}"
