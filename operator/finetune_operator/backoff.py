@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-import time
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -41,13 +41,13 @@ class Repeats(Generic[K, R]):
     def wait(self, key: K, action: Hashable) -> float:
         """Seconds until an action may be tried; 0: now."""
         tried = self._tried.get(key, {}).get(action)
-        return max(tried.again_at - time.monotonic(), 0.0) if tried else 0.0
+        return max(tried.again_at - _now(), 0.0) if tried else 0.0
 
     def begin(self, key: K, action: Hashable) -> None:
         """Record that an action is tried now."""
         actions = self._tried.setdefault(key, {})
         times = actions[action].times + 1 if action in actions else 1
-        actions[action] = _Tried(times, time.monotonic() + pause_after(times, self._limits))
+        actions[action] = _Tried(times, _now() + pause_after(times, self._limits))
 
     def end(self, key: K, action: Hashable, result: R | None) -> None:
         """Keep what came of an action that has begun."""
@@ -61,3 +61,7 @@ class Repeats(Generic[K, R]):
     def forget(self, key: K) -> None:
         """Forget the actions for a key that is gone."""
         self._tried.pop(key, None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -59,11 +59,11 @@ class Operator:
         self._memo = handlers.Memo(cache=self.cache, queue=self.queue, listed=asyncio.Event())
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, *, working: bool) -> None:
+    async def start(self, *, working: bool, workers: int) -> None:
         await refill(self.kube, self.cache, ())
         if not working:
             return
-        self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(2)]
+        self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(workers)]
         self._tasks.append(asyncio.create_task(self._watch()))
         self._tasks.append(asyncio.create_task(self.reconciler.dashboards.run(self.queue.add)))
         self.nudge()
@@ -124,9 +124,9 @@ class World:
             finally:
                 await world.stop_operator()
 
-    async def start_operator(self, *, watching: bool = True, working: bool = True) -> Operator:
+    async def start_operator(self, *, watching: bool = True, working: bool = True, workers: int = 2) -> Operator:
         self.operator = Operator(*self._urls, self.settings, self.keys, watching=watching)
-        await self.operator.start(working=working)
+        await self.operator.start(working=working, workers=workers)
         return self.operator
 
     async def stop_operator(self) -> None:

@@ -35,7 +35,7 @@ KEY_LOST = make_observed("Unknown", silence=Silence(NOW, "made with the key abc"
         (begun(), make_observed("Unknown", silence=silent(15)), "Provisioning", "DashboardUnreachable", "refused", 30),
         (begun(), KEY_LOST, "Provisioning", "TokenKeyLost", "made with the key abc", 30),
     ],
-    ids=["a moment", "longer", "a pod has a trouble too", "a lost key", "a moment, at the start", "at the start", "key, at the start"],
+    ids=["moment", "longer", "pod has a trouble too", "lost key", "moment at first", "longer at first", "lost key at first"],
 )  # fmt: skip
 def test_a_silence_that_lasts_is_told_with_its_cause_and_changes_no_phase(
     status: FinetuneJobStatus, observed: Observed, phase: str, reason: str, says: str, again: float
