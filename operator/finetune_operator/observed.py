@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -111,9 +111,31 @@ class RayJob:
     message: str = ""
     ended: datetime | None = None
     """When it ended, by Ray's clock."""
+    cause: str = field(default="", compare=False)
+    """Why it is Unknown."""
 
 
 UNKNOWN = RayJob("Unknown")
+
+UNREACHABLE_SECONDS = 15.0
+"""How long a dashboard may give no answer before the job says so: a head that is ready is not yet known to all of DNS and
+kube-proxy, and a node may lose its network for a moment."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Why nothing is known of a run: its dashboard gives no answer, or cannot be asked."""
+
+    since: datetime
+    """When it was first asked in vain."""
+    cause: str
+    reason: Reason = Reason.DASHBOARD_UNREACHABLE
+
+    def rest(self, now: datetime) -> float:
+        """Seconds until it is to be told; 0: now. A token that is lost does not come back by itself."""
+        if self.reason is not Reason.DASHBOARD_UNREACHABLE:
+            return 0.0
+        return max(UNREACHABLE_SECONDS - (now - self.since).total_seconds(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -165,7 +187,11 @@ class Observed:
     """Deleted pods of the cluster and the causes of their deaths, as far as this process has observed them."""
     queue: str = ""
     """The reason of Kueue for holding the cluster back, if the operator may read it."""
+    asked: bool = True
+    """False: the dashboard was not asked yet, since the operator has just started or just acted. Its answer comes soon."""
     ray_job: RayJob = UNKNOWN
+    silence: Silence | None = None
+    """Set while the dashboard does not answer."""
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""
     problem: tuple[Reason, str] | None = None

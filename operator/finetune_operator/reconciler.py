@@ -10,60 +10,39 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_operator import metrics
+from finetune_operator.acting import Acted, Actor, Problem
 from finetune_operator.api.checks import broken_rules, refusals
 from finetune_operator.api.reading import read_job, read_status
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, JobIdentity, Reason
 from finetune_operator.clients.cache import Cache, Key
-from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, WORKLOADS, KubeClient
+from finetune_operator.clients.dashboards import PATIENCE_SECONDS, Dashboards, Question
+from finetune_operator.clients.kube import FINETUNE_JOBS, WORKLOADS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
-from finetune_operator.decide import (
-    Action,
-    CreateCluster,
-    DeleteCluster,
-    DeleteJob,
-    Plan,
-    StopRun,
-    Submit,
-    decide,
-    decide_unreadable,
-)
+from finetune_operator.decide import Plan, decide, decide_unreadable
 from finetune_operator.desired import events, naming
-from finetune_operator.desired.ray_cluster import build_ray_cluster, resolved_defaults
-from finetune_operator.desired.secrets import KeyRing, build_token_secret
-from finetune_operator.desired.storage import build_output_claim
-from finetune_operator.desired.submission import build_config_map, build_submission
-from finetune_operator.errors import (
-    ConflictError,
-    KindMissingError,
-    KubeError,
-    KubeUnavailableError,
-    RayError,
-    RayUnavailableError,
-)
-from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
+from finetune_operator.desired.ray_cluster import resolved_defaults
+from finetune_operator.desired.secrets import KeyRing
+from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError
+from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_words
 from finetune_operator.output_claims import OutputClaims
 from finetune_operator.ownership import Ownership
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.sharing import line_of
 from finetune_operator.status import (
-    API_TROUBLE,
+    api_trouble,
     condition_is_true,
     status_patch,
     throttle,
     with_api_trouble,
     without_api_trouble,
 )
-from finetune_trainer.tracking.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 CONFLICT_SECONDS = 0.2
 """Pause after a write that met a newer version, so that two writers do not conflict repeatedly."""
-
-UNANSWERED_SECONDS = 1.0
-"""Pause after a submission without an answer."""
 
 OTHER_CLUSTERS_SECONDS = 1.0
 """Pause until it is looked again whether the clusters of earlier attempts are gone."""
@@ -71,7 +50,8 @@ OTHER_CLUSTERS_SECONDS = 1.0
 FAILING_SECONDS = 10.0
 """How long a call of the Kubernetes API may fail before the job's message says so."""
 
-Problem = tuple[Reason, str]
+HELD_SECONDS = 10.0
+"""How long a job whose action is held back is not looked at, at the longest: its deadlines go on."""
 
 
 class Reconciler:
@@ -95,6 +75,9 @@ class Reconciler:
         self._dashboard = dashboard
         self._clock = clock
         self._preflight = Preflight(kube, settings)
+        self.dashboards = Dashboards(ray, clock)
+        """To be run beside the workers of the queue."""
+        self._actor = Actor(kube, cache, self.dashboards, keys, settings, clock)
         self._ownership = Ownership(kube, cache)
         self._claims = OutputClaims(kube, clock)
         self._written: dict[Key, datetime] = {}
@@ -110,17 +93,15 @@ class Reconciler:
         """
         with metrics.RECONCILE_SECONDS.time():
             try:
-                due = await self._step(key)
+                return await self._step(key)
             except KubeError as error:
                 await self._report_trouble(key, error)
                 raise
-            self._failing.pop(key, None)
-            return due
 
     async def _step(self, key: Key) -> float | None:
         raw = self._cache.get(PLURAL, key)
         if raw is None:
-            self._written.pop(key, None)
+            self._forget(key)
             return None
         plan = await self._plan(raw)
         if _is_consequential(raw, plan):
@@ -175,6 +156,8 @@ class Reconciler:
         return Plan(before, deletions, requeue_after=OTHER_CLUSTERS_SECONDS) if deletions else plan
 
     async def _gather(self, job: JobIdentity, *, fresh: bool = False) -> Observed:
+        if job.status.phase in TERMINAL:
+            self.dashboards.forget(job.key)
         if job.status.ray is None:
             if job.status.phase in TERMINAL or not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp:
                 return Observed()
@@ -182,20 +165,23 @@ class Reconciler:
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
-        observed = Observed(cluster=cluster, pods=pods, lost=lost)
+        seen = Observed(cluster=cluster, pods=pods, lost=lost)
+        if isinstance(job, FinetuneJob) and job.status.phase not in TERMINAL:
+            seen = await self._look_around(job, seen, fresh=fresh)
         ours = cluster is not None and cluster.owner_uid == job.metadata.uid
+        if cluster is not None and ours and not cluster.suspended and cluster.head_ready and job.status.phase not in TERMINAL:
+            return self._ask_ray(job, cluster, seen)
+        self.dashboards.rest(job.key)
         if cluster is not None and ours and cluster.suspended:
-            return replace(observed, queue=await self._queue_words(job, cluster))
-        if job.status.phase in TERMINAL:
-            return observed
-        if isinstance(job, FinetuneJob):
-            observed = replace(observed, line=line_of(job, self._cache))
-            if condition_is_true(job.status, ConditionType.SUBMITTED):
-                observed = replace(observed, claim_deleting=await self._claims.is_being_deleted(job, fresh=fresh))
-        if cluster is None or not ours or not cluster.head_ready:
-            return observed
-        ray_job, progress = await self._ask_ray(job, cluster)
-        return replace(observed, ray_job=ray_job, progress=progress)
+            return replace(seen, queue=await self._queue_words(job, cluster))
+        return seen
+
+    async def _look_around(self, job: FinetuneJob, seen: Observed, *, fresh: bool) -> Observed:
+        """What concerns a job that has begun besides its cluster: others that wait for nodes, and its output claim."""
+        seen = replace(seen, line=line_of(job, self._cache))
+        if not condition_is_true(job.status, ConditionType.SUBMITTED):
+            return seen
+        return replace(seen, claim_deleting=await self._claims.is_being_deleted(job, fresh=fresh))
 
     async def _queue_words(self, job: JobIdentity, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
@@ -207,89 +193,62 @@ class Reconciler:
             return ""
         return next((words for raw in found if (words := queue_words(raw))), "")
 
-    async def _ask_ray(self, job: JobIdentity, cluster: Cluster) -> tuple[RayJob, Progress | None]:
-        dashboard = self._dashboard_of(job, cluster)
-        ray_job = await self._ray.job(dashboard, naming.submission_id(job, job.status.attempt or 1))
-        if ray_job == UNKNOWN or ray_job.state in {"Missing", "PENDING"}:
-            return ray_job, None
-        # read the report after the state: the driver's last report precedes its end
-        progress = await self._ray.progress(dashboard, cluster.head_ip)
-        return ray_job, progress if progress is not None and progress.attempt == job.status.attempt else None
-
-    def _dashboard_of(self, job: JobIdentity, cluster: Cluster) -> Dashboard:
-        return self._dashboard(job.metadata.namespace, cluster.name, self._keys.token(job.metadata.uid, cluster.key_id))
+    def _ask_ray(self, job: JobIdentity, cluster: Cluster, seen: Observed) -> Observed:
+        """What is known of the run without waiting for its dashboard."""
+        token = self._keys.token_of(job.metadata.uid, cluster.key_id)
+        if token is None:
+            self.dashboards.rest(job.key)
+            cause = f"it was made with the master key {cluster.key_id}, which the operator does not have"
+            return replace(seen, silence=Silence(self._clock(), cause, Reason.TOKEN_KEY_LOST))
+        attempt = job.status.attempt or 1
+        dashboard = self._dashboard(job.metadata.namespace, cluster.name, token)
+        question = Question(dashboard, naming.submission_id(job, attempt), attempt, cluster.head_ip)
+        answer = self.dashboards.ask(job.key, question)
+        return replace(seen, asked=answer.asked, ray_job=answer.ray_job, progress=answer.progress, silence=answer.silence)
 
     async def _carry_out(self, key: Key, raw: dict[str, Any], plan: Plan) -> float | None:
-        requeue_after = plan.requeue_after
-        try:
-            if plan.actions and (problem := await self._act(read_job(raw)[0], plan.actions)) is not None:
-                plan = await self._plan(raw, problem)
-                requeue_after = plan.requeue_after
-        except RayUnavailableError as error:
-            logger.info("%s/%s: %s", *key, error)
-            requeue_after = UNANSWERED_SECONDS
+        acted = Acted()
+        if plan.actions:
+            acted = await self._actor.act(read_job(raw)[0], plan.actions)
+            if acted.problem is not None:
+                plan = await self._plan(raw, acted.problem)
+            elif trouble := acted.refused or (acted.held and api_trouble(read_status(raw))):
+                plan = replace(plan, status=with_api_trouble(plan.status, trouble))
+        elif plan.status.phase in TERMINAL:
+            self._actor.forget(key)
+        if not acted.held:
+            self._failing.pop(key, None)
         try:
             await self._report(raw, plan.status)
         except ConflictError:
             await self._refresh(key)
             return CONFLICT_SECONDS
-        return requeue_after
+        for errand in acted.errands:
+            self._actor.hand_over(read_job(raw)[0], errand)
+        return self._next_look(key, plan, acted)
 
-    async def _act(self, job: JobIdentity, actions: tuple[Action, ...]) -> Problem | None:
-        """Execute actions, each of which can be repeated; return a refusal that the user can resolve as a problem."""
-        for action in actions:
-            try:
-                await self._act_once(job, action)
-            except RayUnavailableError:
-                raise
-            except (KubeError, RayError) as error:
-                if not isinstance(action, CreateCluster | Submit):
-                    raise
-                return _problem(error)
-        return None
-
-    async def _act_once(self, job: JobIdentity, action: Action) -> None:
-        match action:
-            case CreateCluster(attempt):
-                await self._create_cluster(_with_spec(job), attempt)
-            case Submit(attempt):
-                await self._submit(_with_spec(job), attempt)
-            case StopRun(attempt):
-                await self._stop(job, attempt)
-            case DeleteCluster(name, uid):
-                logger.info("%s/%s: deleting cluster %s", *job.key, name)
-                await self._kube.delete(RAY_CLUSTERS, job.metadata.namespace, name, uid)
-            case DeleteJob():
-                logger.info("%s/%s: deleting the job, its time to live is over", *job.key)
-                await self._kube.delete(FINETUNE_JOBS, *job.key, job.metadata.uid)
-
-    async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
-        """Create the objects of an attempt. The cluster comes last: when it exists, all that it needs exists."""
-        for manifest in (build_output_claim(job), build_token_secret(job, self._keys), build_config_map(job)):
-            if manifest is not None:
-                await self._kube.create(manifest)
-        manifest = build_ray_cluster(job, attempt, self._settings, self._keys.current_id)
-        name = manifest["metadata"]["name"]
-        raw = await self._kube.create(manifest) or await self._kube.get(RAY_CLUSTERS, job.metadata.namespace, name)
-        if raw is not None:
-            self._cache.put(RAY_PLURAL, raw)
-        logger.info("%s/%s: cluster %s is there", *job.key, name)
-
-    async def _submit(self, job: FinetuneJob, attempt: int) -> None:
-        if (cluster := self._cluster_of(job)) is not None:
-            submission = build_submission(job, attempt)
-            await self._ray.submit(self._dashboard_of(job, cluster), submission)
-            logger.info("%s/%s: submitted %s", *job.key, submission["submission_id"])
-
-    async def _stop(self, job: JobIdentity, attempt: int) -> None:
-        if (cluster := self._cluster_of(job)) is not None:
-            await self._ray.stop(self._dashboard_of(job, cluster), naming.submission_id(job, attempt))
+    def _next_look(self, key: Key, plan: Plan, acted: Acted) -> float | None:
+        """Seconds until the job is due again. Where its dashboard is asked, the answer wakes it; the time is for the case that
+        none comes.
+        """
+        after = plan.requeue_after
+        if acted.errands:
+            return PATIENCE_SECONDS
+        if acted.held:
+            return min(acted.held, after or HELD_SECONDS, HELD_SECONDS)
+        return self.dashboards.again(key, after) if after else after
 
     def _cluster_of(self, job: JobIdentity) -> Cluster | None:
         """The cluster of the current attempt; a retry may have taken over that of an earlier one."""
         name = job.status.ray.cluster if job.status.ray else ""
         raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, name))
         return Cluster.from_raw(raw) if raw else None
+
+    def _forget(self, key: Key) -> None:
+        self.dashboards.forget(key)
+        self._actor.forget(key)
+        self._written.pop(key, None)
+        self._failing.pop(key, None)
 
     async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
         """Write the status once, if it differs; then write an event about a change of phase."""
@@ -321,7 +280,7 @@ class Reconciler:
         if raw is None or isinstance(error, ConflictError) or (now - since).total_seconds() < FAILING_SECONDS:
             return
         status = read_status(raw)
-        if status.message and API_TROUBLE in status.message:
+        if api_trouble(status):
             return
         patch = status_patch(raw.get("status") or {}, with_api_trouble(status, error.message))
         with suppress(KubeError):
@@ -334,24 +293,6 @@ class Reconciler:
             await self._kube.create(events.build_event(metadata, status, self._clock()))
         except KubeError as error:
             logger.warning("event for %s/%s not posted: %s", metadata["namespace"], metadata["name"], error)
-
-
-def _problem(error: KubeError | RayError) -> Problem:
-    """What a refusal means to the user; raised again if the user cannot resolve it."""
-    if isinstance(error, RayError):
-        return Reason.SUBMISSION_FAILED, str(error)
-    if isinstance(error, KindMissingError):
-        return Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later"
-    if error.status not in {400, 403, 422}:
-        raise error
-    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.CREATION_REFUSED
-    return reason, error.message
-
-
-def _with_spec(job: JobIdentity) -> FinetuneJob:
-    if not isinstance(job, FinetuneJob):
-        raise TypeError("nothing is made for a job whose spec cannot be read")
-    return job
 
 
 def _is_consequential(raw: dict[str, Any], plan: Plan) -> bool:

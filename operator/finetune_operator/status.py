@@ -19,14 +19,9 @@ from finetune_operator.api.v1alpha1 import (
     ResultStatus,
     dump,
 )
-from finetune_operator.constants import MESSAGE_LIMIT, PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
+from finetune_operator.constants import PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
+from finetune_operator.text import clip
 from finetune_trainer.tracking.progress import Checkpoint, Progress, Result
-
-
-def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Limit a text to a length; the end is kept, since the last lines of an error are the most useful."""
-    text = "".join(char for char in text if char.isprintable() or char in "\n\t").strip()
-    return text if len(text) <= limit else "…" + text[-(limit - 1) :]
 
 
 def set_phase(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str) -> FinetuneJobStatus:
@@ -154,6 +149,11 @@ API_TROUBLE = "; a call of the Kubernetes API fails: "
 def with_api_trouble(status: FinetuneJobStatus, trouble: str) -> FinetuneJobStatus:
     """A copy whose message says that a call of the Kubernetes API fails for the job."""
     return status.model_copy(update={"message": clip((status.message or "") + API_TROUBLE + trouble)})
+
+
+def api_trouble(status: FinetuneJobStatus) -> str:
+    """What the message says of a call that fails; empty if it says nothing."""
+    return (status.message or "").partition(API_TROUBLE)[2]
 
 
 def without_api_trouble(status: FinetuneJobStatus) -> FinetuneJobStatus:

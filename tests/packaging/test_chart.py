@@ -86,6 +86,11 @@ def test_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:
     assert environment(rendered)["FINETUNE_CHECK_NODES"] == "false"
 
 
+def test_the_domain_of_the_cluster_is_a_value() -> None:
+    assert environment(render())["FINETUNE_CLUSTER_DOMAIN"] == "cluster.local"
+    assert environment(render("--set", "clusterDomain=k8s.example"))["FINETUNE_CLUSTER_DOMAIN"] == "k8s.example"
+
+
 def test_users_see_and_edit_jobs_by_the_cluster_roles_they_have() -> None:
     roles = {role["metadata"]["name"]: role for role in of_kind(render(), "ClusterRole")}
     edit = next(role for name, role in roles.items() if name.endswith("-edit"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -108,7 +109,11 @@ async def test_a_deletion_that_no_watch_has_told_yet_is_seen_before_anything_is_
 async def test_a_dashboard_that_is_down_never_fails_a_job(world: World) -> None:
     await started(world)
     await run_training(world, raw_progress())
+    assert world.operator is not None
     world.head.down = True
+    asked = len(world.ray.requests)
+    await world.until(lambda: len(world.ray.requests) > asked + 1, "it is asked in vain")
+    world.operator.ahead += timedelta(seconds=15)
     await world.until(lambda: "does not answer" in world.status()["message"], "it says so")
     await world.rounds(10)
     assert world.phase()[0] == "Running"
@@ -192,6 +197,19 @@ async def test_a_refusal_that_a_user_can_mend_is_told_in_its_words(world: World,
     assert world.made("rayclusters") == 0, "the cluster is made last"
     world.kube.refusals.clear()
     await world.until(lambda: world.phase()[0] == "Provisioning", "it goes on")
+
+
+async def test_a_refused_creation_is_not_repeated_at_every_event(world: World) -> None:
+    world.kube.refusals["POST", "rayclusters"] = (403, "Forbidden", "exceeded quota: team")
+    await started(world)
+    await world.until(lambda: world.phase() == ("Pending", "QuotaExceeded"), "it says why")
+    for number in range(30):
+        world.kube.put("pods", merge(WORKER, {"metadata": {"annotations": {"event": str(number)}}}))
+        await world.wait(0.1)
+    assert world.gate.labels.count("POST rayclusters") <= 5
+    assert world.phase() == ("Pending", "QuotaExceeded"), "the reason stays while it is not repeated"
+    world.kube.refusals.clear()
+    await world.until(lambda: world.phase()[0] == "Provisioning", "it goes on", nudge=False)
 
 
 async def test_an_overloaded_api_server_is_no_state_of_a_job(world: World, caplog: pytest.LogCaptureFixture) -> None:

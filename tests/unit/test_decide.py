@@ -191,7 +191,7 @@ FOLLOW = [
     pytest.param(
         RUNNING,
         make_observed("Unknown"),
-        running(Reason.TRAINING_STARTING, "dashboard does not answer"),
+        running(Reason.TRAINING_STARTING, "2 workers on cluster demo-1f0c3-1"),
         id="Unknown keeps it Running",
     ),
     pytest.param(RUNNING, ONE_READY, running(Reason.TRAINING_STARTING, "1/2 workers"), id="a worker is not ready for a moment"),

@@ -14,7 +14,6 @@ from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
 from finetune_operator.status import (
     checkpoint_status,
-    clip,
     condition_is_true,
     progress_status,
     set_condition,
@@ -23,6 +22,7 @@ from finetune_operator.status import (
     with_api_trouble,
     without_api_trouble,
 )
+from finetune_operator.text import clip
 
 LATER = NOW + timedelta(minutes=5)
 READY = ConditionType.CLUSTER_READY

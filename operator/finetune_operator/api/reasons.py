@@ -35,6 +35,8 @@ class Reason(StrEnum):
     EVICTED = "Evicted"
     WORKER_LOST = "WorkerLost"
     SUBMISSION_FAILED = "SubmissionFailed"
+    DASHBOARD_UNREACHABLE = "DashboardUnreachable"
+    TOKEN_KEY_LOST = "TokenKeyLost"  # noqa: S105 - a reason
     SUBMITTED = "Submitted"
     TRAINING_STARTING = "TrainingStarting"
     TRAINING_RUNNING = "TrainingRunning"
@@ -194,7 +196,25 @@ WAITING: dict[Reason, Explanation] = {
     ),
     Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start.", _NOTHING),
     Reason.SUBMISSION_FAILED: Explanation(
-        "Ray refuses the driver; the message has its answer.", _TRIES, "Do what the message says."
+        "Ray refuses the driver, or has accepted it and does not know it; the message has its answer.",
+        "It tries again, after pauses of up to a minute.",
+        "Do what the message says.",
+    ),
+    Reason.DASHBOARD_UNREACHABLE: Explanation(
+        "The head is ready, and its Ray dashboard has not answered the operator for 15 seconds; the message says why. "
+        "A run goes on meanwhile, but nobody sees its progress or its end.",
+        "It asks again, after pauses of up to half a minute. The job neither fails nor begins another attempt by this.",
+        "No answer: let the operator's pod reach port 8265 of the namespace's pods (NetworkPolicy, service mesh). A name that "
+        "cannot be resolved: set the chart's `clusterDomain`. A token that is refused (401): see whether somebody has replaced "
+        "the job's Secret. Anything else: `kubectl logs` of the head pod.",
+    ),
+    Reason.TOKEN_KEY_LOST: Explanation(
+        "The job's Ray cluster has a token of a master key that the operator does not have any more; the message names the "
+        "key. The run goes on, but nobody sees its progress or its end.",
+        "It asks the dashboard nothing, and uses no other key: another key makes another token.",
+        "The administrator appends the old key to the operator's Secret, on a line of its own behind the current one, and "
+        "restarts the operator. If the key is gone, set `cancel: true`; a new job may resume from the checkpoint "
+        "(`resumeFrom`).",
     ),
     Reason.SUBMITTED: Explanation("Ray has the driver.", "It waits for the run to start.", _NOTHING),
     Reason.TRAINING_STARTING: Explanation(

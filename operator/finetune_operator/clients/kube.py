@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client, config
 
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.constants import FIELD_MANAGER, GROUP, PLURAL, RAY_GROUP, RAY_PLURAL, RAY_VERSION_API, VERSION
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError, NotFoundError
 
@@ -81,7 +82,7 @@ class KubeClient:
             tls.load_cert_chain(options.cert_file, options.key_file)
         token = options.api_key.get("BearerToken") or options.api_key.get("authorization")
         headers = {"Authorization": token} if token else {}
-        return options.host, aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(ssl=tls))
+        return options.host, bounded_session(headers, connector=aiohttp.TCPConnector(ssl=tls))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """An object, or None if it does not exist. The namespace of a cluster-scoped object is empty."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from finetune_operator.api.reasons import TROUBLE
 from finetune_operator.api.v1alpha1 import (
     TERMINAL,
     ConditionType,
@@ -30,7 +31,7 @@ from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.decide.resumption import resume_note
 from finetune_operator.decide.stopping import stop_first
 from finetune_operator.desired import naming
-from finetune_operator.observed import Cluster, Observed
+from finetune_operator.observed import Cluster, Observed, Silence
 from finetune_operator.status import (
     checkpoint_status,
     condition_is_true,
@@ -53,6 +54,9 @@ POLL_SECONDS = (0.5, 10.0)
 """Shortest and longest pause between two polls of a run; a pause is a quarter of the remaining time."""
 
 
+SILENT_SECONDS = 30.0
+"""How often to look at a job whose dashboard does not answer; an answer wakes it."""
+
 LAST_REPORT_SECONDS = 120.0
 """How long to poll for the last report of a finished run, counted from when its end was first seen."""
 
@@ -73,6 +77,8 @@ def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
     reported = _with_report(status, observed, now)
     plan = _ordered_end(job, reported, observed, now)
+    if plan is None and not observed.asked:
+        return Plan(job.status)  # nothing is concluded from a silence that is ours; the answer wakes the job
     if plan is None:
         plan = _go_on(job, _with_claim(status, observed, now), observed, now)
         plan = plan if plan.status.phase in TERMINAL else within_deadlines(job, status, plan, now)
@@ -169,7 +175,7 @@ def _submit(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clu
     if observed.ray_job.state == "Missing":
         return Plan(_provisioning(status, observed, cluster, now), (Submit(attempt),), requeue_after=0)
     if observed.ray_job.state == "Unknown":
-        return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=_until_told(observed, now))
     url = f"http://{naming.dashboard_service(cluster.name)}.{job.metadata.namespace}.svc:{DASHBOARD_PORT}"
     status = status.model_copy(update={"ray": _ray(status).model_copy(update={"dashboard_url": url})})
     status = set_condition(status, ConditionType.SUBMITTED, True, Reason.SUBMITTED, _ray(status).submission_id, now)
@@ -209,8 +215,10 @@ def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -
 
 
 def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
-    if observed.ray_job.state in {"PENDING", "Unknown"} and status.phase is not Phase.RUNNING:
-        return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
+    unknown = observed.ray_job.state == "Unknown"
+    if (unknown or observed.ray_job.state == "PENDING") and status.phase is not Phase.RUNNING:
+        after = _until_told(observed, now) if unknown else POLL_SECONDS[0]
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=after)
     if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
     status = _started(_with_workers(status, cluster), now)
@@ -224,9 +232,9 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
         reason, message = _incomplete(reason, observed, cluster)
     because = Reason.CLUSTER_READY if whole else reason
     status = set_condition(status, ConditionType.CLUSTER_READY, whole, because, _workers_ready(cluster), now)
-    if observed.ray_job.state == "Unknown":
-        message += "; its dashboard does not answer at the moment"
-    return Plan(set_phase(status, Phase.RUNNING, reason, message), requeue_after=poll_seconds(status))
+    reason, message = _with_silence(reason, message, observed, now)
+    after = _until_told(observed, now) if unknown else poll_seconds(status)
+    return Plan(set_phase(status, Phase.RUNNING, reason, message), requeue_after=after)
 
 
 def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[Reason, str]:
@@ -237,6 +245,26 @@ def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[R
     if trouble is not None and trouble.trouble is not None:
         reason, message = trouble.trouble, f"{message}; {describe(trouble)}"
     return reason, message
+
+
+def _with_silence(reason: Reason, message: str, observed: Observed, now: datetime) -> tuple[Reason, str]:
+    """What the dashboard's silence adds once it has lasted. A reason that needs attention itself has precedence."""
+    silence = observed.silence
+    if silence is None or silence.rest(now):
+        return reason, message
+    return reason if reason in TROUBLE - {Reason.STALLED} else silence.reason, f"{message}; {_words(silence)}"
+
+
+def _words(silence: Silence) -> str:
+    if silence.reason is Reason.TOKEN_KEY_LOST:
+        return f"the Ray cluster cannot be asked: {silence.cause}"
+    return f"the Ray dashboard does not answer since {silence.since:%Y-%m-%dT%H:%M:%SZ}: {silence.cause}"
+
+
+def _until_told(observed: Observed, now: datetime) -> float:
+    """How long to wait for an answer, which wakes the job, before the silence is told or looked at again."""
+    rest = observed.silence.rest(now) if observed.silence else POLL_SECONDS[0]
+    return rest or SILENT_SECONDS
 
 
 def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[Reason, str]:
@@ -324,6 +352,7 @@ def _provisioning(status: FinetuneJobStatus, observed: Observed, cluster: Cluste
     dead = next((pod for pod in reversed(observed.lost) if pod.trouble), None)
     if (pod := observed.trouble or dead) is not None and pod.trouble is not None:
         reason, message = pod.trouble, f"{message}; {describe(pod)}"
+    reason, message = _with_silence(reason, message, observed, now)
     status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
     return set_phase(status, Phase.PROVISIONING, reason, message)
 
