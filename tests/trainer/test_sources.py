@@ -82,16 +82,16 @@ def test_copy_is_made_once_for_a_run(tmp_path: Path) -> None:
     assert len(sources.find_sources(run)[0].path.read_text().splitlines()) == 1
 
 
-def test_broken_rows_of_a_folder_are_named_by_split(tmp_path: Path) -> None:
+def test_broken_rows_of_a_folder_are_named_by_file(tmp_path: Path) -> None:
     write(tmp_path / "rows" / "train.jsonl", [*ROWS, {"instruction": "a", "response": ""}])
-    with pytest.raises(DatasetInvalid, match=r"^rows\[train\]:3: response is empty$"):
+    with pytest.raises(DatasetInvalid, match=r"^rows/train.jsonl:3: response is empty$"):
         sources.check(make_run(tmp_path, train_file="rows"))
 
 
 def test_columns_that_are_not_ours(tmp_path: Path) -> None:
     write(tmp_path / "rows" / "train.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(
-        DatasetInvalid, match="rows: the data has the columns question, answer; it needs instruction and response"
+        DatasetInvalid, match="rows/train.jsonl: the data has the columns question, answer; it needs instruction and response"
     ):
         found(tmp_path, train_file="rows")
 
@@ -103,11 +103,18 @@ def test_folder_without_rows_to_train_on(tmp_path: Path) -> None:
     assert found(tmp_path, train_file="rows/test.jsonl", validation_file="rows") == {"rows/test.jsonl": ROWS, "rows[test]": ROWS}
 
 
-@pytest.mark.parametrize(("name", "text"), [("train.jsonl", "{"), ("train.parquet", "no"), ("notes.xyz", "")])
-def test_folder_that_cannot_be_read(tmp_path: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("train.jsonl", "{", "rows/train.jsonl:1: the row is not JSON"),
+        ("train.parquet", "no", "rows/train.parquet: cannot read the data: it is no complete Parquet file"),
+        ("notes.xyz", "", "rows: cannot read the data: .*rows has no file .jsonl, .*; it has notes.xyz"),
+    ],
+)
+def test_folder_that_cannot_be_read(tmp_path: Path, name: str, text: str, words: str) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / name).write_text(text)
-    with pytest.raises(DatasetInvalid, match="rows: cannot read the data"):
+    with pytest.raises(DatasetInvalid, match=words):
         found(tmp_path, train_file="rows")
     assert not list((tmp_path / "out").rglob("*.tmp"))
 

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 MARKER = "complete.json"
 
-FORMAT = 1
+FORMAT = 2
 """Part of each key. Change it when the same rows and settings give other tokens, or when the files change."""
 
 SETTINGS = {"max_length", "max_source_length", "truncation", "truncation_side", "mask_input", "mask_response",
-            "data_preprocess_type", "chat_template"}  # fmt: skip
+            "data_preprocess_type", "chat_template", "block_size", "bos"}  # fmt: skip
 """Keys of Dataset that the tokens depend on."""
 
 ARRAYS: dict[str, type[np.int32 | np.int64]] = {

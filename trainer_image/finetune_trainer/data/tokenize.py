@@ -123,7 +123,7 @@ def encode_piece(
 
 def _warn_of_cuts(contents: token_cache.Contents, name: str, config: Dataset) -> None:
     limits = (
-        ("prompts", contents.cut_prompts, f"raise Dataset.max_source_length (now {config.max_source_length})"),
+        ("prompts", contents.cut_prompts, f"raise Dataset.max_source_length (now {config.longest_prompt})"),
         ("responses", contents.cut_responses, f"raise Dataset.max_length (now {config.max_length})"),
     )
     for what, cut, advice in limits:

@@ -1,7 +1,8 @@
-"""Cut rows that are too long: the middle of a prompt, and the end or the start of a response or text."""
+"""Rows that are too long: the middle of a prompt and the end or the start of a response are cut, a text is split."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from finetune_trainer.errors import ConfigError
@@ -20,20 +21,22 @@ class TooLong(Exception):  # noqa: N818 - it says what the row is
 
 
 def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
-    """The prompt, cut to max_source_length, and whether it was cut.
+    """The prompt, cut to the longest one, and whether it was cut.
 
     Raises:
         ConfigError: the fixed parts alone are too long.
         TooLong: it is too long, and truncation is off.
     """
     fixed = len(parts.head) + len(parts.tail)
-    room, body = config.max_source_length - fixed, parts.body
+    room, body = config.longest_prompt - fixed, parts.body
     if body and room <= TAIL_TOKENS:
-        needed = fixed + TAIL_TOKENS + 1
-        raise ConfigError([f"Dataset.max_source_length: the fixed part of the prompt alone needs {needed} tokens"])
+        needs = f"the fixed part of the prompt alone needs {fixed + TAIL_TOKENS + 1} tokens"
+        if config.max_source_length is None:
+            raise ConfigError([f"Dataset.max_length: {needs}, and prompts may have {config.longest_prompt} of {config.max_length}"])
+        raise ConfigError([f"Dataset.max_source_length: {needs}"])
     is_cut = len(body) > max(room, 0)
     if is_cut and not config.truncation:
-        limit = f"Dataset.max_source_length {config.max_source_length}"
+        limit = f"Dataset.max_source_length {config.longest_prompt}"
         raise TooLong(f"the prompt has {fixed + len(body)} tokens, more than {limit}, and truncation is off")
     if is_cut:
         body = body[: room - TAIL_TOKENS] + body[-TAIL_TOKENS:]
@@ -57,3 +60,9 @@ def cut_response(prompt: int, response: list[int], config: Dataset, place: str) 
         why = f"{config.max_length} tokens leave no room for a response behind the prompt of {place}"
         raise ConfigError([f"Dataset.max_length: {why}; lower max_source_length"])
     return response[:room] if config.truncation_side == "right" else response[-room:], True
+
+
+def split_text(ids: list[int], longest: int) -> list[list[int]]:
+    """A text in blocks of about the same length, so that none is a fragment without anything to predict."""
+    size = math.ceil(len(ids) / math.ceil(len(ids) / longest))
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
