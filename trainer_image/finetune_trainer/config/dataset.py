@@ -8,6 +8,9 @@ from pydantic import BeforeValidator, Field
 
 from finetune_trainer.config.section import Section, lower
 
+DEFAULT_PROMPT = 384
+"""Tokens of the longest prompt with llm-on-ray's defaults, three quarters of the longest example."""
+
 
 class Dataset(Section):
     """Where the rows are, {instruction, context, response} or {text}, and how they become tokens."""
@@ -63,7 +66,7 @@ class Dataset(Section):
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt."""
-        return self.max_source_length or min(384, self.max_length * 3 // 4)
+        return self.max_source_length or min(DEFAULT_PROMPT, self.max_length * 3 // 4)
 
     @property
     def longest_block(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,9 @@ def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> E
         kept.append((row.line, [*prompt, *response, parts.end], len(prompt)))
         for lines, is_cut in zip(cut, (prompt_is_cut, response_is_cut), strict=True):
             lines.extend([row.line] * is_cut)
-    return Encoded(_pack(kept, config, name), tuple(refused), tuple(cut[0]), tuple(cut[1]))
+    asked = [(row.instruction, row.context) for row in rows if not row.text and row.line not in cut[0]]
+    asked += [(row.instruction, row.context) for row in rows if not row.text][:1]
+    return Encoded(replace(_pack(kept, config, name), asked=next(iter(asked), None)), tuple(refused), tuple(cut[0]), tuple(cut[1]))
 
 
 def _pack(kept: list[tuple[int, list[int], int]], config: Dataset, name: str) -> Examples:

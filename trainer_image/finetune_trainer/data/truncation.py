@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from finetune_trainer.errors import ConfigError
@@ -20,6 +21,13 @@ class TooLong(Exception):  # noqa: N818 - it says what the row is
     """A row is too long, and `truncation` is off."""
 
 
+def longest_prompt(config: Dataset, fixed: int) -> int:
+    """Tokens of the longest prompt: by default the fixed part and some of the user's text fit in any case, if at all."""
+    if config.max_source_length is not None:
+        return config.max_source_length
+    return max(config.longest_prompt, min(fixed + TAIL_TOKENS + 1, config.max_length - 2))
+
+
 def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
     """The prompt, cut to the longest one, and whether it was cut.
 
@@ -27,16 +35,17 @@ def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
         ConfigError: the fixed parts alone are too long.
         TooLong: it is too long, and truncation is off.
     """
-    fixed = len(parts.head) + len(parts.tail)
-    room, body = config.longest_prompt - fixed, parts.body
+    fixed, body = len(parts.head) + len(parts.tail), parts.body
+    longest = longest_prompt(config, fixed)
+    room = longest - fixed
     if body and room <= TAIL_TOKENS:
         needs = f"the fixed part of the prompt alone needs {fixed + TAIL_TOKENS + 1} tokens"
         if config.max_source_length is None:
-            raise ConfigError([f"Dataset.max_length: {needs}, and prompts may have {config.longest_prompt} of {config.max_length}"])
+            raise ConfigError([f"Dataset.max_length: {needs}, which do not fit into {config.max_length} with a response"])
         raise ConfigError([f"Dataset.max_source_length: {needs}"])
     is_cut = len(body) > max(room, 0)
     if is_cut and not config.truncation:
-        limit = f"Dataset.max_source_length {config.longest_prompt}"
+        limit = f"Dataset.max_source_length {longest}"
         raise TooLong(f"the prompt has {fixed + len(body)} tokens, more than {limit}, and truncation is off")
     if is_cut:
         body = body[: room - TAIL_TOKENS] + body[-TAIL_TOKENS:]
@@ -64,5 +73,6 @@ def cut_response(prompt: int, response: list[int], config: Dataset, place: str) 
 
 def split_text(ids: list[int], longest: int) -> list[list[int]]:
     """A text in blocks of about the same length, so that none is a fragment without anything to predict."""
-    size = math.ceil(len(ids) / math.ceil(len(ids) / longest))
-    return [ids[start : start + size] for start in range(0, len(ids), size)]
+    count = math.ceil(len(ids) / longest)
+    borders = [len(ids) * number // count for number in range(count + 1)]
+    return [ids[start:end] for start, end in pairwise(borders)]

@@ -88,6 +88,8 @@ def check_source(run: Run, what: What, source: str) -> None:
         raise ModelInvalid(f"{name}: the folder {folder} is a LoRA adapter, not a model: name its base model, {base}, or the "
                            "folder of the merged model (General.merge_adapter); to go on training the adapter, name its base "
                            "model, and with --resume_from the output folder of its run")  # fmt: skip
+    if what == "model" and not (folder / "config.json").is_file():
+        raise ModelNotFound(f"{name}: there is no config.json in {folder}: it is not the folder of a model of transformers")
     if what == "tokenizer" and not model_files.has_tokenizer(folder):
         raise ModelNotFound(f"{name}: there are no tokenizer files in {folder}, as tokenizer.json or tokenizer.model: copy them "
                             "there, or name a tokenizer in General.tokenizer_name")  # fmt: skip
@@ -120,9 +122,11 @@ def check_complete(run: Run, missing: Iterable[str]) -> None:
 
 
 def first_sentence(error: Exception) -> str:
-    """The first line of an error's message."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """The first line of an error's message, and the one after it if it ends with a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return " ".join(lines[:2])
+    return lines[0] if lines else type(error).__name__
 
 
 def _cause(source: str, revision: str | None, error: Exception) -> tuple[type[TrainerError], str]:
@@ -137,7 +141,11 @@ def _cause(source: str, revision: str | None, error: Exception) -> tuple[type[Tr
         if words in text:
             return ModelInvalid, why
     # What is missing is an OSError of transformers; anything else is about what is there.
-    return (ModelNotFound if isinstance(error, OSError) else ModelInvalid), first_sentence(error)
+    if isinstance(error, OSError):
+        return ModelNotFound, first_sentence(error)
+    if isinstance(error, ValueError | ImportError | RuntimeError):
+        return ModelInvalid, first_sentence(error)
+    return ModelInvalid, f"one of its files is broken, or of another release ({type(error).__name__}: {first_sentence(error)})"
 
 
 def _refusal(source: str, revision: str | None, error: HfHubHTTPError) -> tuple[type[TrainerError], str]:
