@@ -131,7 +131,9 @@ def _without_token(raw: Object, options: argparse.Namespace) -> tuple[Object, li
     """Leave out a token that stands in the file; nothing here prints it."""
     general: Any = raw.get("General")
     hub = general.get("config") if isinstance(general, dict) else None
-    given = [key for key in ("use_auth_token", "token") if isinstance(hub, dict) and hub.get(key) not in (None, "", False)]
+    if not isinstance(hub, dict):
+        return raw, []
+    given = [key for key in ("use_auth_token", "token") if hub.get(key) not in (None, "", False)]
     if not given:
         return raw, []
     hub = {key: value for key, value in hub.items() if key not in given}

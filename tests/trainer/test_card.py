@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-RUNS = {"neural_chat": (None, {}), "plain": (None, {"data_preprocess_type": "plain"}), "model": (CHATML, {"chat_template": "model"}),
-        "thinks": (THINKS, {"chat_template": "model"})}  # fmt: skip
+RUNS: dict[str, tuple[str | None, dict[str, str]]] = {
+    "neural_chat": (None, {}),
+    "plain": (None, {"data_preprocess_type": "plain"}),
+    "model": (CHATML, {"chat_template": "model"}),
+    "thinks": (THINKS, {"chat_template": "model"}),
+}
 
 
 @pytest.mark.slow
@@ -51,7 +55,9 @@ def test_block_of_the_card_reproduces_a_sample(command: Command, tmp_path: Path,
     told = re.search(r"Token ids: `\[(.*?)\]`", card)
     assert told is not None
     assert [int(number) for number in told[1].split(",")] == ids
-    made = exported.apply_chat_template([{"role": "user", "content": row.instruction}], add_generation_prompt=True, return_dict=True)
+    made = exported.apply_chat_template(
+        [{"role": "user", "content": row.instruction}], add_generation_prompt=True, return_dict=True
+    )
     assert list(made["input_ids"]) == ids
     report = (outcome.output / "report.html").read_text()
     assert ", ".join(map(str, ids)) in report

@@ -85,7 +85,9 @@ def test_no_room(tokenizer: Any) -> None:
         encode(tokenizer, ROW, max_source_length=8)
     with pytest.raises(ConfigError, match=r"max_length: 60 tokens leave no room for a response behind the prompt of f.jsonl:1"):
         encode(tokenizer, ROW, max_length=60, max_source_length=384)
-    with pytest.raises(ConfigError, match=r"Dataset.max_length: the fixed part .* needs 95 tokens, which do not fit into 60 with"):
+    with pytest.raises(
+        ConfigError, match=r"Dataset.max_length: the fixed part .* needs 95 tokens, which do not fit into 60 with"
+    ):
         encode(tokenizer, ROW, max_length=60)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bz2
-import datetime
+import datetime as dt
 import decimal
 import gzip
 import json
@@ -97,7 +97,11 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "pointer": ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS, not the data"),
     "Parquet cut off": ("rows.parquet", b"PAR1rest", "^rows.parquet: cannot read the data: it is no complete Parquet"),
     "CSV with an open quote": ("rows.csv", b'instruction,response\n"a,b\n', "^rows.csv:2: the line is not CSV: unexpected end"),
-    "CSV with too many values": ("rows.csv", b"instruction,response\na,b,c\n", "^rows.csv:2: the line has 3 values, the header 2"),
+    "CSV with too many values": (
+        "rows.csv",
+        b"instruction,response\na,b,c\n",
+        "^rows.csv:2: the line has 3 values, the header 2",
+    ),
     "CSV with too few values": ("rows.csv", b"instruction,response\na,b\nc\n", "^rows.csv:3: response is missing"),
     "CSV with a column twice": ("rows.csv", b"response,response\na,b\n", "^rows.csv: the column response is there 2 times"),
     "CSV of another code": ("rows.csv", "instruction,response\né,b\n".encode("latin-1"), "^rows.csv: the file is not UTF-8"),
@@ -121,8 +125,8 @@ NO_TEXT: dict[str, tuple[Any, str]] = {
     "binary": (b"yes", "binary"),
     "number": (7, "int64"),
     "decimal": (decimal.Decimal("1.5"), r"decimal128\(2, 1\)"),
-    "date": (datetime.date(2026, 1, 2), r"date32\[day\]"),
-    "time": (datetime.datetime(2026, 1, 2), r"timestamp\[us\]"),  # noqa: DTZ001 - a table has such values
+    "date": (dt.date(2026, 1, 2), r"date32\[day\]"),
+    "time": (dt.datetime(2026, 1, 2), r"timestamp\[us\]"),  # noqa: DTZ001 - a table has such values
     "truth": (True, "bool"),
     "list": (["a"], "list<element: string>"),
     "nested": ({"a": "b"}, "struct<a: string>"),
@@ -247,8 +251,11 @@ NAMES = ["train.jsonl", "my-train_2.csv", "training/a.json", "valid.jsonl", "dev
          "data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]  # fmt: skip
 
 
-@pytest.mark.parametrize("names", [NAMES[:1], NAMES[1:2], ["b/valid.jsonl", "train.jsonl"], NAMES[3:6], NAMES[7:8], ["trainer.csv"],
-                                   ["contest.csv", "a.csv"], NAMES[2:3], NAMES[6:7], NAMES[8:]], ids=str)  # fmt: skip
+SETS = [NAMES[:1], NAMES[1:2], NAMES[2:3], NAMES[3:6], NAMES[6:7], NAMES[7:8], NAMES[8:], ["b/valid.jsonl", "train.jsonl"],
+        ["trainer.csv"], ["contest.csv", "a.csv"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", SETS, ids=str)
 def test_splits_are_those_that_the_library_datasets_finds(tmp_path: Path, names: list[str]) -> None:
     from datasets.data_files import DataFilesDict, get_data_patterns
 

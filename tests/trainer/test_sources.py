@@ -91,7 +91,7 @@ def test_broken_rows_of_a_folder_are_named_by_file(tmp_path: Path) -> None:
 def test_columns_that_are_not_ours(tmp_path: Path) -> None:
     write(tmp_path / "rows" / "train.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(
-        DatasetInvalid, match="rows/train.jsonl: the data has the columns question, answer; it needs instruction and response"
+        DatasetInvalid, match=r"rows/train.jsonl: the data has the columns question, answer; it needs instruction and response"
     ):
         found(tmp_path, train_file="rows")
 

@@ -60,9 +60,7 @@ Never = Annotated[
 ]
 """A switch for another objective, which may only be off."""
 
-Absent = Annotated[
-    float, BeforeValidator(_absent), WithJsonSchema({"type": "number", "minimum": -1000, "maximum": 1000})
-]
+Absent = Annotated[float, BeforeValidator(_absent), WithJsonSchema({"type": "number", "minimum": -1000, "maximum": 1000})]
 """A number that only another objective has; `ABSENT_RULE` of its section refuses it in the API."""
 
 

@@ -65,7 +65,9 @@ def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> E
             lines.extend([row.line] * is_cut)
     asked = [(row.instruction, row.context) for row in rows if not row.text and row.line not in cut[0]]
     asked += [(row.instruction, row.context) for row in rows if not row.text][:1]
-    return Encoded(replace(_pack(kept, config, name), asked=next(iter(asked), None)), tuple(refused), tuple(cut[0]), tuple(cut[1]))
+    return Encoded(
+        replace(_pack(kept, config, name), asked=next(iter(asked), None)), tuple(refused), tuple(cut[0]), tuple(cut[1])
+    )
 
 
 def _pack(kept: list[tuple[int, list[int], int]], config: Dataset, name: str) -> Examples:

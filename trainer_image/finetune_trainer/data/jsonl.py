@@ -185,11 +185,17 @@ def check_row(value: Any, line: int) -> Row:
         raise value
     if not isinstance(value, dict):
         raise ValueError("the row must be an object with instruction and response, or with text")  # noqa: TRY004 - one kind of error for all broken rows
-    if _is_blank(value, "instruction") and _is_blank(value, "response"):
-        if not _is_blank(value, "text") or (value.get("text") is not None and value.get("instruction") is None):
-            return Row("", "", "", line, _required(value, "text"))
+    if _is_text(value):
+        return Row("", "", "", line, _required(value, "text"))
     context = "" if value.get("context") is None else _text(value, "context")
     return Row(_required(value, "instruction"), context, _required(value, "response"), line)
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether a row is of the kind with a text, which may be blank where there is no instruction."""
+    if not _is_blank(row, "instruction") or not _is_blank(row, "response"):
+        return False
+    return not _is_blank(row, "text") or (row.get("text") is not None and row.get("instruction") is None)
 
 
 def _is_blank(row: dict[str, Any], key: str) -> bool:

@@ -107,7 +107,10 @@ class LlmOnRayPrompt:
         before, after = next((form for form, ids in zip(forms, made, strict=True) if ids == wanted), forms[0])
         texts = {"before": before, "instruction": INSTRUCTION, "input": INPUT, "after": after, "response": RESPONSE,
                  "close": f"{self._tokenizer.eos_token}\n"}  # fmt: skip
-        return _TEMPLATE.format(**{name: jinja_text(text) for name, text in texts.items()}), (before + INSTRUCTION, after + RESPONSE)
+        return _TEMPLATE.format(**{name: jinja_text(text) for name, text in texts.items()}), (
+            before + INSTRUCTION,
+            after + RESPONSE,
+        )
 
     def _form(self, gaps: tuple[str, ...]) -> tuple[str, str]:
         """The text before `### Instruction` and that up to `### Response`, with a space or nothing in front of each segment."""

@@ -52,7 +52,9 @@ def _check_tokens(tokenizer: Any, config: Dataset) -> None:
         remedy = "name another tokenizer, or set eos_token in its tokenizer_config.json"
         raise ConfigError([f"General.tokenizer_name: {lacks}; {remedy}"])
     if config.bos and tokenizer.bos_token_id is None:
-        raise ConfigError([f"Dataset.bos: the tokenizer {tokenizer.name_or_path} has no beginning-of-sequence token; set it to false"])
+        raise ConfigError(
+            [f"Dataset.bos: the tokenizer {tokenizer.name_or_path} has no beginning-of-sequence token; set it to false"]
+        )
 
 
 def _text_parts(rows: Sequence[Row], tokenizer: Any, config: Dataset) -> Iterable[Parts]:

@@ -230,11 +230,11 @@ def _read_parquet(file: IO[bytes], name: str) -> Values:
             ours = [column for column in COLUMNS if column in table.schema_arrow.names]
             for column in ours:
                 _refuse_type(table.schema_arrow.field(column).type, column, name)
-            wanted = ours if REQUIRED & set(ours) else table.schema_arrow.names[:1]
-            number = 0
-            for batch in table.iter_batches(batch_size=1000, columns=wanted):
-                for number, row in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B007 - it goes on counting
-                    yield number, row if ours else dict.fromkeys(table.schema_arrow.names)
+            if REQUIRED.isdisjoint(ours):
+                yield 1, dict.fromkeys(table.schema_arrow.names)
+                return
+            batches = table.iter_batches(batch_size=1000, columns=ours)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except UnicodeDecodeError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -14,9 +14,9 @@ from huggingface_hub.errors import (
 )
 
 from finetune_trainer.advice import lacking_memory
-from finetune_trainer.modeling import model_files
 from finetune_trainer.errors import ModelAccessDenied, ModelInvalid, ModelNotFound, TrainerError
 from finetune_trainer.explain import explain
+from finetune_trainer.modeling import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,8 +104,8 @@ def check_causal(run: Run, config: Any) -> None:
     bidirectional = getattr(config, "is_decoder", None) is False and config.model_type not in ALWAYS_CAUSAL
     if bidirectional or getattr(config, "is_encoder_decoder", False):
         kind = "an encoder and a decoder" if getattr(config, "is_encoder_decoder", False) else "an encoder"
-        raise ModelInvalid(f"{run.config.general.base_model}: it is {kind} (model_type {config.model_type}), not a causal language "
-                           "model, which predicts the next token: use one of a family as Llama, Mistral or GPT-2")  # fmt: skip
+        raise ModelInvalid(f"{run.config.general.base_model}: it is {kind} (model_type {config.model_type}), not a causal "
+                           "language model, which predicts the next token: use one as Llama, Mistral or GPT-2")  # fmt: skip
 
 
 def check_complete(run: Run, missing: Iterable[str]) -> None:

@@ -74,7 +74,9 @@ def _problem(path: Path) -> str | None:
         _read(path, begin)
     except (OSError, ValueError, SafetensorError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()
-        return f"cannot be read ({reason[0] if reason else 'it is empty'}); it is cut off or no such file: copy or download it again"
+        return (
+            f"cannot be read ({reason[0] if reason else 'it is empty'}); it is cut off or no such file: copy or download it again"
+        )
     return None
 
 

@@ -31,7 +31,9 @@ class Taught:
     """Tokens that end an answer."""
 
 
-def taught(tokenizer: Any, config: Dataset, row: tuple[str, str] | None, samples: tuple[list[int], ...], stops: tuple[int, ...]) -> Taught:
+def taught(
+    tokenizer: Any, config: Dataset, row: tuple[str, str] | None, samples: tuple[list[int], ...], stops: tuple[int, ...]
+) -> Taught:
     """Describe the prompt.
 
     Args:
