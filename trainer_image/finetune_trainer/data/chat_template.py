@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from finetune_trainer.data.parts import Parts, ids_of, ids_of_markup, special_ids
-from finetune_trainer.data.truncation import longest_prompt
+from finetune_trainer.data.truncation import TAIL_TOKENS, longest_prompt
 from finetune_trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ChatTemplate:
         self._before, self._between = ids_of_markup(tokenizer, [self.frame.before, self.frame.between])
         self._special = special_ids(tokenizer)
         self._specials = self._count_special([*self._before, *self._between])
-        self._longest = longest_prompt(config, len(self._before) + len(self._between))
+        self._longest = longest_prompt(config, len(self._before) + len(self._between) + TAIL_TOKENS + 1)
 
     @property
     def template(self) -> str:

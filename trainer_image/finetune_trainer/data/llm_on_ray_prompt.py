@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.chat_template import QUESTION, jinja_text, render
 from finetune_trainer.data.parts import Parts, ids_of, ids_of_markup, special_ids
-from finetune_trainer.data.truncation import longest_prompt
+from finetune_trainer.data.truncation import TAIL_TOKENS, longest_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,7 +64,8 @@ class LlmOnRayPrompt:
         head = ids_of_markup(tokenizer, [f"{INTRO}{tokenizer.eos_token}\n"])[0]
         self._head = [*opening, *head, *(self._feed if self._chat else [])]
         self._marker = ids_of(tokenizer, [RESPONSE])[0]
-        self._longest = longest_prompt(config, len(self._head) + len(self._marker))
+        self._needed = len(self._head) + len(self._body(INSTRUCTION)) + len(self._marker) + TAIL_TOKENS + 1
+        self._longest = longest_prompt(config, self._needed)
         self._special = special_ids(tokenizer)
         self._template, self.around = self._find_template()
         self._specials = self._count_special(self._whole([QUESTION])[0])
@@ -86,7 +87,7 @@ class LlmOnRayPrompt:
             if len(prompt) <= self._longest and self._count_special(prompt) == self._specials:
                 yield Parts(prompt, [], [], response, self._end)
             else:
-                yield Parts(self._head, self._body(body_of(row)), self._marker, response, self._end)
+                yield Parts(self._head, self._body(body_of(row)), self._marker, response, self._end, self._needed)
 
     def _body(self, body: str) -> list[int]:
         return [*ids_of(self._tokenizer, [body])[0], self._end, *self._feed]

@@ -14,6 +14,8 @@ class Parts(NamedTuple):
     response: list[int]
     end: int
     """The token that ends the response."""
+    least: int = 0
+    """Tokens that the prompt needs at least, with some of the user's text; 0: those of head and tail and some more."""
 
 
 def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -21,11 +21,11 @@ class TooLong(Exception):  # noqa: N818 - it says what the row is
     """A row is too long, and `truncation` is off."""
 
 
-def longest_prompt(config: Dataset, fixed: int) -> int:
-    """Tokens of the longest prompt: by default the fixed part and some of the user's text fit in any case, if at all."""
+def longest_prompt(config: Dataset, needed: int) -> int:
+    """Tokens of the longest prompt: by default those that a prompt needs fit in any case, if at all."""
     if config.max_source_length is not None:
         return config.max_source_length
-    return max(config.longest_prompt, min(fixed + TAIL_TOKENS + 1, config.max_length - 2))
+    return max(config.longest_prompt, min(needed, config.max_length - 2))
 
 
 def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
@@ -36,10 +36,11 @@ def cut_prompt(parts: Parts, config: Dataset) -> tuple[list[int], bool]:
         TooLong: it is too long, and truncation is off.
     """
     fixed, body = len(parts.head) + len(parts.tail), parts.body
-    longest = longest_prompt(config, fixed)
+    needed = max(parts.least, fixed + TAIL_TOKENS + 1)
+    longest = longest_prompt(config, needed)
     room = longest - fixed
     if body and room <= TAIL_TOKENS:
-        needs = f"the fixed part of the prompt alone needs {fixed + TAIL_TOKENS + 1} tokens"
+        needs = f"the fixed part of the prompt alone needs {needed} tokens"
         if config.max_source_length is None:
             raise ConfigError([f"Dataset.max_length: {needs}, which do not fit into {config.max_length} with a response"])
         raise ConfigError([f"Dataset.max_source_length: {needs}"])
