@@ -183,7 +183,7 @@ def lfs_pointer(folder: Path) -> None:
 UNLOADABLE: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "weights cut off": (cut("model.safetensors", 30000), 9, "{folder}/model.safetensors cannot be read (Error while deserializ"),
     "weights empty": (cut("model.safetensors", 0), 9, "{folder}/model.safetensors cannot be read (Error while deserializing"),
-    "pointer of Git LFS": (lfs_pointer, 9, "{folder}/model.safetensors cannot be read (Error while deserializing header"),
+    "pointer of Git LFS": (lfs_pointer, 9, "{folder}/model.safetensors cannot be read (it is a pointer of Git LFS"),
     "config cut off": (cut("config.json", 20), 9, "{folder}/config.json cannot be read (Expecting value"),
     "tokenizer cut off": (
         cut("tokenizer.json", 50),

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from finetune_trainer.config.objective import Absent, Never, Objective, absent_rule
 from finetune_trainer.config.optimizer_names import OPTIMIZERS
 from finetune_trainer.config.section import Section, cel, choice, lower, yaml_no
 
@@ -53,6 +54,7 @@ TRAINING_RULES: list[JsonValue] = [
         "!has(self.resources_per_worker.GPU) || self.resources_per_worker.GPU == 0",
         "message": "device CPU forbids resources_per_worker.GPU above 0",
     },
+    absent_rule("beta"),
 ]
 """Rules between the keys of Training for the API server; `Training._device_agrees` checks the same in Python."""
 
@@ -137,6 +139,14 @@ class Training(Section):
     """Optimizer steps between two log lines."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42
     """Seed of the split, the order of the rows, the initial adapter weights and dropout."""
+    finetuning_model: Objective | None = None
+    """Only sft, default or null: other objectives, as dpo, are not supported."""
+    FinetuningModel: Objective | None = None
+    """As finetuning_model."""
+    use_dpo: Never | None = None
+    """Only false: preference training is not supported."""
+    beta: Absent | None = None
+    """Only null: it belongs to preference training, which is not supported."""
     hpu_execution_mode: Annotated[str, Field(max_length=32)] | None = None
     """Obsolete, accepted and ignored."""
     deepspeed_config_file: Annotated[str, Field(max_length=256)] | None = None

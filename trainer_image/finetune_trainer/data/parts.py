@@ -14,6 +14,8 @@ class Parts(NamedTuple):
     response: list[int]
     end: int
     """The token that ends the response."""
+    least: int = 0
+    """Tokens that the prompt needs at least, with some of the user's text; 0: those of head and tail and some more."""
 
 
 def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -26,3 +28,9 @@ def ids_of_markup(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of texts in which special tokens are recognised."""
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids of all special tokens."""
+    added = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+    return frozenset(added | set(tokenizer.all_special_ids))

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
     from finetune_trainer.runtime.engine import Engine
 
+POLYNOMIAL_END = 1e-7
+"""Learning rate at which transformers ends a polynomial schedule; it refuses to begin with a rate that is not higher."""
+
 
 def make_optimizer(run: Run, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of torch with this name.
@@ -34,5 +37,13 @@ def make_schedule(run: Run, engine: Engine) -> Any:
     """The learning-rate schedule of transformers with this name, without warm-up as in llm-on-ray."""
     from transformers import get_scheduler
 
-    name = run.config.training.lr_scheduler
-    return get_scheduler(name, engine.optimizer, num_warmup_steps=0, num_training_steps=engine.total_steps)
+    training = run.config.training
+    # The rate at the end of a polynomial schedule is transformers' own, unless the run begins below it.
+    small = training.lr_scheduler == "polynomial" and training.learning_rate <= POLYNOMIAL_END
+    return get_scheduler(
+        training.lr_scheduler,
+        engine.optimizer,
+        num_warmup_steps=0,
+        num_training_steps=engine.total_steps,
+        scheduler_specific_kwargs={"lr_end": 0.0} if small else None,
+    )

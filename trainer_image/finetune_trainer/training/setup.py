@@ -33,11 +33,12 @@ def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     options = tokenize_options.TokenizeOptions(tokenize.count_processes(run, host.available_cpus(), worker.local_size))
     made, apart = distributed.broadcast_from_rank0(worker, lambda: tokenize.tokenize_files(run, tokenizer, options))
     train = tokenize.open_tokens(run, made)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # A token of the rows: padding is masked, and the model may not have the tokenizer's own pad token.
+    pad = int(train.row(0)[-1])
     if apart is not None:
         evaluation = tokenize.open_tokens(run, apart)
         return Data(train, np.arange(len(train)), evaluation, np.arange(len(evaluation)), pad)
-    train_rows, eval_rows = splits.split_rows(len(train), config.dataset.validation_split_percentage, config.training.seed)
+    train_rows, eval_rows = splits.split_rows(train.lines, config.dataset.validation_split_percentage, config.training.seed)
     return Data(train, train_rows, train, eval_rows, pad)
 
 
@@ -95,6 +96,6 @@ def check_fit(model: Any, rows: Data) -> None:
     if limit is not None and longest > limit:
         raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    highest = max(rows.train.highest, rows.eval.highest, rows.pad)
+    highest = max(rows.train.highest, rows.eval.highest)
     if highest >= vocabulary:
         raise ConfigError([f"General.tokenizer_name: the tokenizer gives token {highest}, the model knows {vocabulary}"])
