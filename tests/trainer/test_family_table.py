@@ -22,7 +22,8 @@ from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.training.setup import packs_rows
+from finetune_trainer.runtime.distributed import Worker
+from finetune_trainer.training.setup import pack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ def test_packed_rows_do_not_affect_each_other(examples: Examples, family: str) -
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     module, rows = SupervisedLoss(model), np.arange(len(examples))
     apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
-    assert packs_rows(module, model, torch.device("cpu"))
+    assert pack_rows(module, model, Worker(torch.device("cpu")))
     module.eval()
     together = float(module(pack(examples, rows)))
     assert together == pytest.approx(sum(apart), rel=1e-6)
@@ -121,7 +122,7 @@ def test_model_that_mixes_packed_rows_is_detected(caplog: pytest.LogCaptureFixtu
     model.model = Deaf(config)
     with caplog.at_level(logging.WARNING, "finetune_trainer"):
         logging.getLogger("finetune_trainer").propagate = True
-        assert not packs_rows(SupervisedLoss(model), model, torch.device("cpu"))
+        assert not pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
     assert "does not keep packed rows apart: rows are padded" in caplog.text
     assert model.config._attn_implementation == "sdpa"
 

@@ -180,7 +180,7 @@ def test_report_names_the_split_that_a_folder_has_for_evaluation(command: Comman
 def test_curves_of_a_long_run_stay_small() -> None:
     from finetune_trainer.output import plots
 
-    keys = ("loss", "learningRate", "tokensPerSecond", "memoryBytes")
+    keys = ("loss", "gradNorm", "learningRate", "tokensPerSecond", "memoryBytes")
     records: list[dict[str, Any]] = [{"step": step} | dict.fromkeys(keys, 1 / step) for step in range(1, 100_001)]
     drawn = plots.draw(records)
     assert sum(map(len, drawn.values())) < 200_000

@@ -8,7 +8,7 @@
     ├── ModelAccessDenied    8  ModelAccessDenied the hub does not let this user download the model: it is gated or private
     ├── ModelInvalid         9  ModelInvalid      a file of the model is broken, or does not fit its config.json
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
-    ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
+    ├── LossNotFinite        6  LossNotFinite     loss, gradients or weights became NaN or infinite
     ├── OutputNotWritable    7  TrainingFailed    the output folder is not writable
     │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
     ├── TrainingFailed      10  TrainingFailed    anything else
@@ -120,7 +120,7 @@ class DeviceNotFound(TrainerError):  # noqa: N818 - named after the reason in th
 
 
 class LossNotFinite(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The loss became NaN or infinite, so the weights are unusable."""
+    """The loss, the gradients or the weights became NaN or infinite."""
 
     reason = "LossNotFinite"
     exit_code = 6
