@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.config.run import addresses_cluster
 from finetune_trainer.launch.ray_worker import train_on_worker
-from finetune_trainer.launch.rendezvous import rendezvous
-from finetune_trainer.launch.worker_errors import final_errors, worker_error
+from finetune_trainer.launch.worker_errors import worker_error
 from finetune_trainer.runtime import stop
 from finetune_trainer.tracking import console
 
@@ -69,18 +68,20 @@ def train_with_ray(run: Run) -> None:
         from ray.train import TrainingFailedError
         from ray.train.v2.api.config import FailureConfig, RunConfig
 
+        from finetune_trainer.launch.ray_hooks import FinalErrors, RendezvousConfig, Trainer
+
         storage, failures = run.output_dir / RAY_STORAGE, run.max_worker_failures
-        trainer = _trainer_class()(
+        trainer = Trainer(
             train_on_worker,
             train_loop_config={"run": run},
-            backend_config=rendezvous(),
+            backend_config=RendezvousConfig(),
             scaling_config=_scaling(run),
             run_config=RunConfig(
                 name=run.run_name,
                 storage_path=str(storage),
                 # When Ray Train gives up, the operator decides what follows, since it knows more about the failure.
                 failure_config=FailureConfig(max_failures=failures, max_preemption_failures=failures),
-                callbacks=[final_errors(run)],
+                callbacks=[FinalErrors(run)],
                 worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )
@@ -119,17 +120,6 @@ def _ray(run: Run) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _trainer_class() -> Any:
-    """Ray Train's trainer without its handler of Ctrl-C, which would abort the run."""
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    class Trainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
-        def _register_sigint_handler(self, *args: Any) -> None:
-            pass
-
-    return Trainer
 
 
 def _scaling(run: Run) -> Any:

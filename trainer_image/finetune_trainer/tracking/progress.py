@@ -100,6 +100,8 @@ class Failure(Report):
 
     reason: FailureReason
     message: str
+    retryable: bool | None = None
+    """Whether another attempt may succeed; None: unknown, the trainer is of a release that did not say."""
 
 
 class Progress(Report):
