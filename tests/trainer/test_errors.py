@@ -168,9 +168,7 @@ NO_MODEL = ModelNotFound("no model")
     ],
     ids=["shapes first", "shapes second", "killed", "odd words about a killed one", "no model", "all cut off"],
 )
-def test_the_most_telling_error_of_the_workers_decides(
-    failures: dict[int, BaseException], reason: str, retryable: bool
-) -> None:
+def test_the_most_telling_error_of_the_workers_decides(failures: dict[int, BaseException], reason: str, retryable: bool) -> None:
     cause = find_cause(failures, make_run())
     assert cause is not None
     assert (cause.reason, cause.retryable) == (reason, retryable)

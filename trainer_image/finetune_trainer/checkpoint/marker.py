@@ -47,7 +47,8 @@ class Marker(BaseModel):
             there, here = (f"{one.strategy} with {one.world_size} workers" for one in (mine, identity))
             return f"it was made by {there}, this is {here}"
         if mine.packed is not None and mine.packed != identity.packed:
-            return f"it was made with {'packed' if mine.packed else 'padded'} rows, which are {'padded' if mine.packed else 'packed'} here"
+            there, here = ("packed", "padded") if mine.packed else ("padded", "packed")
+            return f"it was made with {there} rows, which are {here} here"
         return "the configuration or the rows have changed since" if mine.configuration != identity.configuration else None
 
 

@@ -64,7 +64,8 @@ def _safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryvie
     text += b" " * (-len(text) % ALIGNMENT)
     yield len(text).to_bytes(8, "little") + text
     for _, tensor in ordered:
-        yield memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        raw: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield memoryview(raw)
 
 
 def find_not_finite(engine: Engine) -> str | None:

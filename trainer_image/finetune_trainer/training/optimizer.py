@@ -23,20 +23,22 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
         ConfigError: it does not work on the shards of FSDP.
     """
     training = run.config.training
-    name, options = training.torch_optimizer, {"lr": training.learning_rate}
+    name, rate = training.torch_optimizer, training.learning_rate
     if name == "Rprop":  # it has no weight decay
-        return torch.optim.Rprop([weight for weight in model.parameters() if weight.requires_grad], **options)
+        return torch.optim.Rprop([weight for weight in model.parameters() if weight.requires_grad], lr=rate)
     groups = group_weights(model, training.weight_decay)
     if name != "Adafactor":
-        kind: type[torch.optim.Optimizer] = getattr(torch.optim, name)
-        return kind(groups, **options)
+        kind: Any = getattr(torch.optim, name)
+        made: torch.optim.Optimizer = kind(groups, lr=rate)
+        return made
     if any(hasattr(weight, "full_tensor") for weight in model.parameters()):
         advice = "use AdamW or SGD, or accelerate_mode DDP"
         raise ConfigError([f"Training.optimizer: Adafactor does not work on the shards of FSDP; {advice}"])
     # llm-on-ray's is that of transformers. torch's multiplies the rate by the norm of the weights: it hardly trains.
     from transformers.optimization import Adafactor
 
-    return Adafactor(groups, scale_parameter=False, relative_step=False, **options)
+    adafactor: torch.optim.Optimizer = Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
+    return adafactor
 
 
 def group_weights(model: nn.Module, decay: float) -> list[dict[str, Any]]:
