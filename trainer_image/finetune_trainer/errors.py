@@ -8,10 +8,11 @@
     ├── ModelAccessDenied    8  ModelAccessDenied the hub does not let this user download the model: it is gated or private
     ├── ModelInvalid         9  ModelInvalid      a file of the model is broken, or does not fit its config.json
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
-    ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
+    ├── LossNotFinite        6  LossNotFinite     loss, gradients or weights became NaN or infinite
     ├── OutputNotWritable    7  TrainingFailed    the output folder is not writable
     │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
-    ├── TrainingFailed      10  TrainingFailed    anything else
+    ├── TrainingFailed      10  TrainingFailed    anything else, which would occur again
+    │   ├── Interrupted     10  TrainingFailed    a lost connection or device
     │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and restarting all workers did not help
     ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
     └── WorkerOOMKilled     11  WorkerOOMKilled   Ray ended a worker before its host's memory was exhausted
@@ -27,6 +28,7 @@ import traceback
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from finetune_trainer.redaction import redact
+from finetune_trainer.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -120,7 +122,7 @@ class DeviceNotFound(TrainerError):  # noqa: N818 - named after the reason in th
 
 
 class LossNotFinite(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The loss became NaN or infinite, so the weights are unusable."""
+    """The loss, the gradients or the weights became NaN or infinite."""
 
     reason = "LossNotFinite"
     exit_code = 6
@@ -139,9 +141,7 @@ class OutputVolumeFull(OutputNotWritable):
 
 
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """A failure of an unknown kind."""
-
-    retryable = True
+    """A failure of an unknown kind, such as an error of the model's code: it would occur again."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -149,18 +149,24 @@ class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in th
         """When it happened, in seconds since 1970: the first of several failures is the cause of the others."""
 
 
+class Interrupted(TrainingFailed):
+    """A failure of a connection or a device, which may be gone after a restart."""
+
+    retryable = True
+
+
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The memory of the host or of the device is exhausted."""
+    """The memory of the host or of the device is exhausted. That would happen again with the same configuration."""
 
     reason = "OutOfMemory"
     exit_code = 11
-    retryable = True
 
 
 class WorkerLost(TrainingFailed):
     """Ray lost a worker's process or node."""
 
     reason = "WorkerLost"
+    retryable = True
 
 
 class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in the job's status
@@ -190,7 +196,8 @@ def in_words(error: BaseException, who: str = "") -> TrainingFailed:
     lines = [redact(line) for line in traceback.format_tb(error.__traceback__)]
     while lines and len("\n".join((head, "".join(lines))).encode()) > MESSAGE_BYTES:
         del lines[0]
-    return TrainingFailed("\n".join((head, "".join(lines))).rstrip())
+    kind = Interrupted if is_transient(error) else TrainingFailed
+    return kind("\n".join((head, "".join(lines))).rstrip())
 
 
 def output_error(folder: Path, error: OSError) -> OutputNotWritable:

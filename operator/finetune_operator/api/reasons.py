@@ -326,7 +326,8 @@ ENDED: dict[Reason, Explanation] = {
         "Use a trainer image for the GPU, on a node with a working driver.",
     ),
     Reason.LOSS_NOT_FINITE: Explanation(
-        "The loss became NaN or infinite; the message names the step.",
+        "The loss, the gradients or the weights became NaN or infinite; the message names the step and its rows. Nothing of it "
+        "is in a checkpoint or a result.",
         _ENDED,
         "Lower `learning_rate`, or use `mixed_precision: bf16` or `no` instead of `fp16`.",
     ),

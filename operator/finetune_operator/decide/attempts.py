@@ -43,8 +43,10 @@ def begin_attempt(job: FinetuneJob, status: FinetuneJobStatus, cluster: str | No
     return status.model_copy(update={"attempt": attempt, "ray": ray, "output": output})
 
 
-def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
-    """Plan another attempt, or end the job if none would help or none is left."""
+def attempt_failed(
+    job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime, *, recurs: bool = False
+) -> Plan:
+    """Plan another attempt, or end the job if none is left, or if none would help: by the reason, or as `recurs` says."""
     policy = job.spec.retry_policy or RetryPolicy()
     count = (status.failed_attempts or 0) + 1
     if count > 1:
@@ -53,7 +55,7 @@ def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, 
     deadline, active = job.spec.active_deadline_seconds, attempt_ended(status, reason, now).get("active_seconds", 0)
     if deadline is not None and active >= deadline:
         return fail(status, reason, f"{message}; spec.activeDeadlineSeconds, {deadline} s, are used up", now)
-    if reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
+    if recurs or reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
         return fail(status, reason, message, now)
     message = f"attempt {count + 1} of {policy.max_attempts} begins in {_pause(policy, count)} s; {reason}: {message}"
     return begin_again(status, reason, message, now)

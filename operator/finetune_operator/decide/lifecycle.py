@@ -26,7 +26,7 @@ from finetune_operator.constants import DASHBOARD_PORT, JOB_LABEL, OUTPUT_MOUNT
 from finetune_operator.decide import queueing, sharing, suspension
 from finetune_operator.decide.attempts import attempt_failed, begin_attempt, retry
 from finetune_operator.decide.ending import after_the_end, begin_again, end, fail, training_since, within_deadlines
-from finetune_operator.decide.failures import describe, explain_failure, explain_loss
+from finetune_operator.decide.failures import describe, explain_failure, explain_loss, would_recur
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.decide.resumption import resume_note
 from finetune_operator.decide.stopping import stop_first
@@ -193,7 +193,8 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
     status = _with_report(status, observed, now)
     if state in {"FAILED", "STOPPED"}:
-        return attempt_failed(job, status, *explain_failure(observed), now)
+        reason, message = explain_failure(observed)
+        return attempt_failed(job, status, reason, message, now, recurs=would_recur(observed, reason))
     if state == "SUCCEEDED":
         return _complete(job, status, observed, now)
     return _watch(job, status, observed, cluster, now)

@@ -28,7 +28,8 @@ class ResourcesPerWorker(Section):
     CPU: Annotated[float, Field(gt=0, le=1024)] = 1
     """CPUs of a worker: the CPU request of its pod, and its compute threads (rounded up)."""
     GPU: Annotated[int, Field(ge=0, le=64)] = 0
-    """GPUs of a worker: in a cluster the pod requests and limits gpu.intel.com/i915 (or spec.accelerator's resource)."""
+    """GPUs of a worker, each a rank: in a cluster the pod requests and limits gpu.intel.com/i915 (or spec.accelerator's
+    resource)."""
     HPU: Annotated[int, Field(ge=0, le=0)] = 0
     """Only 0: Gaudi is not supported."""
 
@@ -101,7 +102,7 @@ class Training(Section):
     optimizer: Annotated[str, BeforeValidator(_optimizer), cel(_OPTIMIZER_RULE, OPTIMIZER_MESSAGE)] = "AdamW"
     """Optimizer: torch's class names or Hugging Face's names; adamw_* mean AdamW."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 4
-    """Rows per worker and micro-step."""
+    """Rows per rank and micro-step. A worker on CPUs is one rank, and each GPU of a worker is one."""
     epochs: Annotated[int, Field(ge=1, le=100000)] = 3
     """Passes over the training rows."""
     max_train_steps: Annotated[int, Field(ge=1, le=1000000000)] | None = None
@@ -156,6 +157,16 @@ class Training(Section):
     def strategy(self) -> AccelerateMode:
         """DDP or FSDP, without the device's prefix."""
         return "FSDP" if self.accelerate_mode.endswith("FSDP") else "DDP"
+
+    @property
+    def ranks_per_worker(self) -> int:
+        """Processes that train on a worker: one for each of its GPUs, or a single one on CPUs."""
+        return max(1, self.resources_per_worker.GPU)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, on all workers."""
+        return self.num_training_workers * self.ranks_per_worker
 
     @property
     def torch_optimizer(self) -> str:

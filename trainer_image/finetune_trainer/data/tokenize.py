@@ -75,9 +75,10 @@ def count_processes(run: Run, available: float, workers_here: int = 1) -> int:
     asked = run.config.dataset.preprocessing_num_workers
     if asked is not None:
         return asked
-    if run.config.training.num_training_workers > 1 or addresses_cluster():
+    if (training := run.config.training).ranks > 1 or addresses_cluster():
         # The pods of workers have no CPU limit, and other pods need the node's other CPUs.
-        available = min(available, workers_here * math.ceil(run.config.training.resources_per_worker.CPU))
+        cpus = math.ceil(training.resources_per_worker.CPU) / training.ranks_per_worker
+        available = min(available, workers_here * cpus)
     return max(1, int(available))
 
 

@@ -62,13 +62,6 @@ def load_model(run: Run, dtype: torch.dtype) -> Any:
     return model.train()
 
 
-def longest_input(model: Any) -> int | None:
-    """Number of positions of the model; None: no limit is known."""
-    config = model.config
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(limit) if limit else None
-
-
 def load_base(run: Run, dtype: torch.dtype) -> Any:
     """Load the base model as it is, in host memory.
 
