@@ -68,6 +68,6 @@ def make_schedule(run: Run, optimizer: torch.optim.Optimizer, total_steps: int) 
         training.lr_scheduler,
         optimizer,
         num_warmup_steps=0,
-        num_training_steps=total,
+        num_training_steps=total_steps,
         scheduler_specific_kwargs={"lr_end": 0.0} if small else None,
     )
