@@ -10,7 +10,8 @@
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
     ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
     ├── OutputNotWritable    7  TrainingFailed    the output folder is not writable
-    │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
+    │   ├── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
+    │   └── OutputInUse      7  TrainingFailed    another run, or a newer attempt at this one, has the output folder
     ├── TrainingFailed      10  TrainingFailed    anything else
     │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and restarting all workers did not help
     ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
@@ -136,6 +137,10 @@ class OutputVolumeFull(OutputNotWritable):
     """No space is left below the output folder."""
 
     reason = "OutputVolumeFull"
+
+
+class OutputInUse(OutputNotWritable):
+    """Another run, or a newer attempt at this one, has the output folder: this one writes nothing there."""
 
 
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status

@@ -67,6 +67,12 @@ def find_result(folder: Path, run_name: str) -> Output | None:
         return None
 
 
+def attempt_of(folder: Path, run_name: str) -> int:
+    """Which attempt at a run has left the result in a folder; 0: none has."""
+    manifest = _read(folder)
+    return manifest.attempt if manifest is not None and manifest.run_name == run_name else 0
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds the result of any run."""
     return _read(folder) is not None
