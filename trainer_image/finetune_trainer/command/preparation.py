@@ -31,8 +31,8 @@ def already_finished(run: Run) -> bool:
         return False
     newer = manifest.attempt_of(run.output_dir, run.run_name)
     if newer > run.attempt:
-        raise OutputInUse(f"{run.output_dir}: attempt {newer} at run {run.run_name} has finished; attempt {run.attempt} is older, "
-                          "and does not start")  # fmt: skip
+        older = f"attempt {run.attempt} is older, and does not start"
+        raise OutputInUse(f"{run.output_dir}: attempt {newer} at run {run.run_name} has finished; {older}")
     output = manifest.find_result(run.output_dir, run.run_name)
     if output is None:
         return False

@@ -84,12 +84,12 @@ def peak_memory() -> int:
 
 
 def machine() -> str:
-    """This host as its processes see it: numbers of processes mean the same wherever this is the same."""
+    """Name this host as its processes see it: numbers of processes mean the same wherever this is the same."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
 
 
