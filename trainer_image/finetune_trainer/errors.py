@@ -14,6 +14,7 @@
     │   └── OutputInUse      7  TrainingFailed    another run, or a newer attempt at this one, has the output folder
     ├── TrainingFailed      10  TrainingFailed    anything else
     │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and restarting all workers did not help
+    ├── ExportInvalid       10  TrainingFailed    the files of the result are not the model that was trained
     ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
     └── WorkerOOMKilled     11  WorkerOOMKilled   Ray ended a worker before its host's memory was exhausted
 
@@ -152,6 +153,10 @@ class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in th
         super().__init__(text)
         self.time = time.time()
         """When it happened, in seconds since 1970: the first of several failures is the cause of the others."""
+
+
+class ExportInvalid(TrainerError):  # noqa: N818 - it says what the export is
+    """The files of the result do not give the model that was trained: they are not declared a result."""
 
 
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status

@@ -33,7 +33,9 @@ def already_finished(run: Run) -> bool:
     if newer > run.attempt:
         older = f"attempt {run.attempt} is older, and does not start"
         raise OutputInUse(f"{run.output_dir}: attempt {newer} at run {run.run_name} has finished; {older}")
-    output = manifest.find_result(run.output_dir, run.run_name)
+    general = run.config.general
+    part = MERGED if general.merge_adapter and general.lora_config is not None else ""
+    output = manifest.find_result(run.output_dir, run.run_name, part)
     if output is None:
         return False
     clean_up(run)
