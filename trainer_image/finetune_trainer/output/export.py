@@ -29,8 +29,14 @@ if TYPE_CHECKING:
 SCRATCH = ".export"
 """Folder below the output folder in which the result is prepared: on the same volume, so that files can be renamed."""
 
-SHARD_SIZE = "2GB"
-"""Size of a file of weights: what is converted or copied from a device at once."""
+SHARD_BYTES = 2 * 10**9
+"""Largest file of weights: while a file is written, all of it is in memory a second time."""
+
+MERGED_SHARDS = 8
+"""Into how many files a merged model is split at least, unless they are smaller than MIN_SHARD_BYTES: training an adapter
+takes little more memory than the model, and the export must not take much more than training."""
+
+MIN_SHARD_BYTES = 64 * 10**6
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:
     inputs.model.save_pretrained(folder, state_dict=inputs.weights, save_embedding_layers=False)
 
 
-def _save_model(inputs: ExportInput, folder: Path) -> None:
+def _save_model(inputs: ExportInput, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     model, dtype = inputs.model, inputs.dtype
     state = model.state_dict() if inputs.weights is None else inputs.weights
     # Tied weights are separate tensors after they were gathered or converted.
@@ -133,7 +139,7 @@ def _save_model(inputs: ExportInput, folder: Path) -> None:
     }
     model.config.dtype = dtype
     model.config.use_cache = True
-    model.save_pretrained(folder, state_dict=state, max_shard_size=SHARD_SIZE)
+    model.save_pretrained(folder, state_dict=state, max_shard_size=shard_bytes)
 
 
 def _save_merged(run: Run, inputs: ExportInput, folder: Path) -> None:
@@ -152,7 +158,9 @@ def _save_merged(run: Run, inputs: ExportInput, folder: Path) -> None:
         merged = adapted.merge_and_unload()
     if families.family_of(merged.config.model_type).packs_rows:
         merged.set_attn_implementation(families.family_of(merged.config.model_type).attention)
-    _save_model(replace(inputs, model=merged, weights=None), folder)
+    size = sum(weight.numel() for weight in merged.parameters()) * inputs.dtype.itemsize
+    shard_bytes = min(max(size // MERGED_SHARDS, MIN_SHARD_BYTES), SHARD_BYTES)
+    _save_model(replace(inputs, model=merged, weights=None), folder, shard_bytes)
     verify.verify_model(run, folder, inputs.reference, inputs.dtype)
     inputs.tokenizer.save_pretrained(folder)
 
