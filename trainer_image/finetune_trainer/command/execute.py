@@ -42,8 +42,12 @@ def execute(run: Run, warnings: Iterable[str] = ()) -> int:
         with lock.hold(lock.Claim(run.output_dir, run.run_name, run.attempt)) as held, _followed(run.logs, run.attempt):
             for warning in warnings:
                 console.complain(f"warning: {warning}")
-            code = _execute(replace(run, lock=held.token))
-            held.finished = code == 0
+            try:
+                code = _execute(replace(run, lock=held.token))
+            except OutputInUse:
+                held.complete = True  # or it is another's
+                raise
+            held.complete = code == 0
             return code
     except OutputNotWritable as error:  # nothing can or may be recorded there
         console.complain(f"error: {error}")

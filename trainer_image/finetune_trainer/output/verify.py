@@ -6,6 +6,7 @@ for a second model.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune_trainer.config.run import Run
+
+_OFFLOADING = logging.getLogger("accelerate.big_modeling")
 
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 """Largest difference of the logits, relative to their size: rounding to the type of the files, and other orders of sums."""
@@ -46,6 +49,7 @@ def verify_model(run: Run, folder: Path, reference: Reference, dtype: torch.dtyp
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _OFFLOADING.setLevel(logging.ERROR)  # it warns that the model is on the disk, as is meant
     options: dict[str, Any] = {"trust_remote_code": run.config.general.config.trust_remote_code}
     try:
         with warnings.catch_warnings():

@@ -64,8 +64,8 @@ class Held:
 
     token: str
     """The lock, for Run.lock."""
-    finished: bool = False
-    """Whether the result is complete: then no lock stays behind. Otherwise a later start sees who was the last holder."""
+    complete: bool = False
+    """Whether the folder holds a complete result: its manifest then tells whose it is, and no lock stays behind."""
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def _let_go(path: Path, held: Held) -> None:
     holder = read_holder(path.parent)
     if holder is None or holder.token != held.token:
         return
-    if held.finished:
+    if held.complete:
         path.unlink()
     else:
         write_atomically(path, _text(holder.model_copy(update={"ended": True})))
