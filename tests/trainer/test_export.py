@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from finetune_trainer.output import verify
 from finetune_trainer.output.manifest import find_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.trainer import Command
@@ -125,28 +125,39 @@ def test_adapter_with_a_wrong_weight_is_no_result(command: Command) -> None:
         verify.verify_adapter(model, gathered, command.output, reference_of(model), torch.float32)
 
 
-def mistakes(command: Command) -> dict[str, Callable[[], Any]]:
-    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_porj"]}
-    return {
-        "target_modules": lambda: command.change("General", lora_config=lora),
-        "base model": lambda: command.change("General", base_model=str(command.folder)),
-        "device": lambda: command.change("Training", device="gpu"),
-        "learning rate": lambda: command.change("Training", learning_rate=1e30, max_train_steps=8),
-    }
+MISTAKES: dict[str, tuple[int, str, dict[str, Any]]] = {
+    "target_modules": (2, "General", {"lora_config": {"r": 4, "lora_alpha": 8, "target_modules": ["q_porj"]}}),
+    "base model": (4, "General", {"base_model": "org/none"}),
+    "device": (5, "Training", {"device": "gpu", "resources_per_worker": {"CPU": 1, "GPU": 1}}),
+    "weights": (6, "Training", {"max_train_steps": 2}),
+}
+"""Exit code, and what is changed in which section."""
 
 
-@pytest.mark.parametrize("mistake", ["target_modules", "base model", "device", "learning rate"])
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_failed_run_costs_no_older_result(command: Command, mistake: str) -> None:
+    if mistake == "device" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
     command.change("General", sample_prompts=2)
     assert command.run("--run_name", "one").code == 0
     before = find_result(command.output, "one")
     assert before is not None
-    mistakes(command)[mistake]()
-    if mistake == "device" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    outcome = command.run("--run_name", "two")
-    assert outcome.code not in (0, 10), outcome.err
+    code, section, values = MISTAKES[mistake]
+    if mistake == "weights":
+        spoil(command)
+    outcome = command.change(section, **values).run("--run_name", "two")
+    assert outcome.code == code, outcome.err
     assert find_result(command.output, "one") == before
+
+
+def spoil(command: Command) -> None:
+    """Give the base model a weight from which the loss becomes infinite."""
+    base = command.folder / "spoilt"
+    shutil.copytree(command.config["General"]["base_model"], base)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"].mul_(float("inf"))
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    command.change("General", base_model=str(base))
 
 
 def test_older_result_is_replaced_by_a_finished_one(command: Command) -> None:
