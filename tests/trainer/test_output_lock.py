@@ -119,7 +119,7 @@ def test_newer_attempt_takes_the_folder_and_an_older_one_writes_nothing_more(com
         check_still_held(older)
         with lock.hold(claim(command.output, "r", 2)) as second:
             check_still_held(run_of(command, second, 2))
-            with pytest.raises(OutputInUse, match="attempt 2 at run r .* has taken it: attempt 1 ends, and writes nothing more"):
+            with pytest.raises(OutputInUse, match=r"attempt 2 at run r .* has taken it: attempt 1 ends, and writes nothing more"):
                 check_still_held(older)
             with pytest.raises(OutputInUse, match="attempt 1 is older, and does not start"):
                 lock.hold(claim(command.output, "r", 1)).__enter__()
