@@ -7,6 +7,7 @@ operator's own `decide`.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from textwrap import indent
 from typing import Any
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -36,7 +37,9 @@ from finetune_trainer import ask
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.output.answers import Sample, read_samples
+from finetune_trainer.runtime.stop import SIGNALS, STOPPED_EXIT_CODE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
+from finetune_trainer.tracking.streams import unfailing
 
 NAMESPACE = "local"
 
@@ -49,9 +52,17 @@ INDENT = "    "
 def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     """Run a manifest; print the job as ``kubectl get -o yaml`` would, and the folder of the result.
 
+    Returns:
+        The exit code: 0 finished, 1 failed, 75 stopped by a signal; the same command goes on from there.
+
     Raises:
         ConfigError: the manifest is not a valid FinetuneJob; with every error.
     """
+    with unfailing():
+        return _run(filename, claims, claims_dir)
+
+
+def _run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     manifest, job = load_job(filename)
     folders = Folders(job, claims, claims_dir)
     job = _advance(job, Observed(missing=folders.missing()))
@@ -65,7 +76,7 @@ def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     if code == 0:
         _print_answers(job, folders)
         sys.stdout.write(f"\nThe result is in {folders.output}\n")
-    return min(code, 1)
+    return code if code in (0, STOPPED_EXIT_CODE) else 1
 
 
 class Folders:
@@ -120,7 +131,7 @@ def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
     document = _document(filename)
     manifest: Mapping[str, Any] = document.value
     given = manifest.get("metadata")
-    metadata = given | {"namespace": NAMESPACE, "uid": str(uuid4())} if isinstance(given, dict) else given
+    metadata = given | {"namespace": NAMESPACE, "uid": _uid(manifest)} if isinstance(given, dict) else given
     try:
         job = FinetuneJob.model_validate({"metadata": metadata, "spec": manifest.get("spec")})
     except ValidationError as error:
@@ -135,6 +146,12 @@ def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
     if findings:
         raise ConfigError(document.errors(findings))
     return manifest, job
+
+
+def _uid(manifest: Mapping[str, Any]) -> str:
+    """A UID by name and spec: so the same manifest has the same output folder, where a stopped run goes on."""
+    name = manifest["metadata"].get("name")
+    return str(uuid5(NAMESPACE_OID, json.dumps([name, manifest.get("spec")], sort_keys=True, default=str)))
 
 
 def _document(filename: str) -> Document:
@@ -157,8 +174,31 @@ def _train(job: FinetuneJob, folders: Folders) -> int:
         config = Path(folder) / CONFIG_FILE
         config.write_text(build_config_map(job)["data"][CONFIG_FILE], encoding="utf-8")
         command = [sys.executable, "-m", "finetune_trainer", "--config_file", str(config)]
-        command += ["--output_dir", str(folders.output), "--run_name", job.metadata.uid, *folders.arguments()]
-        return subprocess.run(command, check=False).returncode  # noqa: S603 - our own module, with an argument list
+        command += ["--output_dir", str(folders.output), *folders.arguments()]
+        # A group of its own: Ctrl-C in a terminal reaches a whole group, and the trainer would be sent two signals.
+        trainer = subprocess.Popen(command, process_group=0)  # noqa: S603 - our own module, with an argument list
+        return _wait(trainer)
+
+
+def _wait(trainer: subprocess.Popen[bytes]) -> int:
+    """Wait for the trainer while signals are passed on to it: the first one makes it stop, a second one ends it at once."""
+    stopping = False
+
+    def pass_on(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
+        nonlocal stopping
+        stopping = True
+        trainer.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        code = trainer.wait()
+    finally:
+        if trainer.poll() is None:
+            trainer.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    # A trainer that was still being loaded has no handler yet, and nothing to save.
+    return STOPPED_EXIT_CODE if stopping and code == -signal.SIGTERM else code
 
 
 def _finish(job: FinetuneJob, folders: Folders, code: int) -> FinetuneJob:

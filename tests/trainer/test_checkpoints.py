@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-LONG = 150  # steps of a run that takes long enough to be interrupted
 IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 
@@ -254,104 +252,6 @@ def test_volume_that_fills_up_with_checkpoints(command: Command, small_volume: P
     newest = store.folder_name(len(names(command)))
     assert names(command)[-1] == newest
     read_marker(command.output / "checkpoints" / newest)
-
-
-@pytest.fixture
-def long(command: Command) -> Command:
-    """A run that takes a while and ends when a stop is requested."""
-    command.change("General", lora_config={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1})
-    command.change("Training", max_train_steps=LONG, learning_rate=0.001)
-    return command
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the output folder of the long run without any interruption is kept."""
-    return tmp_path_factory.mktemp("undisturbed") / "out"
-
-
-@pytest.fixture
-def losses(long: Command, undisturbed: Path) -> list[float]:
-    """The losses of the long run without any interruption."""
-    if not undisturbed.exists():
-        outcome = long.run("--output_dir", str(undisturbed))
-        assert outcome.code == 0, outcome.err
-    return Outcome(0, "", "", undisturbed).losses
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "r"), (signal.SIGINT, None)])
-def test_signal_stops_after_the_step_with_a_checkpoint(
-    long: Command, losses: list[float], number: signal.Signals, name: str | None
-) -> None:
-    options = ("--run_name", name) if name else ()
-    started = Apart(long, *options)
-    started.wait_for(3)
-    started.process.send_signal(number)
-    code, out, err = started.end()
-    assert code == 75, err
-    progress = json.loads((started.logs / "progress.json").read_text())
-    reached, path = progress["checkpoint"]["step"], progress["checkpoint"]["path"]
-    assert (progress["state"], progress["step"]) == ("stopped", reached)
-    assert 3 <= reached < LONG
-    way = "the same command resumes from there" if name else f"to resume, set General.resume_from_checkpoint: {path}"
-    assert f"stopped at step {reached}; {way}" in out
-    assert names(long) == [f"step-{reached:08}"]
-
-    if not name:
-        long.change("General", resume_from_checkpoint=path)
-    resumed = long.run(*options)
-    assert resumed.code == 0, resumed.err
-    assert steps(resumed)[0] == reached + 1
-    assert resumed.losses[-(LONG - reached) :] == losses[reached:]
-    assert not name or resumed.losses == losses
-
-
-@pytest.mark.slow
-def test_kill_at_any_moment(long: Command, losses: list[float]) -> None:
-    for target in (10, 50, 100):
-        started = Apart(long, "--run_name", "r", "--checkpoint_every_steps", "1")
-        started.wait_for(target)
-        started.process.kill()
-        assert started.end()[0] == -signal.SIGKILL
-    resumed = long.run("--run_name", "r")
-    assert resumed.code == 0, resumed.err
-    assert steps(resumed)[0] >= 100  # the previous checkpoint is complete when a step is reported
-    assert resumed.losses == losses
-
-
-def test_second_signal_ends_at_once(long: Command) -> None:
-    code = (
-        "import os, signal, sys, pathlib\n"
-        "from finetune_trainer.runtime import stop\n"
-        "from finetune_trainer.tracking import progress\n"
-        "logs = pathlib.Path(sys.argv[1])\n"
-        "progress.write_progress(logs / 'progress.json', progress.Progress(state='training', last_report_time=progress.now()))\n"
-        "with stop.on_signal(logs):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print(stop.requested(logs), flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('not reached')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(long.folder)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (143, "True\n")
-
-
-@pytest.mark.slow
-def test_stop_before_the_first_step_ends_at_once(command: Command) -> None:
-    started = Apart(command)
-    started.wait_until("starting")
-    started.process.terminate()
-    code, out, err = started.end()
-    assert (code, out) == (75, "stopped before the first step\n"), err
-    assert json.loads((started.logs / "progress.json").read_text())["state"] == "stopped"
-
-
-def test_an_old_request_to_stop_is_forgotten(command: Command) -> None:
-    (command.output / "logs").mkdir(parents=True)
-    (command.output / "logs" / "stop").touch()
-    assert command.run().code == 0
-    assert not (command.output / "logs" / "stop").exists()
 
 
 @pytest.mark.slow

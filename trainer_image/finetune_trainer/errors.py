@@ -10,10 +10,12 @@
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
     ├── LossNotFinite        6  LossNotFinite     loss, gradients or weights became NaN or infinite
     ├── OutputNotWritable    7  TrainingFailed    the output folder is not writable
-    │   └── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
+    │   ├── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
+    │   └── OutputInUse      7  TrainingFailed    another run, or a newer attempt at this one, has the output folder
     ├── TrainingFailed      10  TrainingFailed    anything else, which would occur again
     │   ├── Interrupted     10  TrainingFailed    a lost connection or device
     │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and restarting all workers did not help
+    ├── ExportInvalid       10  TrainingFailed    the files of the result are not the model that was trained
     ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
     └── WorkerOOMKilled     11  WorkerOOMKilled   Ray ended a worker before its host's memory was exhausted
 
@@ -140,6 +142,10 @@ class OutputVolumeFull(OutputNotWritable):
     reason = "OutputVolumeFull"
 
 
+class OutputInUse(OutputNotWritable):
+    """Another run, or a newer attempt at this one, has the output folder: this one writes nothing there."""
+
+
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
     """A failure of an unknown kind, such as an error of the model's code: it would occur again."""
 
@@ -153,6 +159,10 @@ class Interrupted(TrainingFailed):
     """A failure of a connection or a device, which may be gone after a restart."""
 
     retryable = True
+
+
+class ExportInvalid(TrainerError):  # noqa: N818 - it says what the export is
+    """The files of the result do not give the model that was trained: they are not declared a result."""
 
 
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status

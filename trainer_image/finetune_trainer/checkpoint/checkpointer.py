@@ -11,9 +11,10 @@ from finetune_trainer.checkpoint import store, tensors
 from finetune_trainer.checkpoint.identity import Identity, configuration_digest
 from finetune_trainer.checkpoint.marker import STATE, Marker, Unusable, check_files, read_marker
 from finetune_trainer.config.run import CHECKPOINTS
-from finetune_trainer.errors import LossNotFinite, output_error
+from finetune_trainer.errors import LossNotFinite, OutputInUse, output_error
 from finetune_trainer.explain import explain
 from finetune_trainer.runtime import distributed
+from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
 from finetune_trainer.versions import trainer_version
@@ -67,18 +68,21 @@ class Checkpointer:
             OutputVolumeFull: no space is left; the previous checkpoint is intact.
             OutputNotWritable: the folder is not writable.
         """
-        folder = self._run.checkpoints
         self.check_finite(step)
         try:
-            draft = self._on_rank0(lambda: store.begin(folder, step))
+            draft = self._on_rank0(lambda: self._begin(step))
             written = distributed.all_gather(self._worker, lambda: self._write(draft, running_loss))
             files = tuple(entry for entries in written for entry in entries)
             return self._on_rank0(lambda: self._complete(draft, step, files))
         except Exception as error:
-            if self._worker.is_rank0:
-                store.discard(folder, step)
+            if self._worker.is_rank0 and not isinstance(error, OutputInUse):
+                store.discard(self._run.checkpoints, step)
             known = output_error(self._run.output_dir, error) if isinstance(error, OSError) else None
             raise (known or explain(error, self._run) or error) from error
+
+    def _begin(self, step: int) -> Path:
+        check_still_held(self._run)
+        return store.begin(self._run.checkpoints, step)
 
     def _write(self, draft: Path, running_loss: RunningLoss) -> list[Entry]:
         rank = self._worker.rank
@@ -97,6 +101,7 @@ class Checkpointer:
             trainer_version=trainer_version(),
             files=files,
         )
+        check_still_held(self._run)
         path = store.complete(draft, marker)
         store.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep, path)
         return _describe(path, marker)

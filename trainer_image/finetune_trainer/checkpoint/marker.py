@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.checkpoint.identity import Identity
-from finetune_trainer.files import Entry, describe_file, sync
+from finetune_trainer.files import Entry, describe_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,9 +62,8 @@ def write_marker(path: Path, marker: Marker) -> None:
     Raises:
         OSError: the volume is full or not writable.
     """
-    file = path / MARKER
-    file.write_text(json.dumps(marker.model_dump(mode="json", by_alias=True), indent=2) + "\n", encoding="utf-8")
-    sync(file)
+    text = json.dumps(marker.model_dump(mode="json", by_alias=True), indent=2) + "\n"
+    write_atomically(path / MARKER, text.encode())
 
 
 def read_marker(path: Path) -> Marker:

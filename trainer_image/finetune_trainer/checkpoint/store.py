@@ -144,6 +144,20 @@ def prune(folder: Path, owner: str, keep: int, newest: Path | None = None) -> No
         folder.rmdir()
 
 
+def retire(folder: Path, owner: str) -> None:
+    """Let the checkpoints of a finished run be found by their names only: the same command then trains anew.
+
+    Raises:
+        OSError: the volume is full or not writable.
+    """
+    for path in _checkpoints(folder):
+        with suppress(Unusable):
+            marker = read_marker(path)
+            if marker.identity.run == owner:
+                finished = marker.identity.model_copy(update={"run": f"{owner}, finished"})
+                write_marker(path, marker.model_copy(update={"identity": finished}))
+
+
 def _checkpoints(folder: Path) -> list[Path]:
     """All folders that have the name of a checkpoint, the newest first."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]

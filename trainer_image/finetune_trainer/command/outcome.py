@@ -49,14 +49,12 @@ def write_stopped(run: Run) -> None:
         write_progress(path, last.model_copy(update=changes))
 
 
-def say_stopped(run: Run, reached: Checkpoint | None) -> None:
+def say_stopped(reached: Checkpoint | None) -> None:
     """Tell the user how to resume a stopped run."""
     if reached is None:
         console.say("stopped before the first step")
-    elif run.run_name:
-        console.say(f"stopped at step {reached.step}; the same command resumes from there")
     else:
-        console.say(f"stopped at step {reached.step}; to resume, set General.resume_from_checkpoint: {reached.path}")
+        console.say(f"stopped at step {reached.step}; the same command resumes from there")
 
 
 def write_finished(run: Run, output: Output) -> None:

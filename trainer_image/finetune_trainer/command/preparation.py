@@ -9,7 +9,7 @@ from finetune_trainer.checkpoint import marker, store
 from finetune_trainer.command.outcome import write_finished
 from finetune_trainer.config.run import MERGED, REPORT_FILE
 from finetune_trainer.data import sources
-from finetune_trainer.errors import ConfigError, output_error
+from finetune_trainer.errors import ConfigError, OutputInUse, output_error
 from finetune_trainer.output import manifest
 from finetune_trainer.runtime import stop
 from finetune_trainer.tracking import console
@@ -22,8 +22,20 @@ if TYPE_CHECKING:
 
 
 def already_finished(run: Run) -> bool:
-    """Whether an earlier attempt at this run has left a complete result. If so, progress.json says it again."""
-    output = manifest.find_result(run.output_dir, run.run_name) if run.run_name else None
+    """Whether an earlier attempt at this run has left a complete result. If so, progress.json says it again.
+
+    Raises:
+        OutputInUse: the result is of a newer attempt.
+    """
+    if run.run_name is None:
+        return False
+    newer = manifest.attempt_of(run.output_dir, run.run_name)
+    if newer > run.attempt:
+        older = f"attempt {run.attempt} is older, and does not start"
+        raise OutputInUse(f"{run.output_dir}: attempt {newer} at run {run.run_name} has finished; {older}")
+    general = run.config.general
+    part = MERGED if general.merge_adapter and general.lora_config is not None else ""
+    output = manifest.find_result(run.output_dir, run.run_name, part)
     if output is None:
         return False
     clean_up(run)
@@ -54,7 +66,7 @@ def write_starting(run: Run) -> None:
 
 
 def check_inputs(run: Run) -> None:
-    """Refuse broken rows and an unusable checkpoint before anything heavy starts and before an older result is removed."""
+    """Refuse broken rows and an unusable checkpoint before anything heavy starts."""
     for key, source in (("base_model", run.model_source), ("tokenizer_name", run.tokenizer_source)):
         if Path(source).resolve() in {(run.output_dir / part).resolve() for part in ("", MERGED)}:
             why = f"{source} is an older result in the output folder, whose place the new one would take"
@@ -65,11 +77,3 @@ def check_inputs(run: Run) -> None:
             marker.read_marker(run.given_checkpoint)
         except marker.Unusable as reason:
             raise store.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None
-
-
-def remove_older_result(run: Run) -> None:
-    """Remove an older result, but no checkpoint."""
-    try:
-        manifest.remove_result(run.output_dir)
-    except OSError as error:
-        raise output_error(run.output_dir, error) from error

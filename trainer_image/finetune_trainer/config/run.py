@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from finetune_trainer.files import digest
 
 if TYPE_CHECKING:
     from finetune_trainer.config.schema import TrainerConfig
@@ -72,7 +74,7 @@ class Run:
     model_revision: str | None = None
     """Commit, tag or branch of the base model on the hub; None: its main branch."""
     run_name: str | None = None
-    """Name that all attempts at this run share; None: the run never continues an earlier one."""
+    """Name that all attempts at this run share; None: the run goes on from an unfinished one of the same command only."""
     attempt: int = 1
     """Which submission of the run this is, from 1."""
     resume_from: Path | None = None
@@ -83,8 +85,8 @@ class Run:
     """When checkpoints are written."""
     max_worker_failures: int = 0
     """How often Ray Train may restart the workers."""
-    start_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Identifies this start of the command."""
+    lock: str | None = None
+    """Token of the lock that this start of the command has on the output folder; None: it runs without a lock."""
 
     @property
     def logs(self) -> Path:
@@ -103,8 +105,12 @@ class Run:
 
     @property
     def checkpoint_owner(self) -> str:
-        """The owner in the markers of the run's checkpoints: a run without a name never resumes those of an earlier start."""
-        return self.run_name or f"(unnamed, start {self.start_id})"
+        """The owner in the markers of the run's checkpoints: a run without a name resumes those of the same command only."""
+        if self.run_name:
+            return self.run_name
+        paths = (self.dataset_dir, self.model_dir, self.model_revision, self.resume_from)
+        settings = [self.config.model_dump(mode="json", by_alias=True), *map(str, paths)]
+        return f"(unnamed, {digest(json.dumps(settings, sort_keys=True).encode())[:12]})"
 
     @property
     def given_checkpoint(self) -> Path | None:

@@ -118,7 +118,8 @@ def _ray(run: Run) -> Iterator[None]:
             "object_store_memory": OBJECT_STORE_BYTES,
         }
     handlers = stop.handlers()
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    with stop.kept_from_children():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     stop.restore(handlers)
     try:
         yield

@@ -53,6 +53,11 @@ class SupervisedLoss(nn.Module):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
         return _head_loss(model.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
 
+    def logits(self, input_ids: torch.Tensor, last: int) -> torch.Tensor:
+        """Logits [T, V] of the last positions of one row [1, N], by the whole forward pass."""
+        logits: torch.Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+        return logits[0, -last:]
+
     def generate(
         self, input_ids: torch.Tensor, mask: torch.Tensor, stops: torch.Tensor, limit: int, agree: Agree
     ) -> torch.Tensor:

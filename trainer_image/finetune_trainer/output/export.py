@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from finetune_trainer.config.run import LOGS, MERGED, REPORT_FILE
 from finetune_trainer.errors import output_error
-from finetune_trainer.modeling import load
-from finetune_trainer.output import manifest
-from finetune_trainer.output.answers import SAMPLES_FILE
+from finetune_trainer.modeling import families, load
+from finetune_trainer.output import manifest, verify
+from finetune_trainer.output.answers import SAMPLES_FILE, take_over_samples
 from finetune_trainer.output.model_card import model_card
 from finetune_trainer.output.report import report
 from finetune_trainer.output.taught import teach_template
 from finetune_trainer.runtime import parallel
+from finetune_trainer.tracking.holder import check_still_held
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 
 SCRATCH = ".export"
 """Folder below the output folder in which the result is prepared: on the same volume, so that files can be renamed."""
+
+SHARD_BYTES = 2 * 10**9
+"""Largest file of weights: while a file is written, all of it is in memory a second time."""
+
+MERGED_SHARDS = 8
+"""Into how many files a merged model is split at least, unless they are smaller than MIN_SHARD_BYTES: training an adapter
+takes little more memory than the model, and the export must not take much more than training."""
+
+MIN_SHARD_BYTES = 64 * 10**6
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class ExportInput:
     """The tokenizer, as it was loaded."""
     dtype: torch.dtype
     """Type in which a full model is saved."""
+    reference: verify.Reference
+    """What the trained model says about a few rows."""
 
 
 def gather_weights(model: Any) -> dict[str, Any] | None:
@@ -82,27 +94,35 @@ def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     scratch.mkdir(parents=True)
     if summary.taught is not None:
         teach_template(inputs.tokenizer, summary.taught.template)
-    base_model = run.config.general.base_model
     adapted = hasattr(inputs.model, "peft_config")
     if adapted:
-        _save_adapter(inputs, base_model, scratch)
-        if run.config.general.merge_adapter:
-            _save_merged(run, inputs, scratch)
+        _save_adapter(inputs, run.config.general.base_model, scratch)
+        verify.verify_adapter(inputs.model, inputs.weights, scratch, inputs.reference, inputs.dtype)
     else:
         _save_model(inputs, scratch)
+        verify.verify_model(run, scratch, inputs.reference, inputs.dtype)
     inputs.tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(model_card(summary), encoding="utf-8")
     (scratch / REPORT_FILE).write_text(report(summary), encoding="utf-8")
-    files = _move(scratch, run.output_dir)
-    if summary.samples:
-        files.append(f"{LOGS}/{SAMPLES_FILE}")
     about = manifest.Manifest(
         format="peft-adapter" if adapted else "full-model",
-        base_model=base_model,
+        base_model=run.config.general.base_model,
         run_name=run.run_name,
         attempt=run.attempt,
     )
-    return manifest.write_manifest(run.output_dir, files, about)
+    check_still_held(run)
+    manifest.remove_result(run.output_dir)
+    files = _move(scratch, run.output_dir)
+    take_over_samples(run.logs)
+    if summary.samples:
+        files.append(f"{LOGS}/{SAMPLES_FILE}")
+    output = manifest.write_manifest(run.output_dir, files, about)
+    if not (adapted and run.config.general.merge_adapter):
+        return output
+    # The adapter is safe, whatever happens now.
+    _save_merged(run, inputs, scratch / MERGED)
+    check_still_held(run)
+    return manifest.write_manifest(run.output_dir, [*files, *_move(scratch, run.output_dir)], about)
 
 
 def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:
@@ -112,7 +132,7 @@ def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:
     inputs.model.save_pretrained(folder, state_dict=inputs.weights, save_embedding_layers=False)
 
 
-def _save_model(inputs: ExportInput, folder: Path) -> None:
+def _save_model(inputs: ExportInput, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     model, dtype = inputs.model, inputs.dtype
     state = model.state_dict() if inputs.weights is None else inputs.weights
     # Tied weights are separate tensors after they were gathered or converted.
@@ -122,29 +142,39 @@ def _save_model(inputs: ExportInput, folder: Path) -> None:
     }
     model.config.dtype = dtype
     model.config.use_cache = True
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(folder, state_dict=state, max_shard_size=shard_bytes)
 
 
-def _save_merged(run: Run, inputs: ExportInput, scratch: Path) -> None:
-    """Merge the saved adapter into the base model, which is loaded again: the trained one may be sharded."""
+def _save_merged(run: Run, inputs: ExportInput, folder: Path) -> None:
+    """Merge the adapter into the base model, layer by layer and in place.
+
+    The trained model is used up for that. If it is sharded, the base model is loaded again, in the type of the result.
+    """
     import peft
 
-    base = load.load_base(run, torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT uses names that transformers has changed
-        adapted = peft.PeftModel.from_pretrained(base, scratch)
-        _untie_adapted_head(base)
+        adapted = inputs.model
+        if inputs.weights is not None:
+            adapted = peft.PeftModel.from_pretrained(load.load_base(run, inputs.dtype), run.output_dir)
+        _untie_adapted(adapted.get_base_model())
         merged = adapted.merge_and_unload()
-    folder = scratch / MERGED
-    _save_model(ExportInput(merged, None, inputs.tokenizer, inputs.dtype), folder)
+    if families.family_of(merged.config.model_type).packs_rows:
+        merged.set_attn_implementation(families.family_of(merged.config.model_type).attention)
+    size = sum(weight.numel() for weight in merged.parameters()) * inputs.dtype.itemsize
+    shard_bytes = min(max(size // MERGED_SHARDS, MIN_SHARD_BYTES), SHARD_BYTES)
+    _save_model(replace(inputs, model=merged, weights=None), folder, shard_bytes)
+    verify.verify_model(run, folder, inputs.reference, inputs.dtype)
     inputs.tokenizer.save_pretrained(folder)
 
 
-def _untie_adapted_head(model: Any) -> None:
-    """Untie an adapted output layer from the embeddings, so that merging does not change them."""
-    plain = getattr(model.get_output_embeddings(), "base_layer", None)
-    if plain is not None and plain.weight is model.get_input_embeddings().weight:
-        plain.weight = torch.nn.Parameter(plain.weight.detach().clone())
+def _untie_adapted(model: Any) -> None:
+    """Untie embeddings and output layer if an adapter is on one of them: the other one does not change by merging."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    first, last = (getattr(end, "base_layer", end) for end in ends)
+    adapted = any(hasattr(end, "base_layer") for end in ends)
+    if adapted and last is not None and last.weight is first.weight:
+        last.weight = torch.nn.Parameter(last.weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
 
 

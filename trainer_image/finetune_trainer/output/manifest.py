@@ -55,16 +55,30 @@ def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Outpu
     return _summary(folder, manifest)
 
 
-def find_result(folder: Path, run_name: str) -> Output | None:
-    """The result of an earlier attempt at the same run, if it is complete and undamaged."""
+def find_result(folder: Path, run_name: str, part: str = "") -> Output | None:
+    """The result of an earlier attempt at the same run, if it is complete and undamaged.
+
+    Args:
+        folder: the output folder.
+        run_name: which run.
+        part: a folder that belongs to the complete result, too; empty: there is none.
+    """
     manifest = _read(folder)
     if manifest is None or manifest.run_name != run_name:
+        return None
+    if part and not any(entry.path.startswith(f"{part}/") for entry in manifest.files):
         return None
     try:
         intact = all(describe_file(folder, entry.path) == entry for entry in manifest.files)
         return _summary(folder, manifest) if intact else None
     except OSError:
         return None
+
+
+def attempt_of(folder: Path, run_name: str) -> int:
+    """Which attempt at a run has left the result in a folder; 0: none has."""
+    manifest = _read(folder)
+    return manifest.attempt if manifest is not None and manifest.run_name == run_name else 0
 
 
 def is_finished(folder: Path) -> bool:

@@ -50,7 +50,8 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
     for layer in families.decoder_layers(module.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(module, "generate")
+    for method in ("generate", "logits"):
+        register_fsdp_forward_method(module, method)
     return module
 
 

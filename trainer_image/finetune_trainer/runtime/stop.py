@@ -1,4 +1,4 @@
-"""The request to stop: SIGTERM or SIGINT to the command, or a file that anyone may make.
+"""The request to stop: SIGTERM, SIGINT, SIGHUP or SIGQUIT to the command, or a file that anyone may make.
 
 The driver tells the workers by the file, since they share only the output volume. Rank 0 looks for it after each optimizer
 step; all ranks then write a checkpoint, and the command ends with a special exit code.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STOP_FILE = "stop"
@@ -23,7 +23,7 @@ STOP_FILE = "stop"
 STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: the same command resumes the run later."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class StoppedEarly(BaseException):
@@ -45,14 +45,22 @@ def clear(logs: Path) -> None:
 
 
 @contextmanager
-def on_signal(logs: Path) -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into a request to stop; a second one ends the process at once."""
+def on_signal(logs: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn the first signal into a request to stop; a second one ends the process at once.
+
+    SIGHUP stays ignored where it is ignored: that is how `nohup` lets a command outlive its terminal.
+
+    Args:
+        logs: the folder `logs` of the output folder.
+        check: raises an error if the folder is another run's by now, which must not be stopped.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
         received.append(number)
+        check()
         try:
             (logs / STOP_FILE).touch()
         except OSError:
@@ -63,11 +71,22 @@ def on_signal(logs: Path) -> Iterator[None]:
             raise StoppedEarly
 
     received: list[int] = []
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    handled = [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:
         restore(before)
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Start processes that a terminal does not stop with this one: its interrupt, quit and hang-up reach all its processes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def handlers() -> dict[signal.Signals, Any]:

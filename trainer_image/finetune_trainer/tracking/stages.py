@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Progress, now, read_progress, write_progress
 
 if TYPE_CHECKING:
@@ -15,9 +16,14 @@ IMPORTING = "importing torch and transformers"
 
 
 def enter_stage(run: Run, rank: int, text: str) -> None:
-    """Add a stage, on rank 0 and before there is a tracker. IMPORTING removes the stages of workers that were lost."""
+    """Add a stage, on rank 0 and before there is a tracker. IMPORTING removes the stages of workers that were lost.
+
+    Raises:
+        OutputInUse: another run has taken the output folder.
+    """
     if rank != 0:
         return
+    check_still_held(run)
     stages = () if text == IMPORTING else read_stages(run)
     path = run.logs / PROGRESS_FILE
     with suppress(OSError, ValueError):  # the tracker reports the error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_trainer.errors import output_error
+from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.measurements import StepDone
 from finetune_trainer.tracking.metrics import append_record, forget_after
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Checkpoint, Output, Progress, Result, World, now, write_progress
@@ -185,8 +186,9 @@ class Tracker:
 
         Raises:
             OutputVolumeFull: no space left.
-            OutputNotWritable: the folder is not writable.
+            OutputNotWritable: the folder is not writable, or another run has taken it.
         """
+        check_still_held(self.run)
         try:
             return write()
         except OSError as error:

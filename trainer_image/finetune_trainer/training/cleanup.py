@@ -16,3 +16,5 @@ def clean_up(run: Run) -> None:
     sources.remove(run)
     if not run.saving.after_export:
         store.prune(run.checkpoints, run.checkpoint_owner, keep=0)
+    elif not run.run_name:
+        store.retire(run.checkpoints, run.checkpoint_owner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ import torch
 
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import output_error
-from finetune_trainer.files import write_atomically
 from finetune_trainer.modeling import attention, families
-from finetune_trainer.output.answers import ANSWER_TOKENS, SAMPLES_FILE, Answer, Sample, read_samples
+from finetune_trainer.output.answers import ANSWER_TOKENS, Answer, Sample, keep_samples, read_samples
 from finetune_trainer.runtime import devices, distributed, parallel
+from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.stages import enter_stage
 
 if TYPE_CHECKING:
@@ -69,15 +68,11 @@ def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> tupl
 def _keep(engine: Engine, prompts: SamplePrompts, when: str, answers: list[Answer | None]) -> SamplePrompts:
     if not engine.worker.is_rank0:
         return prompts
-    path = engine.run.logs / SAMPLES_FILE
     pairs = zip(prompts.samples, answers, strict=True)
     samples = tuple(sample.model_copy(update={when: given}) for sample, given in pairs)
-    text = json.dumps([sample.model_dump(mode="json") for sample in samples], indent=1, ensure_ascii=False)
+    check_still_held(engine.run)
     try:
-        if samples:
-            write_atomically(path, text.encode() + b"\n")
-        else:
-            path.unlink(missing_ok=True)
+        keep_samples(engine.run.output_dir, samples)
     except OSError as error:
         raise output_error(engine.run.output_dir, error) from error
     return SamplePrompts(prompts.token_ids, prompts.stops, samples)

@@ -20,6 +20,7 @@ from finetune_trainer.training import samples
 from finetune_trainer.training.cleanup import clean_up
 from finetune_trainer.training.loop import TrainingLoop
 from finetune_trainer.training.precision import choose_dtype
+from finetune_trainer.training.reference import take_reference
 from finetune_trainer.training.seeding import seed_everything
 from finetune_trainer.training.setup import build_engine, load_data
 
@@ -70,7 +71,8 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
         if prompts.samples:
             tracker.stage(f"answering {len(prompts.samples)} sample prompts after training")
         answered = samples.answer_after(engine, tokenizer, prompts)
-        inputs = export.ExportInput(engine.model, export.gather_weights(engine.model), tokenizer, dtype)
+        reference = take_reference(engine)
+        inputs = export.ExportInput(engine.model, export.gather_weights(engine.model), tokenizer, dtype, reference)
         environment = describe_environment(world) | compute.environment()
 
     tracker.stage("writing the result")
