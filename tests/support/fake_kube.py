@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import re
 import uuid
@@ -24,7 +23,7 @@ Key = tuple[str, str]
 Listener = Callable[[str, str, Object], None]
 """(event type, plural, object)."""
 
-_PATH = re.compile(
+PATH = re.compile(
     r"^(?P<prefix>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
     r"(/(?P<name>[^/]+))?(?P<status>/status)?$"
 )
@@ -85,7 +84,10 @@ class FakeKube:
         """(method, plural) → status, reason and message of an answer in place of the action."""
         self.listeners: list[Listener] = []
         self.gate = gate or Gate()
-        self._versions = itertools.count(1000)
+        self.version = 1000
+        """resourceVersion of the last change of any object."""
+        self._snapshots: dict[str, list[Object]] = {}
+        """What a LIST has still to deliver, by its continue token: all pages show one state, as etcd's do."""
         self._status = crd_schema()["properties"]["status"]
 
     def put(self, plural: str, obj: Object) -> Object:
@@ -93,7 +95,7 @@ class FakeKube:
         key = obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
         old = self.objects[plural].get(key)
         metadata = {"uid": old["metadata"]["uid"] if old else str(uuid.uuid4())} | obj["metadata"]
-        new = copy.deepcopy(obj) | {"metadata": metadata | {"resourceVersion": str(next(self._versions))}}
+        new = copy.deepcopy(obj) | {"metadata": metadata | {"resourceVersion": self._next_version()}}
         self.objects[plural][key] = new
         self._tell("MODIFIED" if old else "ADDED", plural, new)
         return copy.deepcopy(new)
@@ -101,7 +103,7 @@ class FakeKube:
     def remove(self, plural: str, key: Key) -> None:
         """Delete an object, as another controller or a user does."""
         old = self.objects[plural].pop(key)
-        old["metadata"]["resourceVersion"] = str(next(self._versions))
+        old["metadata"]["resourceVersion"] = self._next_version()
         self._tell("DELETED", plural, old)
 
     def get(self, plural: str, key: Key) -> Object | None:
@@ -114,7 +116,7 @@ class FakeKube:
     async def __call__(self, seen: Seen) -> web.Response:
         self.gate.check()
         self.requests.append(seen)
-        match = _PATH.match(seen.path)
+        match = PATH.match(seen.path)
         if match is None or match["plural"] in self.missing:
             return web.Response(status=404, text="404 page not found\n")
         if seen.method == "GET":
@@ -140,16 +142,25 @@ class FakeKube:
         return self._delete(plural, key, seen) if seen.method == "DELETE" else web.json_response(old)
 
     def _list(self, plural: str, namespace: str | None, query: dict[str, str]) -> web.Response:
-        label, _, value = query.get("labelSelector", "").partition("=")
-        items = [
+        token = query.get("continue", "")
+        if token and token not in self._snapshots:
+            return _refuse(410, "Expired", "the provided continue parameter is too old", "")
+        items = self._snapshots.pop(token) if token else self._selected(plural, namespace, query.get("labelSelector", ""))
+        version = token.partition("/")[0] or str(self.version)
+        limit = int(query.get("limit", "500"))
+        metadata = {"resourceVersion": version}
+        if len(items) > limit:
+            metadata["continue"] = f"{version}/{uuid.uuid4()}"
+            self._snapshots[metadata["continue"]] = items[limit:]
+        return web.json_response({"metadata": metadata, "items": items[:limit]})
+
+    def _selected(self, plural: str, namespace: str | None, selector: str) -> list[Object]:
+        label, _, value = selector.partition("=")
+        return [
             obj
             for (space, _name), obj in sorted(self.objects[plural].items())
-            if namespace in {None, space} and (not label or _matches(obj, label, value))
+            if namespace in {None, space} and (not label or matches(obj, label, value))
         ]
-        first = int(query.get("continue", "0"))
-        last = first + int(query.get("limit", "500"))
-        metadata = {"continue": str(last)} if last < len(items) else {}
-        return web.json_response({"metadata": metadata, "items": items[first:last]})
 
     def _create(self, plural: str, namespace: str, seen: Seen) -> web.Response:
         obj = json.loads(seen.text, parse_constant=_no_constant)
@@ -183,6 +194,10 @@ class FakeKube:
         self.remove(plural, key)
         return web.json_response({"kind": "Status", "status": "Success"})
 
+    def _next_version(self) -> str:
+        self.version += 1
+        return str(self.version)
+
     def _tell(self, type_: str, plural: str, obj: Object) -> None:
         for listener in self.listeners:
             listener(type_, plural, copy.deepcopy(obj))
@@ -196,7 +211,8 @@ def _label(seen: Seen, plural: str) -> str:
     return f"status {status.get('phase') or status.get('reason') or '+'.join(sorted(status))}"
 
 
-def _matches(obj: Object, label: str, value: str) -> bool:
+def matches(obj: Object, label: str, value: str) -> bool:
+    """Whether an object has a label, with a value if one is given."""
     labels = obj["metadata"].get("labels") or {}
     return label in labels and value in {"", labels[label]}
 
