@@ -7,3 +7,4 @@ from prometheus_client import Counter, Gauge, Histogram
 RECONCILE_SECONDS = Histogram("finetune_reconcile_seconds", "Duration of one reconcile")
 PHASE_CHANGES = Counter("finetune_phase_changes_total", "Phases that jobs have entered", ("phase", "reason"))
 QUEUE_LENGTH = Gauge("finetune_queue_length", "Jobs that wait for a reconcile")
+UNREADABLE = Gauge("finetune_unreadable", "1 while a kind cannot be read in a namespace (empty: in all)", ("namespace", "kind"))

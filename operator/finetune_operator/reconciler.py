@@ -101,7 +101,10 @@ class Reconciler:
 
     async def _refresh(self, key: Key) -> dict[str, Any] | None:
         """Read the job and its cluster from the API itself."""
+        known = self._cache.get(PLURAL, key)
         raw = await self._kube.get(FINETUNE_JOBS, *key)
+        if raw is None and known is not None:
+            self._cache.drop(PLURAL, known)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             return None
         self._cache.put(PLURAL, raw)
@@ -110,7 +113,7 @@ class Reconciler:
             try:
                 cluster = await self._kube.get(RAY_CLUSTERS, key[0], name)
             except KindMissingError:
-                cluster = None
+                return raw  # nothing is known about clusters now, which does not mean that there are none
             if cluster is not None:
                 self._cache.put(RAY_PLURAL, cluster)
             elif old is not None:
@@ -165,10 +168,13 @@ class Reconciler:
             logger.info("%s/%s: %s", *key, error)
             requeue_after = UNANSWERED_SECONDS
         try:
-            await self._report(raw, plan.status)
+            exists = await self._report(raw, plan.status)
         except ConflictError:
             await self._refresh(key)
             return CONFLICT_SECONDS
+        if not exists:
+            self._cache.drop(PLURAL, raw)
+            return None
         return requeue_after
 
     async def _act(self, job: FinetuneJob, actions: tuple[Action, ...]) -> Problem | None:
@@ -225,23 +231,24 @@ class Reconciler:
         raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, name))
         return Cluster.from_raw(raw) if raw else None
 
-    async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
-        """Write the status once, if it differs; then write an event about a change of phase."""
+    async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> bool:
+        """Write the status once, if it differs; then write an event about a change of phase. False: the job is gone."""
         old = FinetuneJobStatus.model_validate(raw.get("status") or {})
         new = throttle_progress(old, new)
         patch = status_patch(old, new)
         if patch is None:
-            return
+            return True
         metadata = raw["metadata"]
         written = await self._kube.patch_status(metadata["namespace"], metadata["name"], metadata["resourceVersion"], patch)
         if written is None:
-            return
+            return False
         self._cache.put(PLURAL, written)
         for event in events.news(old, new):
             logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], event.phase, event.reason, event.message)
             await self._post_event(metadata, event)
         if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
+        return True
 
     async def _post_event(self, metadata: dict[str, Any], status: FinetuneJobStatus) -> None:
         try:

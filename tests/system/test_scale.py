@@ -9,7 +9,6 @@ import pytest
 from tests.support.builders import NAMESPACE, begun, raw_job
 from tests.system.world import READY, World
 
-from finetune_operator.__main__ import refill
 from finetune_operator.api.v1alpha1 import Phase, RayStatus, dump
 
 FINISHED, RUNNING = 10_000, 100
@@ -72,6 +71,6 @@ async def test_what_was_deleted_while_nobody_watched_is_gone_after_the_next_list
         world.kube.remove("finetunejobs", (NAMESPACE, f"job-{number}"))
         world.kube.remove("rayclusters", (NAMESPACE, f"job-{number}-{uid(number)[:5]}-1"))
     add(world, 99, phase=Phase.SUCCEEDED)
-    await refill(operator.kube, operator.cache, ())
+    await operator.view.refill(operator.view.places())
     for plural in ("finetunejobs", "rayclusters", "pods"):
         assert operator.cache.keys(plural) == set(world.kube.objects[plural])
