@@ -63,6 +63,7 @@ async def _work(view: View, reconciler: Reconciler, workers: int, ready: asyncio
         group.create_task(watching.watch(view), name="watch")
         group.create_task(view.resync(), name="resync")
         group.create_task(view.retry(), name="retry")
+        group.create_task(reconciler.look_out(view.queue.add), name="look-out")
         for number in range(workers):
             group.create_task(view.queue.run_worker(), name=f"worker-{number}")
 

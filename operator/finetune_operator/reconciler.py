@@ -14,7 +14,7 @@ from finetune_operator import metrics
 from finetune_operator.api.checks import broken_rules, refusals
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Reason
 from finetune_operator.clients.cache import Cache, Key
-from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, WORKLOADS, KubeClient
+from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
 from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
@@ -35,6 +35,7 @@ from finetune_operator.errors import (
 from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
+from finetune_operator.shared_reads import SharedReads
 from finetune_operator.status import status_patch, throttle_progress
 from finetune_trainer.tracking.progress import Progress
 
@@ -69,7 +70,12 @@ class Reconciler:
         self._settings = settings
         self._dashboard = dashboard
         self._clock = clock
-        self._preflight = Preflight(kube, settings)
+        self._reads = SharedReads(kube)
+        self._preflight = Preflight(self._reads, settings)
+
+    async def look_out(self, wake: Callable[[Key], None]) -> None:
+        """Wake jobs as soon as something that they wait for is there, for ever."""
+        await self._preflight.look_out(wake)
 
     async def reconcile(self, key: Key) -> float | None:
         """One step for one job; the seconds after which it is due again, or None.
@@ -138,12 +144,7 @@ class Reconciler:
 
     async def _queue_words(self, job: FinetuneJob, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
-        try:
-            found = await self._kube.list(WORKLOADS, job.metadata.namespace, f"kueue.x-k8s.io/job-uid={cluster.uid}")
-        except KubeUnavailableError:
-            raise
-        except KubeError:
-            return ""
+        found = await self._reads.workloads(job.metadata.namespace, cluster.uid)
         return next((words for raw in found if (words := queue_words(raw))), "")
 
     async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:

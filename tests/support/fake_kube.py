@@ -86,6 +86,8 @@ class FakeKube:
         self.gate = gate or Gate()
         self.version = 1000
         """resourceVersion of the last change of any object."""
+        self.expires = 0
+        """How many LISTs cannot be continued after a page, as if it had been asked for too late."""
         self._snapshots: dict[str, list[Object]] = {}
         """What a LIST has still to deliver, by its continue token: all pages show one state, as etcd's do."""
         self._status = crd_schema()["properties"]["status"]
@@ -129,22 +131,25 @@ class FakeKube:
     def _serve(self, seen: Seen, match: re.Match[str]) -> web.Response:
         plural, name = match["plural"], match["name"]
         if (refusal := self.refusals.get((seen.method, plural))) is not None:
-            return _refuse(*refusal, name or "")
+            return refuse(*refusal, name or "")
         if seen.method == "GET" and name is None:
             return self._list(plural, match["namespace"], seen.query)
         if seen.method == "POST":
             return self._create(plural, match["namespace"], seen)
         key = match["namespace"] or "", name
         if (old := self.objects[plural].get(key)) is None:
-            return _refuse(404, "NotFound", f'{plural} "{name}" not found', name)
+            return refuse(404, "NotFound", f'{plural} "{name}" not found', name)
         if seen.method == "PATCH":
             return self._patch(plural, old, seen, is_status=bool(match["status"]))
         return self._delete(plural, key, seen) if seen.method == "DELETE" else web.json_response(old)
 
     def _list(self, plural: str, namespace: str | None, query: dict[str, str]) -> web.Response:
         token = query.get("continue", "")
+        if token and self.expires:
+            self.expires -= 1
+            self._snapshots.clear()
         if token and token not in self._snapshots:
-            return _refuse(410, "Expired", "the provided continue parameter is too old", "")
+            return refuse(410, "Expired", "the provided continue parameter is too old", "")
         items = self._snapshots.pop(token) if token else self._selected(plural, namespace, query.get("labelSelector", ""))
         version = token.partition("/")[0] or str(self.version)
         limit = int(query.get("limit", "500"))
@@ -166,7 +171,7 @@ class FakeKube:
         obj = json.loads(seen.text, parse_constant=_no_constant)
         name = obj["metadata"]["name"]
         if (namespace, name) in self.objects[plural]:
-            return _refuse(409, "AlreadyExists", f'{plural} "{name}" already exists', name)
+            return refuse(409, "AlreadyExists", f'{plural} "{name}" already exists', name)
         new = self.put(plural, obj | {"metadata": obj["metadata"] | {"generation": 1}})
         self.created.append((plural, new))
         return web.json_response(new, status=201)
@@ -174,23 +179,23 @@ class FakeKube:
     def _patch(self, plural: str, old: Object, seen: Seen, *, is_status: bool) -> web.Response:
         name = old["metadata"]["name"]
         if seen.headers["Content-Type"] != "application/merge-patch+json":
-            return _refuse(415, "UnsupportedMediaType", "only merge patches", name)
+            return refuse(415, "UnsupportedMediaType", "only merge patches", name)
         patch = json.loads(seen.text, parse_constant=_no_constant)
         version = patch.get("metadata", {}).get("resourceVersion")
         if version is not None and version != old["metadata"]["resourceVersion"]:
-            return _refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
+            return refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
         if not is_status:
             return web.json_response(self.put(plural, merge(old, patch | {"status": old.get("status")})))
         status = merge(old.get("status") or {}, patch.get("status"))
         if problems := list(violations(self._status, status, ("status",))):
-            return _refuse(422, "Invalid", "; ".join(map(str, problems)), name)
+            return refuse(422, "Invalid", "; ".join(map(str, problems)), name)
         return web.json_response(self.put(plural, old | {"status": status}))
 
     def _delete(self, plural: str, key: Key, seen: Seen) -> web.Response:
         wanted = json.loads(seen.text).get("preconditions", {}).get("uid")
         uid = self.objects[plural][key]["metadata"]["uid"]
         if wanted not in {None, uid}:
-            return _refuse(409, "Conflict", f"the UID in the precondition ({wanted}) does not match ({uid})", key[1])
+            return refuse(409, "Conflict", f"the UID in the precondition ({wanted}) does not match ({uid})", key[1])
         self.remove(plural, key)
         return web.json_response({"kind": "Status", "status": "Success"})
 
@@ -221,7 +226,8 @@ def _no_constant(text: str) -> Any:
     raise web.HTTPBadRequest(text=f"{text} is no JSON")
 
 
-def _refuse(status: int, reason: str, message: str, name: str) -> web.Response:
+def refuse(status: int, reason: str, message: str, name: str) -> web.Response:
+    """The answer of an API server that does not do what it was asked to."""
     details = {"details": {"name": name}} if name else {}
     body = {"kind": "Status", "status": "Failure", "reason": reason, "message": message, "code": status}
     return web.json_response(body | details, status=status)

@@ -35,7 +35,9 @@ class LoopWatch:
 
     def report(self) -> None:
         """Write the longest block since the last report, and start anew."""
-        self._path.write_text(json.dumps({"longestBlockSeconds": round(self._longest, 4)}))
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps({"longestBlockSeconds": round(self._longest, 4)}))
+        new.rename(self._path)
         self._longest = 0.0
 
     def stop(self) -> None:
@@ -60,6 +62,7 @@ async def _serve(path: Path) -> None:
     watch = LoopWatch(loop, path)
     loop.add_signal_handler(signal.SIGUSR1, watch.report)
     loop.add_signal_handler(signal.SIGUSR2, watch.stop)
+    watch.report()
     await serve(Settings())
 
 
@@ -70,6 +73,10 @@ class OperatorProcess:
         self._process, self._report = process, report
         self.log = report.with_name("operator.log")
         self.probe_url = f"http://127.0.0.1:{probe_port}"
+
+    async def up(self) -> None:
+        """Wait until it listens to signals."""
+        await self._reported()
 
     @property
     def alive(self) -> bool:
@@ -88,12 +95,15 @@ class OperatorProcess:
 
     async def longest_block(self) -> float:
         """Seconds since it was asked last."""
-        self._report.unlink(missing_ok=True)
+        self._report.unlink()
         self._process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + 30
-        while not self._report.exists() or not self._report.read_text():
+        return await self._reported()
+
+    async def _reported(self) -> float:
+        deadline = time.monotonic() + 60
+        while not self._report.exists():
             if not self.alive or time.monotonic() > deadline:
-                raise RuntimeError(f"the operator does not report; see {self.log}")
+                raise RuntimeError(f"the operator does not report: {self.log.read_text()[-3000:]}")
             await asyncio.sleep(0.05)
         return float(json.loads(self._report.read_text())["longestBlockSeconds"])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 from multidict import CIMultiDict
-from tests.support.fake_kube import PATH, FakeKube, matches
+from tests.support.fake_kube import PATH, FakeKube, matches, refuse
 from tests.support.http_server import Seen
 
 Object = dict[str, Any]
@@ -29,11 +29,13 @@ class WatchedKube:
 
     def __init__(self, kube: FakeKube) -> None:
         self.kube = kube
-        self.bytes_sent = 0
+        self.forbidden: set[tuple[str, str]] = set()
+        """(namespace, plural) that the operator may not read."""
         self.watches: list[tuple[str, dict[str, str]]] = []
         """(path, query) of each watch that was opened."""
         self._history: dict[str, list[tuple[int, str, Object]]] = defaultdict(list)
         self._changed = asyncio.Condition()
+        self._cuts = 0
         self._tasks: set[asyncio.Task[None]] = set()
         kube.listeners.append(self._record)
 
@@ -48,6 +50,11 @@ class WatchedKube:
             yield f"http://{host}:{port}"
         finally:
             await runner.cleanup()
+
+    async def cut(self) -> None:
+        """End all watches, as a load balancer or a restart of the API server does."""
+        self._cuts += 1
+        await self._wake()
 
     def _record(self, type_: str, plural: str, obj: Object) -> None:
         self._history[plural].append((int(obj["metadata"]["resourceVersion"]), type_, copy.deepcopy(obj)))
@@ -65,7 +72,9 @@ class WatchedKube:
             return web.json_response(self._discovery(request.path))
         seen = Seen(request.method, request.path, query, CIMultiDict(request.headers), await request.text())
         match = PATH.match(request.path)
-        if "watch" not in query or match is None or ("GET", match["plural"]) in self.kube.refusals:
+        if match is not None and (match["namespace"], match["plural"]) in self.forbidden:
+            return refuse(403, "Forbidden", f"cannot list {match['plural']} in the namespace {match['namespace']}", "")
+        if "watch" not in query or match is None:
             return await self.kube(seen)
         if match["plural"] in self.kube.missing:
             return web.Response(status=404, text="404 page not found\n")
@@ -78,14 +87,15 @@ class WatchedKube:
         label = query.get("labelSelector", "")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        version = int(query.get("resourceVersion", "0"))
-        while True:
+        version, cuts = int(query.get("resourceVersion", "0")), self._cuts
+        while cuts == self._cuts:
             for number, type_, obj in [event for event in self._history[plural] if event[0] > version]:
                 version = number
                 if namespace in {None, obj["metadata"].get("namespace")} and (not label or matches(obj, label, "")):
                     await response.write(json.dumps({"type": type_, "object": obj}).encode() + b"\n")
             async with self._changed:
                 await self._changed.wait()
+        return response
 
     def _discovery(self, path: str) -> Object:
         if path == "/api":
@@ -96,7 +106,7 @@ class WatchedKube:
         verbs = ["get", "list", "watch", "patch", "create", "delete"]
         return {
             "resources": [
-                {"name": name, "kind": kind, "singularName": "", "namespaced": name not in {"namespaces"}, "verbs": verbs}
+                {"name": name, "kind": kind, "singularName": "", "namespaced": name != "namespaces", "verbs": verbs}
                 for name, kind in KINDS[path].items()
                 if name not in self.kube.missing
             ]

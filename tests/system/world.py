@@ -60,6 +60,7 @@ class Operator:
             return
         self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(2)]
         self._tasks.append(asyncio.create_task(self._watch()))
+        self._tasks.append(asyncio.create_task(self.reconciler.look_out(self.queue.add)))
         self.nudge()
 
     def nudge(self) -> None:

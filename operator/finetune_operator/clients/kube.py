@@ -105,7 +105,16 @@ class KubeClient:
         """All objects of a kind at once: for kinds with few of them, or with small ones."""
         return [raw async for page in self.pages(kind, namespace, label) for raw in page.items]
 
-    async def pages(self, kind: Kind, namespace: str | None = None, label: str = "") -> AsyncIterator[Page]:
+    async def names(self, kind: Kind, namespace: str) -> frozenset[str]:
+        """The names of all objects of a kind in a namespace; nothing else of them is sent."""
+        accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+        return frozenset(
+            [raw["metadata"]["name"] async for page in self.pages(kind, namespace, accept=accept) for raw in page.items]
+        )
+
+    async def pages(
+        self, kind: Kind, namespace: str | None = None, label: str = "", *, accept: str = "application/json"
+    ) -> AsyncIterator[Page]:
         """All objects of a kind, page by page: whoever keeps less of them than they are never holds more than one page.
 
         Raises:
@@ -113,7 +122,7 @@ class KubeClient:
         """
         query = {"limit": str(PAGE_SIZE)} | ({"labelSelector": label} if label else {})
         while True:
-            answer = await self._request("GET", _path(kind, namespace), query=query)
+            answer = await self._request("GET", _path(kind, namespace), query=query, accept=accept)
             metadata = answer.get("metadata") or {}
             yield Page(answer.get("items") or [], metadata.get("resourceVersion", ""))
             if not (token := metadata.get("continue")):
@@ -153,9 +162,15 @@ class KubeClient:
             return None
 
     async def _request(
-        self, method: str, path: str, *, body: Object | None = None, query: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: dict[str, str] | None = None,
+        accept: str = "application/json",
     ) -> Object:
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:

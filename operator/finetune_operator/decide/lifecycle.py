@@ -88,7 +88,7 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         reason = observed.missing[0].reason
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
-        return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
+        return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=observed.look_again)
     status = status.model_copy(update={"resume": status.resume or observed.resume})
     notes = "; ".join([*config_notes(job.spec.config), *resume_note(status.resume)])
     status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, notes, now)
