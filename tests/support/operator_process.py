@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 TICK_SECONDS = 0.005
@@ -29,16 +30,16 @@ class LoopWatch:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, path: Path) -> None:
         self._loop, self._path = loop, path
-        self._longest = 0.0
+        self._longest = self._longest_cpu = 0.0
         self._asking = True
         threading.Thread(target=self._ask, daemon=True).start()
 
     def report(self) -> None:
         """Write the longest block since the last report, and start anew."""
         new = self._path.with_suffix(".new")
-        new.write_text(json.dumps({"longestBlockSeconds": round(self._longest, 4)}))
+        new.write_text(json.dumps([round(self._longest, 4), round(self._longest_cpu, 4)]))
         new.rename(self._path)
-        self._longest = 0.0
+        self._longest = self._longest_cpu = 0.0
 
     def stop(self) -> None:
         """Ask no more."""
@@ -47,10 +48,11 @@ class LoopWatch:
     def _ask(self) -> None:
         while self._asking:
             answered = threading.Event()
-            asked = time.monotonic()
+            asked, cpu = time.monotonic(), time.process_time()
             self._loop.call_soon_threadsafe(answered.set)
             answered.wait()
             self._longest = max(self._longest, time.monotonic() - asked)
+            self._longest_cpu = max(self._longest_cpu, time.process_time() - cpu)
             time.sleep(TICK_SECONDS)
 
 
@@ -66,6 +68,16 @@ async def _serve(path: Path) -> None:
     await serve(Settings())
 
 
+@dataclass(frozen=True)
+class Block:
+    """The longest time in which a loop did not answer."""
+
+    seconds: float
+    """By the clock: on a busy machine, the process may have been without a core."""
+    cpu_seconds: float
+    """The most that all threads of the process computed while the loop did not answer."""
+
+
 class OperatorProcess:
     """The child, as its parent sees it."""
 
@@ -79,8 +91,9 @@ class OperatorProcess:
         await self._reported()
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
 
     def mebibytes(self, field: str) -> float:
         """VmRSS, or its peak VmHWM."""
@@ -93,19 +106,25 @@ class OperatorProcess:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    async def longest_block(self) -> float:
-        """Seconds since it was asked last."""
+    async def longest_block(self) -> Block:
+        """Since it was asked last."""
         self._report.unlink()
         self._process.send_signal(signal.SIGUSR1)
         return await self._reported()
 
-    async def _reported(self) -> float:
+    async def _reported(self) -> Block:
         deadline = time.monotonic() + 60
         while not self._report.exists():
-            if not self.alive or time.monotonic() > deadline:
+            if self.exit_status is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the operator does not report: {self.log.read_text()[-3000:]}")
             await asyncio.sleep(0.05)
-        return float(json.loads(self._report.read_text())["longestBlockSeconds"])
+        seconds, cpu = json.loads(self._report.read_text())
+        return Block(seconds, cpu)
+
+    async def terminated(self) -> int:
+        """Ask it to end; its exit status."""
+        self._process.terminate()
+        return await asyncio.to_thread(self._process.wait, 30)
 
     def stop_asking(self) -> None:
         self._process.send_signal(signal.SIGUSR2)
@@ -119,7 +138,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(api_server: str, folder: Path) -> Iterator[OperatorProcess]:
+def started(api_server: str, folder: Path, **settings: str) -> Iterator[OperatorProcess]:
     """Start the operator against an API server; it ends with the context."""
     user = {"name": "u", "user": {"token": "none"}}
     kubeconfig = {
@@ -140,6 +159,7 @@ def started(api_server: str, folder: Path) -> Iterator[OperatorProcess]:
         "FINETUNE_PROBE_PORT": str(port),
         "FINETUNE_METRICS_PORT": str(free_port()),
     }
+    env |= settings
     with (folder / "operator.log").open("wb") as log:
         command = [sys.executable, "-m", "tests.support.operator_process", str(report)]
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
