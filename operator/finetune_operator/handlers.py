@@ -28,7 +28,9 @@ def configure(settings: kopf.OperatorSettings, *, clusterwide: bool) -> None:
     settings.queueing.idle_timeout = 0.1  # each object has a task until it was idle so long: 11,000 tasks after a LIST
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    settings.networking.error_backoffs = [min(0.5 * 2**n, 3) for n in range(120)]  # ≤ 3 s, so that sight returns at once, for 6 min
+    settings.networking.error_backoffs = [
+        min(0.5 * 2**n, 3) for n in range(120)
+    ]  # ≤ 3 s, so that sight returns at once, for 6 min
     settings.scanning.disabled = not clusterwide  # a Role cannot list CRDs or namespaces
     settings.watching.label_selectors["", "v1", "pods"] = JOB_LABEL  # otherwise every pod of the cluster would be watched
     settings.watching.label_selectors[RAY_GROUP, RAY_VERSION_API, RAY_PLURAL] = JOB_LABEL

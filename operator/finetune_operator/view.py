@@ -7,6 +7,7 @@ asked for again. A kind that the API server does not know is not a kind without 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
@@ -139,14 +140,19 @@ class View:
 
     async def resync(self) -> None:
         """Reconcile every job periodically, whatever the events were, and soon after a watch had to start again."""
+        await self._relist()
+        gc.freeze()  # what the watches know of each object by now stays
         while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.relist.wait(), RESYNC_SECONDS)
-            while self.relist.is_set():
-                self.relist.clear()
-                await asyncio.sleep(RELIST_PAUSE_SECONDS)
-            await self.refill(self.places())
-            self.add_all()
+            await self._relist()
+
+    async def _relist(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.relist.wait(), RESYNC_SECONDS)
+        while self.relist.is_set():
+            self.relist.clear()
+            await asyncio.sleep(RELIST_PAUSE_SECONDS)
+        await self.refill(self.places())
+        self.add_all()
 
     async def retry(self) -> None:
         """Ask again for what could not be read."""

@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from multidict import CIMultiDict
 from tests.support.fake_kube import PATH, FakeKube, matches, refuse
-from tests.support.http_server import Seen
+from tests.support.http_server import Handler, Seen
 
 Object = dict[str, Any]
 KINDS = {
@@ -27,8 +27,10 @@ KINDS = {
 class WatchedKube:
     """Serves a FakeKube, and streams its changes."""
 
-    def __init__(self, kube: FakeKube) -> None:
+    def __init__(self, kube: FakeKube, services: Handler | None = None) -> None:
         self.kube = kube
+        self._services = services
+        """Answers for what is behind the API server's proxy."""
         self.forbidden: set[tuple[str, str]] = set()
         """(namespace, plural) that the operator may not read."""
         self.watches: list[tuple[str, dict[str, str]]] = []
@@ -71,6 +73,8 @@ class WatchedKube:
         if request.path in {"/api", "/apis", *KINDS}:
             return web.json_response(self._discovery(request.path))
         seen = Seen(request.method, request.path, query, CIMultiDict(request.headers), await request.text())
+        if self._services is not None and "/proxy/" in request.path:
+            return await self._services(seen)
         match = PATH.match(request.path)
         if match is not None and (match["namespace"], match["plural"]) in self.forbidden:
             return refuse(403, "Forbidden", f"cannot list {match['plural']} in the namespace {match['namespace']}", "")

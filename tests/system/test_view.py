@@ -67,7 +67,10 @@ async def test_what_cannot_be_read_is_said_once_and_what_can_be_is_served(
     await operator.view.refill(list(operator.view.troubles))
     said = [record.getMessage() for record in caplog.records if "cannot read pods" in record.getMessage()]
     assert len(said) == 2
-    assert {namespace for namespace in (NAMESPACE, "other") if any(repr(namespace) in text for text in said)} == {NAMESPACE, "other"}
+    assert {namespace for namespace in (NAMESPACE, "other") if any(repr(namespace) in text for text in said)} == {
+        NAMESPACE,
+        "other",
+    }
     world.kube.refusals.clear()
     world.kube.missing.clear()
     await operator.view.refill(list(operator.view.troubles))
