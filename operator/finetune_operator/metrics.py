@@ -9,3 +9,4 @@ PHASE_CHANGES = Counter("finetune_phase_changes_total", "Phases that jobs have e
 QUEUE_LENGTH = Gauge("finetune_queue_length", "Jobs that wait for a reconcile")
 DASHBOARDS_UNREACHABLE = Gauge("finetune_dashboards_unreachable", "Ray dashboards that have not answered for 15 seconds")
 DASHBOARDS_WAITING = Gauge("finetune_dashboards_waiting", "Ray dashboards that wait for their turn to be asked")
+UNREADABLE = Gauge("finetune_unreadable", "1 while a kind cannot be read in a namespace (empty: in all)", ("namespace", "kind"))

@@ -173,12 +173,18 @@ _MISSING = {
 }
 
 
+LOOK_AGAIN_SECONDS = 5.0
+"""How soon a missing object is looked for the first time again."""
+
+
 @dataclass(frozen=True)
 class Observed:
     """Everything outside the job that a decision depends on."""
 
     missing: tuple[Missing, ...] = ()
     """Missing objects without which the job cannot start."""
+    look_again: float = LOOK_AGAIN_SECONDS
+    """Seconds until they are to be looked for again: longer the longer the job has waited."""
     resume: ResumeStatus | None = None
     """The source of a job that has not started, if spec.resumeFrom names another job."""
     cluster: Cluster | None = None

@@ -62,6 +62,7 @@ class WorkQueue(Generic[K]):
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)
+            await asyncio.sleep(0)  # neither a full queue nor a step without requests ever lets others in
 
     async def _run_once(self, key: K) -> None:
         try:

@@ -16,19 +16,20 @@ from finetune_operator.api.reading import read_job, read_status
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, JobIdentity, Reason
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.dashboards import PATIENCE_SECONDS, Dashboards, Question
-from finetune_operator.clients.kube import FINETUNE_JOBS, WORKLOADS, KubeClient
+from finetune_operator.clients.kube import FINETUNE_JOBS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
 from finetune_operator.decide import Plan, decide, decide_unreadable
 from finetune_operator.desired import events, naming
 from finetune_operator.desired.ray_cluster import resolved_defaults
 from finetune_operator.desired.secrets import KeyRing
-from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError
+from finetune_operator.errors import ConflictError, KindMissingError, KubeError
 from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_words
 from finetune_operator.output_claims import OutputClaims
 from finetune_operator.ownership import Ownership
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
+from finetune_operator.shared_reads import SharedReads
 from finetune_operator.sharing import line_of
 from finetune_operator.status import (
     api_trouble,
@@ -74,7 +75,8 @@ class Reconciler:
         self._settings = settings
         self._dashboard = dashboard
         self._clock = clock
-        self._preflight = Preflight(kube, settings)
+        self._reads = SharedReads(kube)
+        self._preflight = Preflight(self._reads, settings)
         self.dashboards = Dashboards(ray, clock)
         """To be run beside the workers of the queue."""
         self._actor = Actor(kube, cache, self.dashboards, keys, settings, clock)
@@ -84,6 +86,10 @@ class Reconciler:
         """When this process last wrote the status of a job that has not ended."""
         self._failing: dict[Key, datetime] = {}
         """Since when a call of the API has failed for a job."""
+
+    async def look_out(self, wake: Callable[[Key], None]) -> None:
+        """Wake jobs as soon as something that they wait for is there, for ever."""
+        await self._preflight.look_out(wake)
 
     async def reconcile(self, key: Key) -> float | None:
         """One step for one job; the seconds after which it is due again, or None.
@@ -185,12 +191,7 @@ class Reconciler:
 
     async def _queue_words(self, job: JobIdentity, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
-        try:
-            found = await self._kube.list(WORKLOADS, job.metadata.namespace, f"kueue.x-k8s.io/job-uid={cluster.uid}")
-        except KubeUnavailableError:
-            raise
-        except KubeError:
-            return ""
+        found = await self._reads.workloads(job.metadata.namespace, cluster.uid)
         return next((words for raw in found if (words := queue_words(raw))), "")
 
     def _ask_ray(self, job: JobIdentity, cluster: Cluster, seen: Observed) -> Observed:
@@ -207,6 +208,22 @@ class Reconciler:
         return replace(seen, asked=answer.asked, ray_job=answer.ray_job, progress=answer.progress, silence=answer.silence)
 
     async def _carry_out(self, key: Key, raw: dict[str, Any], plan: Plan) -> float | None:
+        acted, plan = await self._act(key, raw, plan)
+        try:
+            exists = await self._report(raw, plan.status)
+        except ConflictError:
+            await self._refresh(key)
+            return CONFLICT_SECONDS
+        if not exists:
+            self._cache.drop(PLURAL, raw)
+            self._forget(key)
+            return None
+        for errand in acted.errands:
+            self._actor.hand_over(read_job(raw)[0], errand)
+        return self._next_look(key, plan, acted)
+
+    async def _act(self, key: Key, raw: dict[str, Any], plan: Plan) -> tuple[Acted, Plan]:
+        """Execute the actions of a plan; what came of them, and the plan with what the user has to know of it."""
         acted = Acted()
         if plan.actions:
             acted = await self._actor.act(read_job(raw)[0], plan.actions)
@@ -218,14 +235,7 @@ class Reconciler:
             self._actor.forget(key)
         if not acted.held:
             self._failing.pop(key, None)
-        try:
-            await self._report(raw, plan.status)
-        except ConflictError:
-            await self._refresh(key)
-            return CONFLICT_SECONDS
-        for errand in acted.errands:
-            self._actor.hand_over(read_job(raw)[0], errand)
-        return self._next_look(key, plan, acted)
+        return acted, plan
 
     def _next_look(self, key: Key, plan: Plan, acted: Acted) -> float | None:
         """Seconds until the job is due again. Where its dashboard is asked, the answer wakes it; the time is for the case that
@@ -250,19 +260,18 @@ class Reconciler:
         self._written.pop(key, None)
         self._failing.pop(key, None)
 
-    async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
-        """Write the status once, if it differs; then write an event about a change of phase."""
+    async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> bool:
+        """Write the status once, if it differs; then write an event about a change of phase. False: the job is gone."""
         metadata, old, now = raw["metadata"], read_status(raw), self._clock()
         key = metadata["namespace"], metadata["name"]
         written_at = self._written.get(key)
         new = throttle(old, new, (now - written_at).total_seconds() if written_at else None)
         patch = status_patch(raw.get("status") or {}, new)
         if patch is None:
-            return
+            return True
         written = await self._kube.patch_status(*key, metadata["resourceVersion"], patch)
         if written is None:
-            self._cache.drop(PLURAL, raw)
-            return
+            return False
         self._cache.put(PLURAL, written)
         self._written[key] = now
         if new.phase in TERMINAL:
@@ -272,6 +281,7 @@ class Reconciler:
             await self._post_event(metadata, event)
         if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
+        return True
 
     async def _report_trouble(self, key: Key, error: KubeError) -> None:
         """Tell the user of a call that has failed for some time; once, until it succeeds."""

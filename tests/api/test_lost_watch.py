@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,13 +14,12 @@ from tests.support.http_server import until
 from tests.support.jobs import finetune_job, tool_pod
 from tests.support.kubectl import Kubectl, Object
 
-from finetune_operator import handlers
-from finetune_operator.__main__ import WATCHED, refill, resync, watch
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import KubeClient
 from finetune_operator.constants import JOB_LABEL
 from finetune_operator.queue import WorkQueue
-from finetune_operator.settings import Settings
+from finetune_operator.view import WATCHED, View
+from finetune_operator.watching import watch
 
 KINDS = tuple(kind.plural for kind, _ in WATCHED)
 PATHS = {f"{kind.prefix}/{kind.plural}" for kind, _ in WATCHED}
@@ -61,14 +59,11 @@ async def looking_on(url: str) -> AsyncIterator[Cache]:
         return None
 
     kube = KubeClient(client.ApiClient(client.Configuration(host=url)))
-    memo = handlers.Memo(cache=Cache(), queue=WorkQueue(nothing), listed=asyncio.Event())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    await refill(kube, memo.cache, ())
-    tasks = [asyncio.create_task(watch(Settings(probe_port=port), memo)), asyncio.create_task(resync(kube, memo, ()))]
+    view = View(kube, Cache(), WorkQueue(nothing))
+    await view.fill()
+    tasks = [asyncio.create_task(watch(view)), asyncio.create_task(view.resync())]
     try:
-        yield memo.cache
+        yield view.cache
         assert not any(task.done() for task in tasks)
     finally:
         for task in tasks:

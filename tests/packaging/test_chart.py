@@ -28,6 +28,7 @@ NAMESPACE_RIGHTS = {
     ("", "pods", "list"),
     ("", "pods", "watch"),
     ("", "persistentvolumeclaims", "get"),
+    ("", "persistentvolumeclaims", "list"),
     ("", "persistentvolumeclaims", "create"),
     ("", "configmaps", "get"),
     ("", "configmaps", "create"),
@@ -188,6 +189,7 @@ def test_the_operators_pod_is_restricted_and_alone() -> None:
     }  # fmt: skip
     assert container["resources"]["limits"]["memory"]
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
 
 

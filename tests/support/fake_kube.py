@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 import re
 import uuid
@@ -24,7 +23,7 @@ Key = tuple[str, str]
 Listener = Callable[[str, str, Object], None]
 """(event type, plural, object)."""
 
-_PATH = re.compile(
+PATH = re.compile(
     r"^(?P<prefix>/api/v1|/apis/[^/]+/[^/]+)(/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)"
     r"(/(?P<name>[^/]+))?(?P<status>/status)?$"
 )
@@ -85,7 +84,12 @@ class FakeKube:
         """(method, plural) → status, reason and message of an answer in place of the action."""
         self.listeners: list[Listener] = []
         self.gate = gate or Gate()
-        self._versions = itertools.count(1000)
+        self.version = 1000
+        """resourceVersion of the last change of any object."""
+        self.expires = 0
+        """How many LISTs cannot be continued after a page, as if it had been asked for too late."""
+        self._snapshots: dict[str, list[Object]] = {}
+        """What a LIST has still to deliver, by its continue token: all pages show one state, as etcd's do."""
         self._status = crd_schema()["properties"]["status"]
 
     def put(self, plural: str, obj: Object) -> Object:
@@ -93,7 +97,7 @@ class FakeKube:
         key = obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
         old = self.objects[plural].get(key)
         metadata = {"uid": old["metadata"]["uid"] if old else str(uuid.uuid4())} | obj["metadata"]
-        new = copy.deepcopy(obj) | {"metadata": metadata | {"resourceVersion": str(next(self._versions))}}
+        new = copy.deepcopy(obj) | {"metadata": metadata | {"resourceVersion": self._next_version()}}
         self.objects[plural][key] = new
         self._tell("MODIFIED" if old else "ADDED", plural, new)
         return copy.deepcopy(new)
@@ -101,7 +105,7 @@ class FakeKube:
     def remove(self, plural: str, key: Key) -> None:
         """Delete an object, as another controller or a user does."""
         old = self.objects[plural].pop(key)
-        old["metadata"]["resourceVersion"] = str(next(self._versions))
+        old["metadata"]["resourceVersion"] = self._next_version()
         self._tell("DELETED", plural, old)
 
     def get(self, plural: str, key: Key) -> Object | None:
@@ -114,7 +118,7 @@ class FakeKube:
     async def __call__(self, seen: Seen) -> web.Response:
         self.gate.check()
         self.requests.append(seen)
-        match = _PATH.match(seen.path)
+        match = PATH.match(seen.path)
         if match is None or match["plural"] in self.missing:
             return web.Response(status=404, text="404 page not found\n")
         if seen.method == "GET":
@@ -127,35 +131,47 @@ class FakeKube:
     def _serve(self, seen: Seen, match: re.Match[str]) -> web.Response:
         plural, name = match["plural"], match["name"]
         if (refusal := self.refusals.get((seen.method, plural))) is not None:
-            return _refuse(*refusal, name or "")
+            return refuse(*refusal, name or "")
         if seen.method == "GET" and name is None:
             return self._list(plural, match["namespace"], seen.query)
         if seen.method == "POST":
             return self._create(plural, match["namespace"], seen)
         key = match["namespace"] or "", name
         if (old := self.objects[plural].get(key)) is None:
-            return _refuse(404, "NotFound", f'{plural} "{name}" not found', name)
+            return refuse(404, "NotFound", f'{plural} "{name}" not found', name)
         if seen.method == "PATCH":
             return self._patch(plural, old, seen, is_status=bool(match["status"]))
         return self._delete(plural, key, seen) if seen.method == "DELETE" else web.json_response(old)
 
     def _list(self, plural: str, namespace: str | None, query: dict[str, str]) -> web.Response:
-        label, _, value = query.get("labelSelector", "").partition("=")
-        items = [
+        token = query.get("continue", "")
+        if token and self.expires:
+            self.expires -= 1
+            self._snapshots.clear()
+        if token and token not in self._snapshots:
+            return refuse(410, "Expired", "the provided continue parameter is too old", "")
+        items = self._snapshots.pop(token) if token else self._selected(plural, namespace, query.get("labelSelector", ""))
+        version = token.partition("/")[0] or str(self.version)
+        limit = int(query.get("limit", "500"))
+        metadata = {"resourceVersion": version}
+        if len(items) > limit:
+            metadata["continue"] = f"{version}/{uuid.uuid4()}"
+            self._snapshots[metadata["continue"]] = items[limit:]
+        return web.json_response({"metadata": metadata, "items": items[:limit]})
+
+    def _selected(self, plural: str, namespace: str | None, selector: str) -> list[Object]:
+        label, _, value = selector.partition("=")
+        return [
             obj
             for (space, _name), obj in sorted(self.objects[plural].items())
-            if namespace in {None, space} and (not label or _matches(obj, label, value))
+            if namespace in {None, space} and (not label or matches(obj, label, value))
         ]
-        first = int(query.get("continue", "0"))
-        last = first + int(query.get("limit", "500"))
-        metadata = {"continue": str(last)} if last < len(items) else {}
-        return web.json_response({"metadata": metadata, "items": items[first:last]})
 
     def _create(self, plural: str, namespace: str, seen: Seen) -> web.Response:
         obj = json.loads(seen.text, parse_constant=_no_constant)
         name = obj["metadata"]["name"]
         if (namespace, name) in self.objects[plural]:
-            return _refuse(409, "AlreadyExists", f'{plural} "{name}" already exists', name)
+            return refuse(409, "AlreadyExists", f'{plural} "{name}" already exists', name)
         new = self.put(plural, obj | {"metadata": obj["metadata"] | {"generation": 1}})
         self.created.append((plural, new))
         return web.json_response(new, status=201)
@@ -163,27 +179,31 @@ class FakeKube:
     def _patch(self, plural: str, old: Object, seen: Seen, *, is_status: bool) -> web.Response:
         name = old["metadata"]["name"]
         if seen.headers["Content-Type"] != "application/merge-patch+json":
-            return _refuse(415, "UnsupportedMediaType", "only merge patches", name)
+            return refuse(415, "UnsupportedMediaType", "only merge patches", name)
         patch = json.loads(seen.text, parse_constant=_no_constant)
         version = patch.get("metadata", {}).get("resourceVersion")
         if version is not None and version != old["metadata"]["resourceVersion"]:
-            return _refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
+            return refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
         if (uid := patch.get("metadata", {}).get("uid")) is not None and uid != old["metadata"]["uid"]:
-            return _refuse(409, "Conflict", f"the UID in the precondition ({uid}) does not match", name)
+            return refuse(409, "Conflict", f"the UID in the precondition ({uid}) does not match", name)
         if not is_status:
             return web.json_response(self.put(plural, merge(old, patch | {"status": old.get("status")})))
         status = merge(old.get("status") or {}, patch.get("status"))
         if problems := list(violations(self._status, status, ("status",))):
-            return _refuse(422, "Invalid", "; ".join(map(str, problems)), name)
+            return refuse(422, "Invalid", "; ".join(map(str, problems)), name)
         return web.json_response(self.put(plural, old | {"status": status}))
 
     def _delete(self, plural: str, key: Key, seen: Seen) -> web.Response:
         wanted = json.loads(seen.text).get("preconditions", {}).get("uid")
         uid = self.objects[plural][key]["metadata"]["uid"]
         if wanted not in {None, uid}:
-            return _refuse(409, "Conflict", f"the UID in the precondition ({wanted}) does not match ({uid})", key[1])
+            return refuse(409, "Conflict", f"the UID in the precondition ({wanted}) does not match ({uid})", key[1])
         self.remove(plural, key)
         return web.json_response({"kind": "Status", "status": "Success"})
+
+    def _next_version(self) -> str:
+        self.version += 1
+        return str(self.version)
 
     def _tell(self, type_: str, plural: str, obj: Object) -> None:
         for listener in self.listeners:
@@ -198,7 +218,8 @@ def _label(seen: Seen, plural: str) -> str:
     return f"status {status.get('phase') or status.get('reason') or '+'.join(sorted(status))}"
 
 
-def _matches(obj: Object, label: str, value: str) -> bool:
+def matches(obj: Object, label: str, value: str) -> bool:
+    """Whether an object has a label, with a value if one is given."""
     labels = obj["metadata"].get("labels") or {}
     return label in labels and value in {"", labels[label]}
 
@@ -207,7 +228,8 @@ def _no_constant(text: str) -> Any:
     raise web.HTTPBadRequest(text=f"{text} is no JSON")
 
 
-def _refuse(status: int, reason: str, message: str, name: str) -> web.Response:
+def refuse(status: int, reason: str, message: str, name: str) -> web.Response:
+    """The answer of an API server that does not do what it was asked to."""
     details = {"details": {"name": name}} if name else {}
     body = {"kind": "Status", "status": "Failure", "reason": reason, "message": message, "code": status}
     return web.json_response(body | details, status=status)

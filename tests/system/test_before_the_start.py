@@ -11,7 +11,7 @@ from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import JOB, World, run_to_the_end, run_training
 
 from finetune_operator.api.checks import Policy
-from finetune_operator.preflight import NODES_SECONDS
+from finetune_operator.shared_reads import NODES_SECONDS
 
 Object = dict[str, Any]
 I915 = "gpu.intel.com/i915"

@@ -9,7 +9,6 @@ from tests.support.builders import NAMESPACE, begun
 from tests.system.many import add, add_cluster, uid
 from tests.system.world import World
 
-from finetune_operator.__main__ import refill
 from finetune_operator.api.v1alpha1 import Phase
 
 FINISHED, RUNNING = 10_000, 100
@@ -46,6 +45,6 @@ async def test_what_was_deleted_while_nobody_watched_is_gone_after_the_next_list
         world.kube.remove("finetunejobs", (NAMESPACE, f"job-{number}"))
         world.kube.remove("rayclusters", (NAMESPACE, f"job-{number}-{uid(number)[:5]}-1"))
     add(world, 99, phase=Phase.SUCCEEDED)
-    await refill(operator.kube, operator.cache, ())
+    await operator.view.refill(operator.view.places())
     for plural in ("finetunejobs", "rayclusters", "pods"):
         assert operator.cache.keys(plural) == set(world.kube.objects[plural])

@@ -21,7 +21,6 @@ from tests.support.fake_ray import FakeRay, Head
 from tests.support.http_server import a_moment, running
 
 from finetune_operator import handlers
-from finetune_operator.__main__ import add_all, refill
 from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import KubeClient
@@ -31,6 +30,7 @@ from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.view import View
 
 Object = dict[str, Any]
 JOB: Key = (NAMESPACE, "demo")
@@ -57,21 +57,22 @@ class Operator:
         clock = lambda: datetime.now(UTC) + self.ahead  # noqa: E731
         self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, keys, settings, dashboard, clock)
         self.queue: WorkQueue[Key] = WorkQueue(self.reconciler.reconcile)
-        self._memo = handlers.Memo(cache=self.cache, queue=self.queue, listed=asyncio.Event())
+        self.view = View(self.kube, self.cache, self.queue, settings.namespaces)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, *, working: bool, workers: int) -> None:
-        await refill(self.kube, self.cache, ())
+        await self.view.fill()
         if not working:
             return
         self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(workers)]
         self._tasks.append(asyncio.create_task(self._watch()))
         self._tasks.append(asyncio.create_task(self.reconciler.dashboards.run(self.queue.add)))
+        self._tasks.append(asyncio.create_task(self.reconciler.look_out(self.queue.add)))
         self.nudge()
 
     def nudge(self) -> None:
         """What the resync does: have every job looked at."""
-        add_all(self.cache, self.queue)
+        self.view.add_all()
 
     def alive(self) -> bool:
         return not any(task.done() for task in self._tasks)
@@ -88,11 +89,9 @@ class Operator:
             type_, plural, raw = await self.events.get()
             if not self.watching:
                 continue
-            if plural == "finetunejobs":
-                await handlers.on_job(type_, raw, self._memo)  # type: ignore[arg-type]
-            elif plural in {"rayclusters", "pods"}:
+            if plural in {"finetunejobs", "rayclusters", "pods"}:
                 resource: Any = SimpleNamespace(plural=plural)
-                await handlers.on_child(type_, raw, resource, self._memo)  # type: ignore[arg-type]
+                await handlers.on_event(type_, raw, resource, handlers.Memo(tell=self.view.event))  # type: ignore[arg-type]
 
 
 class World:

@@ -13,7 +13,16 @@ from tests.support.builders import NAMESPACE, make_job, raw_job
 from tests.support.fake_kube import FakeKube
 from tests.support.http_server import Canned, running
 
-from finetune_operator.clients.kube import CLAIMS, FINETUNE_JOBS, NODES, PRIORITY_CLASSES, RAY_CLUSTERS, SECRETS, KubeClient
+from finetune_operator.clients.kube import (
+    CLAIMS,
+    FINETUNE_JOBS,
+    NODES,
+    PAGE_SIZE,
+    PRIORITY_CLASSES,
+    RAY_CLUSTERS,
+    SECRETS,
+    KubeClient,
+)
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError
 
 Call = Callable[[KubeClient], Any]
@@ -52,16 +61,11 @@ async def test_an_object_that_is_not_there_is_an_outcome(call: str) -> None:
         assert await CALLS[call](kube) is None
 
 
-@pytest.mark.parametrize("call", ["get", "create", "delete", "patch_status"])
+@pytest.mark.parametrize("call", CALLS)
 async def test_a_kind_that_is_not_installed_is_an_error_of_its_own(call: str) -> None:
     async with connected(Canned(404, "404 page not found\n")) as kube:
         with pytest.raises(KindMissingError):
             await CALLS[call](kube)
-
-
-async def test_a_list_of_a_kind_that_is_not_installed_is_empty() -> None:
-    async with connected(Canned(404, "404 page not found\n")) as kube:
-        assert await kube.list(RAY_CLUSTERS) == []
 
 
 async def test_creating_what_exists_is_an_outcome() -> None:
@@ -195,7 +199,24 @@ async def test_a_list_reads_all_pages_and_only_what_is_labelled() -> None:
     async with connected(server) as kube:
         listed = await kube.list(RAY_CLUSTERS, label="llmonray.dev/finetunejob")
     assert len({raw["metadata"]["name"] for raw in listed}) == len(listed) == 1200
-    assert len(server.requests) == 3
+    assert len(server.requests) == -(-1200 // PAGE_SIZE)
+
+
+async def test_pages_show_one_state_and_name_its_version() -> None:
+    server = FakeKube()
+    for number in range(PAGE_SIZE + 1):
+        server.put("rayclusters", {"metadata": {"namespace": NAMESPACE, "name": f"c{number:03}"}})
+    version = str(server.version)
+    async with connected(server) as kube:
+        names, versions = [], set()
+        async for page in kube.pages(RAY_CLUSTERS):
+            if not names:
+                server.remove("rayclusters", (NAMESPACE, "c000"))
+                server.put("rayclusters", {"metadata": {"namespace": NAMESPACE, "name": "c999"}})
+            names += [raw["metadata"]["name"] for raw in page.items]
+            versions.add(page.version)
+    assert names == [f"c{number:03}" for number in range(PAGE_SIZE + 1)]
+    assert versions == {version}
 
 
 async def test_a_round_trip_through_an_api_server() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from finetune_client.local import load_job
 from finetune_operator.api.v1alpha1 import CheckpointStatus, FinetuneJobStatus, Phase, Reason, ResumeStatus
 from finetune_operator.clients.kube import Kind
 from finetune_operator.decide import decide
+from finetune_operator.decide.resumption import MAX_LINKS
 from finetune_operator.desired.storage import build_volumes
 from finetune_operator.desired.submission import build_entrypoint
 from finetune_operator.errors import KubeUnavailableError
 from finetune_operator.observed import Missing, Observed
 from finetune_operator.preflight import Preflight
+from finetune_operator.shared_reads import SharedReads
 from finetune_operator.status import find_condition
 from finetune_trainer.errors import ConfigError
 
@@ -35,12 +38,17 @@ class Kube:
         self.objects = {("finetunejobs", job["metadata"]["name"]): job for job in jobs}
         self.objects |= {("persistentvolumeclaims", name): {} for name in claims}
         self.silent = False
+        self.asked: list[str] = []
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         assert namespace == NAMESPACE
         if self.silent:
             raise KubeUnavailableError(0, "no answer")
+        self.asked.append(name)
         return self.objects.get((kind.plural, name))
+
+    async def names(self, kind: Kind, namespace: str) -> frozenset[str]:
+        return frozenset(name for plural, name in self.objects if plural == kind.plural)
 
 
 def ran(phase: Phase = Phase.FAILED, step: int | None = None, folder: str = FOLDER, **changes: Any) -> FinetuneJobStatus:
@@ -59,7 +67,7 @@ def job(name: str, status: FinetuneJobStatus | None = None, resume_from: str | N
 
 async def look(kube: Kube, **parts: Any) -> Observed:
     new = make_job(spec={"resumeFrom": "first"}, **parts)
-    return await Preflight(kube, SETTINGS).observe(new)  # type: ignore[arg-type]
+    return await Preflight(SharedReads(kube), SETTINGS).observe(new)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.CANCELLED, Phase.SUCCEEDED, Phase.SUSPENDED])
@@ -124,6 +132,37 @@ async def test_a_retry_that_was_cancelled_while_it_waited_hands_on_the_name() ->
 async def test_names_that_go_round_in_a_circle_end_at_the_beginning(again: str) -> None:
     found = await look(Kube(job("first", FinetuneJobStatus(phase=Phase.CANCELLED), again)))
     assert found == Observed(resume=ResumeStatus(job="first", uid=OTHER_UID))
+
+
+async def test_a_chain_of_jobs_that_never_ran_is_followed_so_far_and_then_said_to_be_too_long() -> None:
+    never = FinetuneJobStatus(phase=Phase.CANCELLED)
+    names = ["first", *(f"job-{number}" for number in range(1000))]
+    kube = Kube(*(job(name, never, before) for name, before in itertools.pairwise(names)))
+    (missing,) = (await look(kube)).missing
+    assert missing.reason is Reason.JOB_NOT_FOUND
+    assert f"more than {MAX_LINKS} jobs that never ran" in missing.message
+    assert len(kube.asked) == MAX_LINKS
+
+
+async def test_a_chain_is_read_once_however_often_and_for_how_many_jobs_it_is_looked_at() -> None:
+    never = FinetuneJobStatus(phase=Phase.CANCELLED)
+    kube = Kube(job("first", never, "second"), job("second", never, "third"), job("third", ran(Phase.RUNNING)))
+    preflight = Preflight(SharedReads(kube, clock=lambda: 0.0), SETTINGS)  # type: ignore[arg-type]
+    for number in range(50):
+        new = make_job(metadata={"name": f"new-{number}"}, spec={"resumeFrom": "first"})
+        (missing,) = (await preflight.observe(new)).missing
+        assert missing.reason is Reason.WAITING_FOR_JOB
+    assert kube.asked == ["first", "second", "third"]
+
+
+async def test_what_a_job_begins_from_is_read_anew_before_it_is_stored() -> None:
+    """The answer that other jobs share may be some time old: the earlier job may be going on again."""
+    kube = Kube(job("first", ran(Phase.SUSPENDED)))
+    preflight = Preflight(SharedReads(kube, clock=lambda: 0.0), SETTINGS)  # type: ignore[arg-type]
+    assert (await preflight.observe(make_job(spec={"resumeFrom": "first"}))).resume == FIRST
+    kube.objects["finetunejobs", "first"] = job("first", ran(Phase.RUNNING))
+    (missing,) = (await preflight.observe(make_job(spec={"resumeFrom": "first"}))).missing
+    assert missing.reason is Reason.WAITING_FOR_JOB
 
 
 async def test_what_is_stored_holds_when_the_earlier_job_is_gone() -> None:

@@ -37,7 +37,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [pods]
   verbs: [list, watch]
 - apiGroups: [""]
-  resources: [persistentvolumeclaims, configmaps]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, create] # list: one request for all the jobs of a namespace that wait for claims
+- apiGroups: [""]
+  resources: [configmaps]
   verbs: [get, create]
 - apiGroups: [""]
   resources: [secrets]

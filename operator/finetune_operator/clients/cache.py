@@ -1,12 +1,18 @@
-"""Cache the last state of each watched object. Events fill it; a LIST corrects what a watch has lost."""
+"""Cache the last state of each watched object. Events fill it; a LIST corrects what a watch has lost.
+
+Events and pages of a LIST may arrive in any order. What decides is the resource version: nothing that is older than what
+is known, of the same object or of a deleted one, changes anything.
+"""
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from finetune_operator.constants import GROUP, JOB_LABEL, KIND, PLURAL, SCHEDULING_LABELS
+from finetune_operator.constants import GROUP, JOB_LABEL, KIND, PLURAL, RAY_PLURAL, SCHEDULING_LABELS
 
 Key = tuple[str, str]
 """(namespace, name of the FinetuneJob)."""
@@ -15,6 +21,28 @@ Object = dict[str, Any]
 
 DELETED_KEPT = 500
 """How many deleted pods are remembered: a failed pod is replaced within a second, and explains later failures."""
+
+TOMBSTONES_KEPT = 20_000
+"""How many deletions are remembered, so that a page of a LIST that is older does not bring an object back. A LIST takes
+seconds, and the memory of a deletion some 200 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An object, packed: thousands of them would otherwise be millions of Python objects, which the garbage collector visits
+    again and again while everything waits.
+    """
+
+    uid: str
+    version: int
+    job: Key | None
+    resting: bool
+    data: bytes
+
+    def unpack(self) -> Object:
+        data = zlib.decompress(self.data) if self.resting else self.data
+        result: Object = json.loads(data)
+        return result
 
 
 class Waiting(NamedTuple):
@@ -29,48 +57,62 @@ class Cache:
     """Objects by kind and name, and the index from a job to its cluster and pods."""
 
     def __init__(self) -> None:
-        self._objects: dict[str, dict[Key, Object]] = defaultdict(dict)
+        self._objects: dict[str, dict[Key, _Entry]] = defaultdict(dict)
         self._by_job: dict[str, dict[Key, set[Key]]] = defaultdict(lambda: defaultdict(set))
-        self._deleted: OrderedDict[str, Object] = OrderedDict()
+        self._deleted: OrderedDict[str, _Entry] = OrderedDict()
+        self._tombstones: OrderedDict[str, int] = OrderedDict()
+        """UID of a deleted object → the newest version that is known of it."""
         self._waiting: dict[Key, Waiting] = {}
 
     def put(self, plural: str, raw: Object) -> bool:
-        """Keep an object without unused fields; False if a newer or equal one is already kept."""
-        key = _key(raw)
-        old = self._objects[plural].get(key)
-        if old is not None and old["metadata"]["uid"] == raw["metadata"]["uid"] and _version(raw) <= _version(old):
+        """Keep an object without unused fields; False if it is deleted, or a newer or equal one is already kept."""
+        key, uid, version = _key(raw), raw["metadata"]["uid"], _version(raw)
+        if version <= self._tombstones.get(uid, -1):
             return False
+        self._tombstones.pop(uid, None)  # it was not deleted: its label was taken away, and put back
+        old = self._objects[plural].get(key)
+        if old is not None and version <= old.version:
+            return False  # the same object, or one of this name that was deleted before the known one was made
         if old is not None:
             self._forget(plural, key, old)  # it may have belonged to another job
-        self._objects[plural][key] = _slim(raw)
+            if old.uid != uid:
+                self._bury(old.uid, version)
+        entry = _pack(plural, raw)
+        self._objects[plural][key] = entry
         if plural == PLURAL and _waits(raw):
-            self._waiting[key] = Waiting(
-                raw["metadata"].get("creationTimestamp", ""), raw["metadata"]["uid"], raw["status"]["phase"]
-            )
-        if (owner := job_of(raw)) is not None:
-            self._by_job[plural][owner].add(key)
+            self._waiting[key] = Waiting(raw["metadata"].get("creationTimestamp", ""), uid, raw["status"]["phase"])
+        if entry.job is not None:
+            self._by_job[plural][entry.job].add(key)
         return True
 
     def drop(self, plural: str, raw: Object) -> None:
-        """Forget an object that was deleted, unless another has taken its name."""
-        key = _key(raw)
+        """Forget an object that was deleted, unless another has taken its name, or it is known to have come back: one whose
+        label is taken away is as good as deleted for a watch, until it has its label again.
+        """
+        key, uid, version = _key(raw), raw["metadata"]["uid"], _version(raw)
         old = self._objects[plural].get(key)
-        if old is not None and old["metadata"]["uid"] == raw["metadata"]["uid"]:
+        if old is None or old.uid != uid or old.version <= version:
+            self._bury(uid, version)
+        if old is not None and old.uid == uid and old.version <= version:
             self._forget(plural, key, old)
         if plural == "pods":
-            self._deleted[raw["metadata"]["uid"]] = _slim(raw)
+            self._deleted[uid] = _pack(plural, raw)
             if len(self._deleted) > DELETED_KEPT:
                 self._deleted.popitem(last=False)
 
-    def prune(self, plural: str, listed: Iterable[Object], known_before: set[Key]) -> None:
-        """Apply a LIST: objects that were known before it started and are not in it are gone."""
-        names = set()
-        for raw in listed:
-            names.add(_key(raw))
-            self.put(plural, raw)
-        for key in known_before - names:
-            if (old := self._objects[plural].get(key)) is not None:
-                self._forget(plural, key, old)
+    def prune(self, plural: str, listed: set[str], version: int, namespace: str | None = None) -> list[Key]:
+        """End a LIST of this resource version, whose objects were put: what is not newer, and is not among their UIDs, is
+        gone. Gives the names of what was forgotten.
+        """
+        gone = [
+            (key, old)
+            for key, old in self._objects[plural].items()
+            if old.version <= version and old.uid not in listed and namespace in {None, key[0]}
+        ]
+        for key, old in gone:
+            self._bury(old.uid, version)
+            self._forget(plural, key, old)
+        return [old.job or key for key, old in gone]
 
     def keys(self, plural: str) -> set[Key]:
         """(namespace, name) of every object of a kind."""
@@ -78,29 +120,40 @@ class Cache:
 
     def get(self, plural: str, key: Key) -> Object | None:
         """An object by namespace and name."""
-        return self._objects[plural].get(key)
+        entry = self._objects[plural].get(key)
+        return None if entry is None else entry.unpack()
+
+    def is_at_rest(self, plural: str, key: Key) -> bool:
+        """Whether a job has ended, and time alone changes nothing about it: it has no cluster, and no time to live."""
+        entry = self._objects[plural].get(key)
+        return entry is not None and entry.resting and key not in self._by_job[RAY_PLURAL]
 
     def of_job(self, plural: str, job: Key) -> list[Object]:
         """The objects that carry a job's label."""
-        return [self._objects[plural][key] for key in sorted(self._by_job[plural].get(job, ()))]
+        return [self._objects[plural][key].unpack() for key in sorted(self._by_job[plural].get(job, ()))]
 
     def deleted_pods(self, job: Key) -> list[Object]:
         """The last states of deleted pods with a job's label, in the order of their deletion; the oldest are forgotten."""
-        return [raw for raw in self._deleted.values() if job_of(raw) == job]
+        return [entry.unpack() for entry in self._deleted.values() if entry.job == job]
 
     def waiting(self) -> dict[Key, Waiting]:
         """The jobs whose pods no node accepts, or which have given their pods back, and that are in no queue."""
         return self._waiting
 
-    def _forget(self, plural: str, key: Key, old: Object) -> None:
+    def _bury(self, uid: str, version: int) -> None:
+        self._tombstones[uid] = max(version, self._tombstones.get(uid, 0))
+        if len(self._tombstones) > TOMBSTONES_KEPT:
+            self._tombstones.popitem(last=False)
+
+    def _forget(self, plural: str, key: Key, old: _Entry) -> None:
         del self._objects[plural][key]
         if plural == PLURAL:
             self._waiting.pop(key, None)
-        if (owner := job_of(old)) is not None:
-            owned = self._by_job[plural][owner]
+        if old.job is not None:
+            owned = self._by_job[plural][old.job]
             owned.discard(key)
             if not owned:
-                del self._by_job[plural][owner]
+                del self._by_job[plural][old.job]
 
 
 def job_of(raw: Object) -> Key | None:
@@ -125,9 +178,26 @@ def _key(raw: Object) -> Key:
 
 
 def _version(raw: Object) -> int:
+    return version_number(raw["metadata"].get("resourceVersion"))
+
+
+def version_number(version: object) -> int:
     """Compare resource versions of one kind: Kubernetes 1.35 guarantees their order, and etcd always had it."""
-    version = raw["metadata"].get("resourceVersion", "0")
-    return int(version) if version.isdigit() else 0
+    text = str(version)
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _pack(plural: str, raw: Object) -> _Entry:
+    resting = plural == PLURAL and _needs_nothing_more(raw)
+    data = json.dumps(_slim(raw), separators=(",", ":")).encode()
+    return _Entry(raw["metadata"]["uid"], _version(raw), job_of(raw), resting, zlib.compress(data, 1) if resting else data)
+
+
+def _needs_nothing_more(raw: Object) -> bool:
+    """Whether a job has ended, will not be deleted by its time to live, and its status is about the present spec."""
+    spec, status, metadata = raw.get("spec") or {}, raw.get("status") or {}, raw["metadata"]
+    seen = status.get("observedGeneration") == metadata.get("generation")
+    return "completionTime" in status and spec.get("ttlSecondsAfterFinished") is None and seen
 
 
 def _slim(raw: Object) -> Object:

@@ -136,7 +136,7 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         reason = observed.missing[0].reason
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
-        return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
+        return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=observed.look_again)
     status = status.model_copy(
         update={"resume": status.resume or observed.resume, "defaults": status.defaults or observed.defaults}
     )

@@ -8,6 +8,18 @@ from typing import Any
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJobStatus, Phase, Reason, ResumeStatus
 from finetune_operator.observed import Missing
 
+MAX_LINKS = 20
+"""How many jobs that never ran are followed, each of which was to begin from the one before."""
+
+
+def too_many_links(name: str) -> Missing:
+    """What the user of a longer chain is told."""
+    message = (
+        f"spec.resumeFrom leads over more than {MAX_LINKS} jobs that never ran, to FinetuneJob {name!r}: make this job anew, and "
+        "name in spec.resumeFrom the job that has the checkpoint"
+    )
+    return Missing(Reason.JOB_NOT_FOUND, message)
+
 
 def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
     """The source for a job that names this one: its folder, or its own source if it has made no checkpoint.
