@@ -43,7 +43,7 @@ class Ownership:
             logger.warning("%s/%s: labels of cluster %s were changed; they are put back", *job.key, name)
             uid = cluster["metadata"]["uid"]
             cluster = await self._kube.patch_labels(RAY_CLUSTERS, namespace, name, uid, labels) or cluster
-        self._cache.put(RAY_PLURAL, cluster)
+        self._cache.put(RAY_PLURAL, cluster, was_read=True)
 
     async def other_clusters(self, job: JobIdentity, keep: str | None) -> tuple[DeleteCluster, ...]:
         """Deletions of the clusters that the job owns besides the one to keep, and that nobody deletes already."""

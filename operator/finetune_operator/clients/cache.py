@@ -64,10 +64,14 @@ class Cache:
         """UID of a deleted object → the newest version that is known of it."""
         self._waiting: dict[Key, Waiting] = {}
 
-    def put(self, plural: str, raw: Object) -> bool:
-        """Keep an object without unused fields; False if it is deleted, or a newer or equal one is already kept."""
+    def put(self, plural: str, raw: Object, *, was_read: bool = False) -> bool:
+        """Keep an object without unused fields; False if it is deleted, or a newer or equal one is already kept.
+
+        One that was read by name just now lives, even if its deletion was told at the same version: then its label was
+        taken away. A real deletion has a version of its own.
+        """
         key, uid, version = _key(raw), raw["metadata"]["uid"], _version(raw)
-        if version <= self._tombstones.get(uid, -1):
+        if version < self._tombstones.get(uid, -1) + (not was_read):
             return False
         self._tombstones.pop(uid, None)  # it was not deleted: its label was taken away, and put back
         old = self._objects[plural].get(key)
