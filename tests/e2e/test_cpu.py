@@ -88,7 +88,8 @@ def test_loss_falls(finished: Finished) -> None:
 def test_conditions_and_times_are_complete(finished: Finished) -> None:
     conditions = {condition["type"]: condition["status"] for condition in finished.status["conditions"]}
     assert conditions == {
-        "Validated": "True", "ClusterReady": "True", "Submitted": "True", "Progressing": "False", "Complete": "True",
+        "Validated": "True", "ClusterReady": "False", "Submitted": "False", "Progressing": "False", "Complete": "True",
+        "Finished": "True",
     }  # fmt: skip
     assert finished.status["startTime"] < finished.status["completionTime"]
     assert finished.status["observedGeneration"] == finished.job["metadata"]["generation"]
