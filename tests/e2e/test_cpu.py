@@ -99,7 +99,7 @@ def test_kubectl_get_tells_all(jobs: Kubectl, finished: Finished) -> None:
     header, line = jobs.run("get", "finetunejobs", NAME).stdout.splitlines()
     assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "WORKERS", "ATTEMPT", "AGE"]
     assert line.split()[:3] == [NAME, "Succeeded", "100%"]
-    assert line.split()[4:6] == ["2/2", "1"]
+    assert line.split()[4:6] == ["0/2", "1"], "its pods are gone"
 
 
 def test_events_tell_of_each_phase(jobs: Kubectl, finished: Finished) -> None:
