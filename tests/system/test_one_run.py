@@ -105,6 +105,13 @@ async def test_retrying_without_any_attempt_on_record_goes_on(world: World) -> N
     assert world.status()["attemptHistory"][0]["reason"] == "HeadLost"
 
 
+async def test_a_status_whose_attempt_was_removed_begins_anew(world: World) -> None:
+    await training(world)
+    edit_status(world, phase="Retrying", attemptHistory=None, attempt=None)
+    await world.until(lambda: world.phase() == ("Running", "TrainingRunning"), "the run is taken up again")
+    assert (world.made("rayclusters"), len(world.ray.accepted)) == (1, 1)
+
+
 async def test_a_status_of_another_release_is_read_as_far_as_possible(world: World) -> None:
     await training(world)
     edit_status(world, phase="Dreaming", checkpoint={"step": "many", "path": "x" * 5000}, message="m" * 9999)
