@@ -14,7 +14,7 @@ from finetune_operator.clients.cache import Cache
 from finetune_operator.decide import CreateCluster, DeleteCluster, decide
 from finetune_operator.decide.sharing import GIVE_BACK_SECONDS, OLDEST_SECONDS
 from finetune_operator.observed import Line, Observed, Pod
-from finetune_operator.sharing import line_of
+from finetune_operator.waiting_line import line_of
 
 HEAD_CPU, WORKER_CPU = 1, 1
 RUN_SECONDS = 60
