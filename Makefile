@@ -1,6 +1,6 @@
 # The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv format check lint unit unit-trainer unit-operator test demo crds docs lock intel benchmark images cluster-up cluster-down clean
+.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs lock intel benchmark images cluster-up cluster-down clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,7 +29,7 @@ format: venv ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --quiet --fix
 
 check: venv ## Format, lint, types, layers and quick tests, in about 90 seconds
-	@$(MAKE) --no-print-directory -j 3 --output-sync=target lint unit-trainer unit-operator
+	@$(MAKE) --no-print-directory -j 4 --output-sync=target lint unit-trainer unit-operator unit-system
 
 lint: venv ## Format, lint, types and layers
 	$(BIN)/ruff format --check --quiet
@@ -37,14 +37,18 @@ lint: venv ## Format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo | tail -n 2
 
-unit: unit-trainer unit-operator ## The quick tests
+unit: unit-trainer unit-operator unit-system ## The quick tests
 
-# Two processes, of which one imports torch.
+# Of these, only the first imports torch.
 unit-trainer: venv
 	$(QUICK) tests/trainer
 
 unit-operator: venv
-	$(QUICK) tests/unit tests/system tests/packaging
+	$(QUICK) tests/unit tests/packaging
+
+# They mostly wait for each other's answers.
+unit-system: venv
+	$(QUICK) tests/system --numprocesses 4
 
 test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
 	$(BIN)/python -m tests.run

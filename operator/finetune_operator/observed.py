@@ -109,8 +109,6 @@ class RayJob:
     state: Literal["Unknown", "Missing", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
     """Unknown: Ray did not answer, which is not a failure. Missing: Ray answered and does not know the id."""
     message: str = ""
-    ended: datetime | None = None
-    """When it ended, by Ray's clock."""
     cause: str = field(default="", compare=False)
     """Why it is Unknown."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.clients.cache import Key
 from finetune_operator.clients.kube import CLAIMS, KubeClient
 from finetune_operator.desired import naming
 
@@ -19,15 +20,18 @@ class OutputClaims:
     def __init__(self, kube: KubeClient, clock: Callable[[], datetime]) -> None:
         self._kube = kube
         self._clock = clock
-        self._seen: dict[str, tuple[datetime, bool]] = {}
+        self._seen: dict[Key, tuple[datetime, bool]] = {}
 
     async def is_being_deleted(self, job: FinetuneJob, *, fresh: bool) -> bool:
         """Whether the claim is being deleted, or is gone although it was there when the run began."""
-        now = self._clock()
-        self._seen = {uid: entry for uid, entry in self._seen.items() if now - entry[0] < timedelta(seconds=LOOK_SECONDS)}
-        if not fresh and (entry := self._seen.get(job.metadata.uid)) is not None:
+        now, entry = self._clock(), self._seen.get(job.key)
+        if not fresh and entry is not None and now - entry[0] < timedelta(seconds=LOOK_SECONDS):
             return entry[1]
         claim = await self._kube.get(CLAIMS, job.metadata.namespace, naming.output_claim_name(job))
         deleting = claim is None or "deletionTimestamp" in claim["metadata"]
-        self._seen[job.metadata.uid] = (now, deleting)
+        self._seen[job.key] = (now, deleting)
         return deleting
+
+    def forget(self, key: Key) -> None:
+        """Forget the claim of a job that has ended or is gone."""
+        self._seen.pop(key, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +30,6 @@ from finetune_operator.ownership import Ownership
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.shared_reads import SharedReads
-from finetune_operator.sharing import line_of
 from finetune_operator.status import (
     api_trouble,
     condition_is_true,
@@ -39,6 +38,7 @@ from finetune_operator.status import (
     with_api_trouble,
     without_api_trouble,
 )
+from finetune_operator.waiting_line import line_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,20 @@ HELD_SECONDS = 10.0
 """How long a job whose action is held back is not looked at, at the longest: its deadlines go on."""
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A job as the API server has it, and as it is read."""
+
+    raw: dict[str, Any]
+    job: JobIdentity
+    problems: str | None
+    """Why its spec cannot be read."""
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> _Stored:
+        return cls(raw, *read_job(raw))
+
+
 class Reconciler:
     """Takes one FinetuneJob a step further, from any state."""
 
@@ -69,7 +83,6 @@ class Reconciler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._kube = kube
-        self._ray = ray
         self._cache = cache
         self._keys = keys
         self._settings = settings
@@ -109,25 +122,27 @@ class Reconciler:
         if raw is None:
             self._forget(key)
             return None
-        plan = await self._plan(raw)
-        if _is_consequential(raw, plan):
+        stored = _Stored.read(raw)
+        plan = await self._plan(stored)
+        if _is_consequential(stored.job.status, plan):
             # decide again by the current state of the API server rather than by the watch's
-            if (raw := await self._refresh(key)) is None:
+            if (refreshed := await self._refresh(key)) is None:
                 return None
-            plan = await self._without_other_clusters(raw, await self._plan(raw, fresh=True))
-        return await self._carry_out(key, raw, plan)
+            stored = refreshed
+            plan = await self._without_other_clusters(stored.job, await self._plan(stored, fresh=True))
+        return await self._carry_out(key, stored, plan)
 
-    async def _plan(self, raw: dict[str, Any], problem: Problem | None = None, *, fresh: bool = False) -> Plan:
-        job, refusal = read_job(raw)
+    async def _plan(self, stored: _Stored, problem: Problem | None = None, *, fresh: bool = False) -> Plan:
+        job, refusal = stored.job, stored.problems
         job = job.model_copy(update={"status": without_api_trouble(job.status)})
         if isinstance(job, FinetuneJob) and job.status.attempt is None:
-            refusal = "; ".join([*broken_rules(raw["spec"]), *refusals(job, self._settings.policy)])
+            refusal = "; ".join([*broken_rules(stored.raw["spec"]), *refusals(job, self._settings.policy)])
         if not isinstance(job, FinetuneJob) or (refusal and job.status.phase not in TERMINAL):
             return decide_unreadable(job, await self._gather(job, fresh=fresh), refusal or "", self._clock())
         observed = await self._gather(job, fresh=fresh)
         return decide(job, replace(observed, problem=problem), self._clock())
 
-    async def _refresh(self, key: Key) -> dict[str, Any] | None:
+    async def _refresh(self, key: Key) -> _Stored | None:
         """Read the job and its cluster from the API itself.
 
         Raises:
@@ -139,22 +154,21 @@ class Reconciler:
                 self._cache.drop(PLURAL, old)
             return None
         self._cache.put(PLURAL, raw)
-        job, _ = read_job(raw)
+        stored = _Stored.read(raw)
         try:
-            await self._ownership.read_cluster(job)
+            await self._ownership.read_cluster(stored.job)
         except KindMissingError:
-            if condition_is_true(job.status, ConditionType.SUBMITTED):
+            if condition_is_true(stored.job.status, ConditionType.SUBMITTED):
                 raise
-        return raw
+        return stored
 
-    async def _without_other_clusters(self, raw: dict[str, Any], plan: Plan) -> Plan:
+    async def _without_other_clusters(self, job: JobIdentity, plan: Plan) -> Plan:
         """Before an attempt and at the end: the job owns no cluster but that of the attempt, or the others are deleted first."""
-        job, _ = read_job(raw)
         before, after = job.status, plan.status
         begins = after.attempt != before.attempt
         if not begins and (after.phase not in TERMINAL or before.phase in TERMINAL):
             return plan
-        keep = (after.ray if begins else before.ray) or before.ray
+        keep = after.ray if begins else before.ray
         try:
             deletions = await self._ownership.other_clusters(job, keep.cluster if keep else None)
         except KindMissingError:
@@ -164,22 +178,24 @@ class Reconciler:
     async def _gather(self, job: JobIdentity, *, fresh: bool = False) -> Observed:
         if job.status.phase in TERMINAL:
             self.dashboards.forget(job.key)
+            self._claims.forget(job.key)
+            return Observed(cluster=self._cluster_of(job))
         if job.status.ray is None:
-            if job.status.phase in TERMINAL or not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp:
+            if not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp:
                 return Observed()
             return replace(await self._preflight.observe(job), defaults=resolved_defaults(job, self._settings))
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
         seen = Observed(cluster=cluster, pods=pods, lost=lost)
-        if isinstance(job, FinetuneJob) and job.status.phase not in TERMINAL:
+        if isinstance(job, FinetuneJob):
             seen = await self._look_around(job, seen, fresh=fresh)
-        ours = cluster is not None and cluster.owner_uid == job.metadata.uid
-        if cluster is not None and ours and not cluster.suspended and cluster.head_ready and job.status.phase not in TERMINAL:
-            return self._ask_ray(job, cluster, seen)
+        ours = cluster if cluster is not None and cluster.owner_uid == job.metadata.uid else None
+        if ours is not None and ours.head_ready and not ours.suspended:
+            return self._ask_ray(job, ours, seen)
         self.dashboards.rest(job.key)
-        if cluster is not None and ours and cluster.suspended:
-            return replace(seen, queue=await self._queue_words(job, cluster))
+        if ours is not None and ours.suspended:
+            return replace(seen, queue=await self._queue_words(job, ours))
         return seen
 
     async def _look_around(self, job: FinetuneJob, seen: Observed, *, fresh: bool) -> Observed:
@@ -207,29 +223,29 @@ class Reconciler:
         answer = self.dashboards.ask(job.key, question)
         return replace(seen, asked=answer.asked, ray_job=answer.ray_job, progress=answer.progress, silence=answer.silence)
 
-    async def _carry_out(self, key: Key, raw: dict[str, Any], plan: Plan) -> float | None:
-        acted, plan = await self._act(key, raw, plan)
+    async def _carry_out(self, key: Key, stored: _Stored, plan: Plan) -> float | None:
+        acted, plan = await self._act(key, stored, plan)
         try:
-            exists = await self._report(raw, plan.status)
+            exists = await self._report(stored, plan.status)
         except ConflictError:
             await self._refresh(key)
             return CONFLICT_SECONDS
         if not exists:
-            self._cache.drop(PLURAL, raw)
+            self._cache.drop(PLURAL, stored.raw)
             self._forget(key)
             return None
         for errand in acted.errands:
-            self._actor.hand_over(read_job(raw)[0], errand)
+            self._actor.hand_over(stored.job, errand)
         return self._next_look(key, plan, acted)
 
-    async def _act(self, key: Key, raw: dict[str, Any], plan: Plan) -> tuple[Acted, Plan]:
+    async def _act(self, key: Key, stored: _Stored, plan: Plan) -> tuple[Acted, Plan]:
         """Execute the actions of a plan; what came of them, and the plan with what the user has to know of it."""
         acted = Acted()
         if plan.actions:
-            acted = await self._actor.act(read_job(raw)[0], plan.actions)
+            acted = await self._actor.act(stored.job, plan.actions)
             if acted.problem is not None:
-                plan = await self._plan(raw, acted.problem)
-            elif trouble := acted.refused or (acted.held and api_trouble(read_status(raw))):
+                plan = await self._plan(stored, acted.problem)
+            elif trouble := acted.refused or (acted.held and api_trouble(stored.job.status)):
                 plan = replace(plan, status=with_api_trouble(plan.status, trouble))
         elif plan.status.phase in TERMINAL:
             self._actor.forget(key)
@@ -257,13 +273,14 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self.dashboards.forget(key)
         self._actor.forget(key)
+        self._claims.forget(key)
         self._written.pop(key, None)
         self._failing.pop(key, None)
 
-    async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> bool:
+    async def _report(self, stored: _Stored, new: FinetuneJobStatus) -> bool:
         """Write the status once, if it differs; then write an event about a change of phase. False: the job is gone."""
-        metadata, old, now = raw["metadata"], read_status(raw), self._clock()
-        key = metadata["namespace"], metadata["name"]
+        raw, old, key, now = stored.raw, stored.job.status, stored.job.key, self._clock()
+        metadata = raw["metadata"]
         written_at = self._written.get(key)
         new = throttle(old, new, (now - written_at).total_seconds() if written_at else None)
         patch = status_patch(raw.get("status") or {}, new)
@@ -305,9 +322,9 @@ class Reconciler:
             logger.warning("event for %s/%s not posted: %s", metadata["namespace"], metadata["name"], error)
 
 
-def _is_consequential(raw: dict[str, Any], plan: Plan) -> bool:
+def _is_consequential(before: FinetuneJobStatus, plan: Plan) -> bool:
     """Whether a plan does something, or gives something up that may still live: it must not rest on a stale view."""
-    before, after = read_status(raw), plan.status
+    after = plan.status
     changed = (after.phase, after.attempt, after.ray and after.ray.cluster) != (
         before.phase, before.attempt, before.ray and before.ray.cluster,
     )  # fmt: skip

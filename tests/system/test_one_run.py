@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from tests.support.builders import NAMESPACE, finished_progress, merge, raw_progress
 from tests.system.world import CLUSTER, JOB, World, bring_up, run_training
 
 from finetune_operator.constants import JOB_LABEL
+from finetune_operator.output_claims import LOOK_SECONDS
+from finetune_operator.reconciler import FAILING_SECONDS
 
 FAST = {"retryPolicy": {"maxAttempts": 3, "backoffSeconds": 0}}
 SECOND = (NAMESPACE, "demo-1f0c3-2")
@@ -105,6 +108,13 @@ async def test_retrying_without_any_attempt_on_record_goes_on(world: World) -> N
     assert world.status()["attemptHistory"][0]["reason"] == "HeadLost"
 
 
+async def test_a_status_whose_attempt_was_removed_begins_anew(world: World) -> None:
+    await training(world)
+    edit_status(world, phase="Retrying", attemptHistory=None, attempt=None)
+    await world.until(lambda: world.phase() == ("Running", "TrainingRunning"), "the run is taken up again")
+    assert (world.made("rayclusters"), len(world.ray.accepted)) == (1, 1)
+
+
 async def test_a_status_of_another_release_is_read_as_far_as_possible(world: World) -> None:
     await training(world)
     edit_status(world, phase="Dreaming", checkpoint={"step": "many", "path": "x" * 5000}, message="m" * 9999)
@@ -140,6 +150,8 @@ async def test_an_output_claim_that_is_deleted_is_told_at_once_and_the_result_is
     claim = next(iter(world.kube.objects["persistentvolumeclaims"].values()))
     deleted = claim["metadata"] | {"deletionTimestamp": "2026-01-02T03:04:05Z"}
     world.kube.put("persistentvolumeclaims", claim | {"metadata": deleted})
+    assert world.operator is not None
+    world.operator.ahead = timedelta(seconds=LOOK_SECONDS)
     await world.until(lambda: world.phase() == ("Running", "OutputClaimDeleting"), "it is told")
     assert world.condition("OutputClaimDeleting")["status"] == "True"
     await world.until(lambda: "OutputClaimDeleting" in _warnings(world), "there is an event")
@@ -158,7 +170,9 @@ def _warnings(world: World) -> list[str]:
 async def test_a_call_that_fails_for_long_is_in_the_message_until_it_succeeds(world: World) -> None:
     world.kube.refusals["POST", "rayclusters"] = (500, "InternalError", "failed calling webhook guard.example")
     world.add_job()
-    await world.start_operator()
+    operator = await world.start_operator()
+    await world.until(lambda: any(seen.path.endswith("rayclusters") for seen in world.kube.writes()), "it is tried")
+    operator.ahead = timedelta(seconds=FAILING_SECONDS)
     await world.until(lambda: "failed calling webhook" in world.status().get("message", ""), "it is told", nudge=False)
     before = len(world.kube.writes())
     await world.rounds(3)

@@ -255,6 +255,17 @@ def test_an_attempt_that_has_ended_goes_on_record(observed: Observed, spec: Any,
     ]
 
 
+@pytest.mark.parametrize("keeps", [False, True], ids=["removed", "kept"])
+def test_the_checkpoint_of_a_job_that_has_succeeded_is_what_its_trainer_last_reported(keeps: bool) -> None:
+    checkpoint = {"step": 8, "path": "/output/checkpoints/step-00000008", "time": "2026-01-02T03:04:05Z"}
+    running = after(1, PHASES["running"], make_observed("RUNNING", progress=make_progress(checkpoint=checkpoint))).status
+    report = make_progress(**finished_progress(checkpoint=checkpoint if keeps else None))
+    status = after(9, stored(running), make_observed("SUCCEEDED", progress=report)).status
+    assert (status.checkpoint is not None) == keeps
+    available = ("True", "Checkpointed") if keeps else ("False", "Completed")
+    assert condition(status, ConditionType.CHECKPOINT_AVAILABLE) == available
+
+
 def test_an_attempt_that_never_trained_has_no_start_and_no_active_seconds() -> None:
     status = dump(after(30, PHASES["accepted"], STARTING, provisioningTimeoutSeconds=30).status)
     assert status["activeSeconds"] == 0

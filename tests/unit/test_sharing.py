@@ -14,7 +14,7 @@ from finetune_operator.clients.cache import Cache
 from finetune_operator.decide import CreateCluster, DeleteCluster, decide
 from finetune_operator.decide.sharing import GIVE_BACK_SECONDS, OLDEST_SECONDS
 from finetune_operator.observed import Line, Observed, Pod
-from finetune_operator.sharing import line_of
+from finetune_operator.waiting_line import line_of
 
 HEAD_CPU, WORKER_CPU = 1, 1
 RUN_SECONDS = 60
@@ -143,7 +143,7 @@ def run_until_all_have_run(nodes: Nodes, hours: float) -> None:
         assert waited < hours * 3600, f"{waiting} still wait after {waited:.0f} s"
 
 
-@pytest.mark.parametrize(("count", "cpus"), [(30, 4), (100, 16)])
+@pytest.mark.parametrize(("count", "cpus"), [(30, 4), pytest.param(100, 16, marks=pytest.mark.slow)])
 def test_jobs_that_start_together_on_a_small_cluster_all_have_their_turn(count: int, cpus: int) -> None:
     nodes = make_nodes(cpus, [1 + number % 3 for number in range(count)])
     # one after the other would take this long, and the cluster has room for one of the largest jobs at least

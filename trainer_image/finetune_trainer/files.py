@@ -14,6 +14,9 @@ from pydantic.alias_generators import to_camel
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a pointer of Git LFS begins: a small file in the place of a large one."""
+
 CHUNK_BYTES = 16 * 2**20
 """How much is written and added to the digest at a time: it stays in the CPU's cache between the two."""
 

@@ -34,14 +34,15 @@ def read_job(raw: Mapping[str, Any]) -> tuple[FinetuneJob, None] | tuple[JobIden
 
 def read_status(raw: Mapping[str, Any]) -> FinetuneJobStatus:
     """The status of a job, without what cannot be read."""
-    value = copy.deepcopy(raw.get("status") or {})
-    for _ in range(MOST_ERRORS):
+    value = raw.get("status") or {}
+    for number in range(MOST_ERRORS):
         try:
             return _with_phase(FinetuneJobStatus.model_validate(value))
         except ValidationError as error:
             found = error.errors()[0]
             if not found["loc"]:
                 break
+            value = value if number else copy.deepcopy(value)
             _leave_out(value, found["loc"], is_missing=found["type"] == "missing")
     return FinetuneJobStatus()
 

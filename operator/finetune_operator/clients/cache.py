@@ -12,7 +12,9 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from finetune_operator.constants import GROUP, JOB_LABEL, KIND, PLURAL, RAY_PLURAL, SCHEDULING_LABELS
+from finetune_operator.api.v1alpha1 import Phase, Reason
+from finetune_operator.constants import GROUP, JOB_LABEL, KIND, PLURAL, RAY_PLURAL
+from finetune_operator.desired.naming import scheduling_labels
 
 Key = tuple[str, str]
 """(namespace, name of the FinetuneJob)."""
@@ -171,10 +173,9 @@ def job_of(raw: Object) -> Key | None:
 
 
 def _waits(raw: Object) -> bool:
-    labels = raw["metadata"].get("labels") or {}
     status = raw.get("status") or {}
-    waits = status.get("reason") == "Unschedulable" and status.get("phase") in {"Provisioning", "Retrying"}
-    return waits and not any(label in labels for label in SCHEDULING_LABELS)
+    waits = status.get("reason") == Reason.UNSCHEDULABLE and status.get("phase") in {Phase.PROVISIONING, Phase.RETRYING}
+    return waits and not scheduling_labels(raw["metadata"].get("labels") or {})
 
 
 def _key(raw: Object) -> Key:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import aiohttp
@@ -26,9 +25,6 @@ from finetune_trainer.tracking.progress import RAY_LOG_FILE, Progress
 POLL_SECONDS = 5.0
 SUBMIT_SECONDS = 30.0
 """Within these a request has its whole answer, however the server sends it."""
-
-MAX_MILLISECONDS = 10**14
-"""Times beyond the year 5000 are rejected: Python could not represent much later ones."""
 
 _STATES: dict[str, Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]] = {
     "PENDING": "PENDING",
@@ -102,7 +98,7 @@ class RayClient:
         state = _STATES.get(str(details.get("status")))
         if status >= 300 or state is None:
             return RayJob("Unknown", cause=_answers(status, body))
-        return RayJob(state, str(details.get("message") or ""), _time(details.get("end_time")))
+        return RayJob(state, str(details.get("message") or ""))
 
     async def progress(self, dashboard: Dashboard, head_ip: str) -> Progress | None:
         """The last report of the trainer; None: there is none, or the dashboard does not answer."""
@@ -155,10 +151,3 @@ def _answers(status: int, body: str) -> str:
     if status in {401, 403}:
         return f"it refuses the operator's token ({status}){words and ': '}{words}"
     return f"it gives status {status} and not Ray's answer{words and ': '}{words}"
-
-
-def _time(milliseconds: object) -> datetime | None:
-    """Ray's times are milliseconds since 1970."""
-    if not isinstance(milliseconds, int | float) or not 0 < milliseconds < MAX_MILLISECONDS:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -6,6 +6,7 @@ After the loss of the cluster it uses a new one. The trainer itself resumes from
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 
 from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, Phase, RayStatus, Reason, RetryPolicy
@@ -73,12 +74,12 @@ def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: 
         return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
     if observed.pods and not reusable and now < last.end_time + timedelta(seconds=PODS_GONE_SECONDS):
         return Plan(status, requeue_after=1.0)
-    pause = float(_pause(job.spec.retry_policy or RetryPolicy(), status.failed_attempts or 1))
+    pause, look = float(_pause(job.spec.retry_policy or RetryPolicy(), status.failed_attempts or 1)), math.inf
     if last.reason == Reason.UNSCHEDULABLE:
-        pause = sharing.pause_seconds(status, observed)
+        pause, look = sharing.pause_seconds(status, observed), sharing.LOOK_SECONDS
     due = last.end_time + timedelta(seconds=pause)
     if now < due:
-        return Plan(status, requeue_after=min((due - now).total_seconds(), sharing.LOOK_SECONDS))
+        return Plan(status, requeue_after=min((due - now).total_seconds(), look))
     status = begin_attempt(job, status, cluster.name if cluster is not None else None, now)
     where = f"on cluster {status.ray.cluster}" if status.ray else ""
     status = set_phase(status, Phase.PENDING, Reason.ACCEPTED, f"attempt {status.attempt} begins {where}")

@@ -76,12 +76,14 @@ def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
         return after_the_end(job, observed, now)
     status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
     reported = _with_report(status, observed, now)
-    plan = _ordered_end(job, reported, observed, now)
-    if plan is None and not observed.asked:
+    ordered = _ordered_end(job, reported, observed, now)
+    if ordered is not None:
+        return stop_first(job, reported, ordered, observed, now)
+    if not observed.asked:
         return Plan(job.status)  # nothing is concluded from a silence that is ours; the answer wakes the job
-    if plan is None:
-        plan = _go_on(job, _with_claim(status, observed, now), observed, now)
-        plan = plan if plan.status.phase in TERMINAL else within_deadlines(job, status, plan, now)
+    plan = _go_on(job, _with_claim(reported, observed, now), observed, now)
+    if plan.status.phase not in TERMINAL:
+        plan = within_deadlines(job, status, plan, now)
     return stop_first(job, reported, plan, observed, now)
 
 
@@ -114,8 +116,8 @@ def _with_claim(status: FinetuneJobStatus, observed: Observed, now: datetime) ->
 
 def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     if suspension.is_wanted(job, status, observed):
-        return suspension.suspend(job, _with_report(status, observed, now), observed, now)
-    if status.ray is None:
+        return suspension.suspend(job, status, observed, now)
+    if status.ray is None or status.attempt is None:
         return _begin(job, status, observed, now)
     cluster = observed.cluster
     if cluster is not None and cluster.owner_uid != job.metadata.uid:
@@ -191,7 +193,6 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
     if cluster.head_lost or state == "Missing":
         message = f"the head pod of RayCluster {cluster.name} was lost, and the driver with it{explain_loss(observed)}"
         return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
-    status = _with_report(status, observed, now)
     if state in {"FAILED", "STOPPED"}:
         reason, message = explain_failure(observed)
         return attempt_failed(job, status, reason, message, now, recurs=would_recur(observed, reason))
@@ -298,10 +299,10 @@ def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, n
             return fail(status, Reason.OUTPUT_CLAIM_DELETING, f"{message}; the claim was deleted", now)
         message = f"the run is complete, {message}; {_claim_is_being_deleted(job)}"
         return Plan(set_phase(status, Phase.RUNNING, Reason.OUTPUT_CLAIM_DELETING, message), requeue_after=POLL_SECONDS[1])
-    if status.checkpoint is not None:
-        # the export has removed the checkpoints
+    if status.checkpoint is not None and progress.checkpoint is None:  # the trainer has removed them
         status = set_condition(status, ConditionType.CHECKPOINT_AVAILABLE, False, Reason.COMPLETED, "", now)
-    return end(status.model_copy(update={"checkpoint": None}), Phase.SUCCEEDED, Reason.COMPLETED, message, now)
+        status = status.model_copy(update={"checkpoint": None})
+    return end(status, Phase.SUCCEEDED, Reason.COMPLETED, message, now)
 
 
 def _without_report(status: FinetuneJobStatus, waited: float, now: datetime) -> Plan:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from datetime import datetime
 
 from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, Phase, Reason
-from finetune_operator.constants import SCHEDULING_LABELS
 from finetune_operator.decide.ending import begin_again, gave_back
 from finetune_operator.decide.plan import Plan
+from finetune_operator.desired.naming import scheduling_labels
 from finetune_operator.observed import Observed
 
 GIVE_BACK_SECONDS = 30.0
@@ -29,17 +29,12 @@ LOOK_SECONDS = 10.0
 """How often a job in its pause looks whether no older one waits any more. It reads the operator's own memory only."""
 
 
-def waits_in_line(job: FinetuneJob) -> bool:
-    """Whether a job shares nodes by these rules: a queue or a batch scheduler has its own."""
-    return not any(label in job.metadata.labels for label in SCHEDULING_LABELS)
-
-
 def give_back(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
     """The plan for a job whose pods have waited for nodes long enough; None: it keeps them."""
     line, trouble = observed.line, observed.trouble
     if status.phase is not Phase.PROVISIONING or status.ray is None or line is None or not line.competing:
         return None
-    if trouble is None or trouble.trouble is not Reason.UNSCHEDULABLE or not waits_in_line(job):
+    if trouble is None or trouble.trouble is not Reason.UNSCHEDULABLE or scheduling_labels(job.metadata.labels):
         return None
     waited = (now - (status.ray.request_time or now)).total_seconds()
     if waited < (GIVE_BACK_SECONDS if line.older_competing else OLDEST_SECONDS):

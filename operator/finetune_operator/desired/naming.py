@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import FinetuneJob, JobIdentity
-from finetune_operator.constants import API_VERSION, ATTEMPT_LABEL, FIELD_MANAGER, JOB_LABEL, KIND, MANAGED_BY_LABEL, UID_LABEL
+from finetune_operator.constants import (
+    API_VERSION,
+    ATTEMPT_LABEL,
+    FIELD_MANAGER,
+    JOB_LABEL,
+    KIND,
+    MANAGED_BY_LABEL,
+    SCHEDULING_LABELS,
+    UID_LABEL,
+)
 
 
 def short_uid(uid: str) -> str:
@@ -57,6 +67,11 @@ def labels(job: JobIdentity, attempt: int | None = None) -> dict[str, str]:
     """Labels of every object made for a job."""
     result = {JOB_LABEL: job.metadata.name, UID_LABEL: job.metadata.uid, MANAGED_BY_LABEL: FIELD_MANAGER}
     return result if attempt is None else result | {ATTEMPT_LABEL: str(attempt)}
+
+
+def scheduling_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Those of a job's labels by which a queue or a batch scheduler takes it; empty: it shares nodes with others."""
+    return {name: value for name, value in labels.items() if name in SCHEDULING_LABELS}
 
 
 def owner_reference(job: FinetuneJob) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from finetune_operator.constants import (
     KEY_ANNOTATION,
     RAY_CONTAINER_UID,
     RAY_VERSION,
-    SCHEDULING_LABELS,
     STOP_GRACE_SECONDS,
 )
 from finetune_operator.desired import naming
@@ -50,8 +49,7 @@ _COPIED = ("affinity", "imagePullSecrets", "nodeSelector", "priorityClassName", 
 def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
     """A head that runs the driver and never trains, and one worker pod for each training worker."""
     metadata = naming.metadata(job, naming.cluster_name(job, attempt), attempt=attempt)
-    scheduling = {name: value for name, value in job.metadata.labels.items() if name in SCHEDULING_LABELS}
-    labels = scheduling | metadata["labels"]
+    labels = naming.scheduling_labels(job.metadata.labels) | metadata["labels"]
     workers = job.spec.config.training.num_training_workers
     return {
         "apiVersion": "ray.io/v1",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from finetune_trainer.data.parts import Parts, ids_of, ids_of_markup, special_ids
+from finetune_trainer.data.parts import Parts, SpecialTokens, ids_of, ids_of_markup
 from finetune_trainer.data.truncation import TAIL_TOKENS, longest_prompt
 from finetune_trainer.errors import ConfigError
 
@@ -59,10 +59,10 @@ class ChatTemplate:
         self._template: str = tokenizer.get_chat_template()
         if config.bos and not self._render({"content": QUESTION}).startswith(tokenizer.bos_token):
             self._template = "{{ bos_token }}" + self._template
+        self._special = SpecialTokens(tokenizer)
         self.frame = self._find_frame()
         self._before, self._between = ids_of_markup(tokenizer, [self.frame.before, self.frame.between])
-        self._special = special_ids(tokenizer)
-        self._specials = self._count_special([*self._before, *self._between])
+        self._specials = self._special.count([*self._before, *self._between])
         self._longest = longest_prompt(config, len(self._before) + len(self._between) + TAIL_TOKENS + 1)
 
     @property
@@ -94,16 +94,13 @@ class ChatTemplate:
         lead, close = ids_of_markup(self._tokenizer, [frame.lead, frame.close])
         for row, answer, prompt, both in lines:
             response = both[len(prompt) :]
-            if both[: len(prompt)] != prompt or self._count_special(response) != self._count_special([*lead, *close]):
+            if both[: len(prompt)] != prompt or self._special.count(response) != self._special.count([*lead, *close]):
                 response = [*lead, *answer, *close]
-            if len(prompt) <= self._longest and self._count_special(prompt) == self._specials:
+            if len(prompt) <= self._longest and self._special.count(prompt) == self._specials:
                 yield Parts(prompt, [], [], response, frame.end)
             else:
                 body = ids_of(self._tokenizer, [self.message(row)["content"]])[0]
                 yield Parts(self._before, body, self._between, response, frame.end)
-
-    def _count_special(self, ids: list[int]) -> int:
-        return sum(token in self._special for token in ids)
 
     def _find_frame(self) -> Frame:
         prompt = self._render({"content": QUESTION})
@@ -120,7 +117,7 @@ class ChatTemplate:
 
     def _find_end(self, rest: str) -> tuple[str, int]:
         """The token that ends a response and the white space before it: the first special token, else end-of-sequence."""
-        texts = [str(token) for token in self._tokenizer.convert_ids_to_tokens(sorted(special_ids(self._tokenizer)))]
+        texts = [str(token) for token in self._tokenizer.convert_ids_to_tokens(sorted(self._special.ids))]
         found = [(rest.index(token), token) for token in texts if token and token in rest]
         if found:
             position, token = min(found, key=lambda pair: (pair[0], -len(pair[1])))

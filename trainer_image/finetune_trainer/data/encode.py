@@ -63,11 +63,15 @@ def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> E
         kept.append((row.line, [*prompt, *response, parts.end], len(prompt)))
         for lines, is_cut in zip(cut, (prompt_is_cut, response_is_cut), strict=True):
             lines.extend([row.line] * is_cut)
-    asked = [(row.instruction, row.context) for row in rows if not row.text and row.line not in cut[0]]
-    asked += [(row.instruction, row.context) for row in rows if not row.text][:1]
-    return Encoded(
-        replace(_pack(kept, config, name), asked=next(iter(asked), None)), tuple(refused), tuple(cut[0]), tuple(cut[1])
-    )
+    examples = replace(_pack(kept, config, name), asked=_first_asked(rows, set(cut[0])))
+    return Encoded(examples, tuple(refused), tuple(cut[0]), tuple(cut[1]))
+
+
+def _first_asked(rows: Sequence[Row], cut: set[int]) -> tuple[str, str] | None:
+    """Instruction and context of the first row whose prompt was not cut, else of the first row; None: there are only texts."""
+    asking = [row for row in rows if not row.text]
+    row = next((row for row in asking if row.line not in cut), asking[0] if asking else None)
+    return None if row is None else (row.instruction, row.context)
 
 
 def _pack(kept: list[tuple[int, list[int], int]], config: Dataset, name: str) -> Examples:

@@ -20,7 +20,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data.chat_template import QUESTION, jinja_text, render
-from finetune_trainer.data.parts import Parts, ids_of, ids_of_markup, special_ids
+from finetune_trainer.data.parts import Parts, SpecialTokens, ids_of, ids_of_markup
 from finetune_trainer.data.truncation import TAIL_TOKENS, longest_prompt
 
 if TYPE_CHECKING:
@@ -66,14 +66,11 @@ class LlmOnRayPrompt:
         self._marker = ids_of(tokenizer, [RESPONSE])[0]
         self._needed = len(self._head) + len(self._body(INSTRUCTION)) + len(self._marker) + TAIL_TOKENS + 1
         self._longest = longest_prompt(config, self._needed)
-        self._special = special_ids(tokenizer)
-        self._template, self.around = self._find_template()
-        self._specials = self._count_special(self._whole([QUESTION])[0])
-
-    @property
-    def template(self) -> str:
-        """The template of the exported tokenizer."""
-        return self._template
+        self._special = SpecialTokens(tokenizer)
+        self.template, self.around = self._find_template()
+        """The template of the exported tokenizer, and the text of a prompt before and after the instruction."""
+        question = render(tokenizer, self.template, {"content": QUESTION})
+        self._specials = self._special.count(ids_of_markup(tokenizer, [question])[0])
 
     def message(self, row: Row) -> dict[str, str]:
         """The user's message."""
@@ -81,23 +78,16 @@ class LlmOnRayPrompt:
 
     def parts(self, rows: Sequence[Row]) -> Iterator[Parts]:
         """The parts of each of at least one row."""
-        prompts = ids_of_markup(self._tokenizer, [render(self._tokenizer, self._template, self.message(row)) for row in rows])
+        prompts = ids_of_markup(self._tokenizer, [render(self._tokenizer, self.template, self.message(row)) for row in rows])
         responses = ids_of(self._tokenizer, [row.response.strip() if self._chat else row.response for row in rows])
         for row, prompt, response in zip(rows, prompts, responses, strict=True):
-            if len(prompt) <= self._longest and self._count_special(prompt) == self._specials:
+            if len(prompt) <= self._longest and self._special.count(prompt) == self._specials:
                 yield Parts(prompt, [], [], response, self._end)
             else:
                 yield Parts(self._head, self._body(body_of(row)), self._marker, response, self._end, self._needed)
 
     def _body(self, body: str) -> list[int]:
         return [*ids_of(self._tokenizer, [body])[0], self._end, *self._feed]
-
-    def _count_special(self, ids: list[int]) -> int:
-        return sum(token in self._special for token in ids)
-
-    def _whole(self, questions: list[str]) -> list[list[int]]:
-        texts = [render(self._tokenizer, self._template, {"content": question}) for question in questions]
-        return ids_of_markup(self._tokenizer, texts)
 
     def _find_template(self) -> tuple[str, tuple[str, str]]:
         """The template, and the text of a prompt before and after the instruction."""

@@ -30,7 +30,14 @@ def ids_of_markup(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return ids
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids of all special tokens."""
-    added = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
+class SpecialTokens:
+    """All special tokens of a tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Find them: those that it names, and those that were added to it."""
+        added = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+        self.ids = frozenset(added | set(tokenizer.all_special_ids))
+
+    def count(self, ids: list[int]) -> int:
+        """How many of the tokens are special."""
+        return sum(token in self.ids for token in ids)

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from finetune_trainer.data.jsonl import COLUMNS, REQUIRED, parse_line, unreadable
 from finetune_trainer.errors import DatasetInvalid
+from finetune_trainer.files import LFS_POINTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ _COMPRESSED: dict[bytes, Callable[[Path], IO[bytes]]] = {b"\x1f\x8b": gzip.open,
 _REFUSED = {
     b"PK\x03\x04": "it is a zip archive or an Excel file: unpack it, or save the table as CSV",
     b"\x28\xb5\x2f\xfd": "it is compressed with Zstandard: unpack it, or compress it with gzip",
-    b"version https://git-lfs": "it is a pointer of Git LFS, not the data: run `git lfs pull` where it was cloned",
+    LFS_POINTER: "it is a pointer of Git LFS, not the data: run `git lfs pull` where it was cloned",
 }
 """First bytes of files that are not read → what to do instead."""
 

@@ -11,8 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-LFS_POINTER = b"version https://git-lfs"
-"""How a pointer of Git LFS begins: a small file in the place of a large one."""
+from finetune_trainer.files import LFS_POINTER
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 """Any of these holds the vocabulary of a tokenizer; `tokenizer_config.json` alone does not."""

@@ -31,10 +31,10 @@ class Taught:
     """Tokens that end an answer."""
 
 
-def taught(
+def describe_prompt(
     tokenizer: Any, config: Dataset, row: tuple[str, str] | None, samples: tuple[list[int], ...], stops: tuple[int, ...]
 ) -> Taught:
-    """Describe the prompt.
+    """Describe the prompt that the model is taught.
 
     Args:
         tokenizer: the tokenizer as it was loaded.

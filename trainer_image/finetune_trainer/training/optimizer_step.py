@@ -66,9 +66,9 @@ def take_step(engine: Engine, number: int, step: Step) -> StepTaken:
     while math.isfinite(loss) and not math.isfinite(norm) and _lower_scale(engine):
         loss, norm = _compute_gradients(engine, number, step, supervised)
     if not math.isfinite(loss):
-        raise not_finite(engine, f"the loss is {loss}", number, rows)
+        raise _not_finite(engine, f"the loss is {loss}", number, rows)
     if not math.isfinite(norm):
-        raise not_finite(engine, "the gradients are not finite", number, rows)
+        raise _not_finite(engine, "the gradients are not finite", number, rows)
     engine.scaler.step(engine.optimizer)
     engine.scaler.update()
     engine.optimizer.zero_grad(set_to_none=True)
@@ -108,7 +108,7 @@ def _lower_scale(engine: Engine) -> bool:
     return True
 
 
-def not_finite(engine: Engine, what: str, number: int, rows: NDArray[np.int64]) -> LossNotFinite:
+def _not_finite(engine: Engine, what: str, number: int, rows: NDArray[np.int64]) -> LossNotFinite:
     """The error of a loss or of gradients that are NaN or infinite; it names the rows of the step."""
     places = [engine.data.train.place(int(row)) for row in np.sort(rows)[:SHOWN_ROWS]]
     more = [f"{len(rows) - SHOWN_ROWS} more"] if len(rows) > SHOWN_ROWS else []
