@@ -19,7 +19,7 @@ from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, PODS, RAY_CLUSTERS, Kind, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import JOB_LABEL, PLURAL, RELIST_PAUSE_SECONDS, RESYNC_SECONDS
-from finetune_operator.desired.secrets import KeyRing
+from finetune_operator.keys import load_keys
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
@@ -73,8 +73,8 @@ async def serve(settings: Settings) -> None:
     Raises:
         Exception: whatever ended a part.
     """
-    keys = KeyRing.read(settings.token_key_file)
     kube = await KubeClient.connect()
+    keys = await load_keys(kube, settings)
     cache = Cache()
     session, dashboard = _dashboards(kube, settings)
     async with session:

@@ -20,19 +20,23 @@ from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, U
 from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
 from finetune_operator.decide.ending import fail
 from finetune_operator.desired import events, naming
+from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import KeyRing, build_token_secret
 from finetune_operator.desired.storage import build_output_claim
-from finetune_operator.desired.submission import build_config_map, build_submission
+from finetune_operator.desired.submission import build_submission
 from finetune_operator.errors import (
     ConflictError,
     KindMissingError,
     KubeError,
     KubeUnavailableError,
+    NameTakenError,
+    NotAllowedError,
     RayError,
     RayUnavailableError,
 )
 from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
+from finetune_operator.own_objects import make_own
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.status import status_patch, throttle_progress
@@ -199,10 +203,12 @@ class Reconciler:
 
     async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
         """Create the objects of an attempt. The cluster comes last: when it exists, all that it needs exists."""
+        if refused := [*self._settings.policy.pod_refusals(job)]:  # head and workers may have changed since the first attempt
+            raise NotAllowedError("; ".join(refused))
         for manifest in (build_output_claim(job), build_token_secret(job, self._keys), build_config_map(job)):
             if manifest is not None:
-                await self._kube.create(manifest)
-        manifest = build_ray_cluster(job, attempt, self._settings, self._keys.current_id)
+                await make_own(self._kube, manifest)
+        manifest = build_ray_cluster(job, attempt, self._settings, self._keys)
         name = manifest["metadata"]["name"]
         raw = await self._kube.create(manifest) or await self._kube.get(RAY_CLUSTERS, job.metadata.namespace, name)
         if raw is not None:
@@ -272,6 +278,8 @@ def _problem(error: KubeError | RayError) -> Problem:
         return Reason.SUBMISSION_FAILED, str(error)
     if isinstance(error, KindMissingError):
         return Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later"
+    if isinstance(error, NameTakenError):
+        return Reason.NAME_CONFLICT, error.message
     if error.status not in {400, 403, 422}:
         raise error
     reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.CREATION_REFUSED

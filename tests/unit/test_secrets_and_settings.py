@@ -101,8 +101,8 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_word_nodes_are_looked_at_and_remote_code_is_not_allowed() -> None:
     settings = Settings()
     assert settings.check_nodes is True
-    assert not settings.policy.remote_code_allowed("team")
-    assert settings.policy.image_prefixes("team") == ()
+    assert not settings.policy.of("team").allow_remote_code
+    assert settings.policy.of("team").allowed_image_prefixes == ()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from finetune_trainer.command.outcome import (
     record_failure,
 )
 from finetune_trainer.config.run import LOGS, addresses_cluster
-from finetune_trainer.config.yaml_file import load_config
+from finetune_trainer.config.yaml_file import DIGEST_VARIABLE, load_config
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError
 from finetune_trainer.tracking import console, logbook
 from finetune_trainer.tracking.mirror import Mirror
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console.set_up_logging()
     try:
-        loaded = load_config(options.config_file, strict=options.strict)
+        loaded = load_config(options.config_file, strict=options.strict, digest=os.environ.get(DIGEST_VARIABLE))
     except ConfigError as error:
         return _report_config_error(options, error)
     run = make_run(options, loaded.config)
