@@ -16,8 +16,8 @@ from finetune_operator.api.base import Rules
 class Refused:
     """A kind of variable."""
 
-    why: str
-    """What such a variable would do."""
+    message: str
+    """What such a variable would do, and what there is instead."""
     names: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
@@ -34,15 +34,6 @@ class Refused:
         return affixes or name in self.names or any(part in name for part in self.parts)
 
     @property
-    def message(self) -> str:
-        """What is refused and why, for the user."""
-        words = [", ".join(self.names)] if self.names else []
-        words += [f"names that begin with {_either(self.prefixes)}"] if self.prefixes else []
-        words += [f"names that contain {_either(self.parts)}"] if self.parts else []
-        words += [f"names that end with {_either(self.endings)}"] if self.endings else []
-        return f"{self.why}: {'; '.join(words)}"
-
-    @property
     def rule(self) -> str:
         """The rule that a name is not of this kind."""
         conditions = [f"self in {list(self.names)}"] if self.names else []
@@ -53,18 +44,16 @@ class Refused:
         return f"self in {list(self.except_for)} || ({none})" if self.except_for else none
 
 
-def _either(words: tuple[str, ...]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
 REFUSED = (
     Refused(
-        "the operator sets these variables, and a hub token goes into model.tokenSecretRef",
+        "the operator sets HF_HOME, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, POD_NAME and names that begin with FINETUNE_, KUBERAY_, "
+        "KUBERNETES_ or RAY_; a hub token goes into model.tokenSecretRef",
         names=("HF_HOME", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "POD_NAME"),
         prefixes=("FINETUNE_", "KUBERAY_", "KUBERNETES_", "RAY_"),
     ),
     Refused(
-        "these variables make programs run code from files or load libraries; what all jobs need belongs into the image",
+        "no job may set a variable that makes programs run a file as code or load a library; what jobs need of this kind is set "
+        "in the image, or by the administrator for all jobs (trainer.defaults.env of the chart)",
         names=(
             "BASHOPTS", "BASH_ENV", "CCL_ROOT", "ENV", "GLIBC_TUNABLES", "HF_MODULES_CACHE", "HOME", "IFS", "I_MPI_GTOOL",
             "I_MPI_ROOT", "NCCL_CONF_FILE", "OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES", "PROMPT_COMMAND", "PS4",
@@ -76,8 +65,8 @@ REFUSED = (
         except_for=("PYTHONFAULTHANDLER", "PYTHONHASHSEED", "PYTHONUNBUFFERED"),
     ),
     Refused(
-        "these variables send requests, and tokens with them, to another server, or make pods trust one; ask the "
-        "administrator to set them for all jobs (trainer.defaults.env of the chart); the hub needs HTTPS_PROXY only",
+        "no job may set a variable that can send tokens to another server, or make pods trust one; the administrator sets "
+        "those for all jobs (trainer.defaults.env of the chart), and for a proxy to the hub HTTPS_PROXY is enough",
         names=(
             "ALL_PROXY", "CURL_CA_BUNDLE", "HOSTALIASES", "HTTP_PROXY", "LOCALDOMAIN", "REQUESTS_CA_BUNDLE", "RESOLV_HOST_CONF",
             "RES_OPTIONS", "SSLKEYLOGFILE", "SSL_CERT_DIR", "SSL_CERT_FILE", "all_proxy", "grpc_proxy", "http_proxy",
@@ -86,7 +75,7 @@ REFUSED = (
         parts=("ENDPOINT", "STAGING"),
     ),
     Refused(
-        "these variables give a container devices of the node that were not assigned to it",
+        "no job may set a variable that gives a container devices of the node that are not its own",
         names=("AMD_VISIBLE_DEVICES", "HABANA_VISIBLE_DEVICES"),
         prefixes=("NVIDIA_",),
     ),
