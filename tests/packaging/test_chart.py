@@ -127,7 +127,10 @@ def test_the_operator_is_told_the_limits_that_it_holds_itself(monkeypatch: pytes
     values = environment(render("--set", "policy.enabled=false", "--set-json", f"policy={json.dumps(LIMITS)}"))
     told = json.loads(values["FINETUNE_POLICY"])
     assert not {"enabled", "maxWorkers", "maxGPUs"} & told.keys()
-    assert told["namespaces"] == {"team-a": {"allowRemoteCode": True, "allowedImagePrefixes": []}, "team-c": {"allowedVariables": ["*"]}}
+    assert told["namespaces"] == {
+        "team-a": {"allowRemoteCode": True, "allowedImagePrefixes": []},
+        "team-c": {"allowedVariables": ["*"]},
+    }
     monkeypatch.setenv("FINETUNE_POLICY", values["FINETUNE_POLICY"])
     policy = Settings().policy
     assert [policy.of(namespace).allow_remote_code for namespace in ("team-a", "team-b")] == [True, False]
@@ -177,7 +180,9 @@ def test_admission_holds_every_limit_of_pods_for_head_and_workers_with_the_opera
             assert f"variables.{pods}Options" in variables[f"{pods}_{key}"]
     for pods in ("head", "workers"):
         assert all(f'!name.startsWith("{prefix}")' in variables[f"{pods}_allowedTolerations"] for prefix in SYSTEM_TAINTS)
-        assert all(f'!name.startsWith("{prefix}")' in variables[f"{pods}_allowedPriorityClasses"] for prefix in SYSTEM_PRIORITY_CLASSES)
+        assert all(
+            f'!name.startsWith("{prefix}")' in variables[f"{pods}_allowedPriorityClasses"] for prefix in SYSTEM_PRIORITY_CLASSES
+        )
     (asks,) = policy["spec"]["matchConditions"]
     for field in ("?image", "?model", "?head", "?workers"):
         assert f"object.spec.{field} != oldObject.spec.{field}" in asks["expression"]

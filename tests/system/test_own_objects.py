@@ -34,7 +34,9 @@ TAKEN: list[Any] = [
     pytest.param("configmaps", with_owner(OWN_CONFIG, OTHER_UID), {}, f"do not have the UID {UID}", id="config of another"),
     pytest.param("configmaps", OWN_CONFIG | {"immutable": None}, {}, "not immutable", id="config that may change yet"),
     pytest.param("configmaps", OWN_CONFIG | {"binaryData": {"x": ""}}, {}, "its data is another", id="config with more"),
-    pytest.param("persistentvolumeclaims", merge(KEPT, {"metadata": {"labels": None}}), {}, f"is not {UID}", id="claim of nobody"),
+    pytest.param(
+        "persistentvolumeclaims", merge(KEPT, {"metadata": {"labels": None}}), {}, f"is not {UID}", id="claim of nobody"
+    ),
     pytest.param(
         "persistentvolumeclaims",
         merge(KEPT, {"metadata": {"labels": {"llmonray.dev/finetunejob-uid": OTHER_UID}}}),

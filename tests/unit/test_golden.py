@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 from tests.support.builders import DATA, KEYS, SETTINGS, UID, make_job
 from tests.support.golden import GOLDEN, assert_golden
 
+from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import build_token_secret
@@ -170,3 +172,26 @@ def test_a_worker_requests_its_cpus_and_never_none(cpus: float, wanted: str) -> 
     (group,) = build_ray_cluster(job, 1, SETTINGS, KEYS)["spec"]["workerGroupSpecs"]
     assert group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == wanted
     assert int(group["rayStartParams"]["num-cpus"]) >= cpus
+
+
+def variables(job: FinetuneJob, **given: str) -> list[dict[str, str]]:
+    cluster = build_ray_cluster(job, 1, SETTINGS.model_copy(update={"trainer_env": given}), KEYS)
+    containers = [template["spec"]["containers"][0] for template in templates(cluster)]
+    for container in containers:
+        names = [item["name"] for item in container["env"]]
+        assert len(names) == len(set(names)), "the API server refuses a name that occurs twice"
+    return [{item["name"]: item.get("value", "") for item in container["env"]} for container in containers]
+
+
+def test_the_administrators_variables_come_after_those_of_the_job_and_of_the_operator() -> None:
+    job = make_job(spec={"workers": {"env": [{"name": "OMP_NUM_THREADS", "value": "4"}]}})
+    head, workers = variables(job, OMP_NUM_THREADS="2", HF_ENDPOINT="https://hub.example", RAY_USAGE_STATS_ENABLED="1")
+    assert (head["OMP_NUM_THREADS"], workers["OMP_NUM_THREADS"]) == ("2", "4")
+    assert head["HF_ENDPOINT"] == workers["HF_ENDPOINT"] == "https://hub.example"
+    assert head["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_the_pods_know_what_the_driver_has_to_read() -> None:
+    job = make_job()
+    text = build_config_map(job)["data"]["config.yaml"]
+    assert all(pod["FINETUNE_CONFIG_SHA256"] == hashlib.sha256(text.encode()).hexdigest() for pod in variables(job))

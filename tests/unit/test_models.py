@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from tests.support.builders import make_job, raw_job
 
 from finetune_operator.api.checks import broken_rules
-from finetune_operator.api.variables import REFUSED
 from finetune_operator.api.v1alpha1 import FinetuneJob, Reason
+from finetune_operator.api.variables import REFUSED
 from finetune_trainer.errors import FailureReason
 
 

@@ -53,7 +53,9 @@ def test_what_ordinary_users_set_is_allowed_by_default(spec: dict[str, Any]) -> 
     assert refused(spec) == []
 
 
-@pytest.mark.parametrize("name", sorted({name for kind in REFUSED for name in (*kind.names, *kind.except_for)} | {"PYTHON", "XDG"}))
+@pytest.mark.parametrize(
+    "name", sorted({name for kind in REFUSED for name in (*kind.names, *kind.except_for)} | {"PYTHON", "XDG"})
+)
 def test_the_rule_in_cel_and_the_check_in_python_refuse_the_same_names(name: str) -> None:
     for other in (name, f"{name}_X", f"X_{name}", name.lower(), name[:-1]):
         assert bool(broken_rules(raw_job(spec=env(other))["spec"])) == (refusal_of(other) is not None), other

@@ -112,15 +112,15 @@ def _of_pods(where: str, options: PodOptions, limits: Limits) -> Iterator[str]:
             yield f"{where}.env: {variable.name} is refused; {why}"
         elif not allows(limits.allowed_variables, variable.name):
             yield _refusal(f"{where}.env", variable.name, "allowedVariables", limits.allowed_variables)
-    priority = options.priority_class_name
-    if priority and not allows(limits.allowed_priority_classes, priority, SYSTEM_PRIORITY_CLASSES):
-        yield _refusal(f"{where}.priorityClassName", priority, "allowedPriorityClasses", limits.allowed_priority_classes)
-    for key in (toleration.key or "" for toleration in options.tolerations or ()):
-        if not allows(limits.allowed_tolerations, key, SYSTEM_TAINTS):
-            yield _refusal(f"{where}.tolerations", key or "every taint", "allowedTolerations", limits.allowed_tolerations)
-    for key in options.annotations or ():
-        if not allows(limits.allowed_annotations, key):
-            yield _refusal(f"{where}.annotations", key, "allowedAnnotations", limits.allowed_annotations)
+    classes = [options.priority_class_name] if options.priority_class_name else []
+    taints = [toleration.key or "" for toleration in options.tolerations or ()]
+    for field, names, key, patterns, system in (
+        ("priorityClassName", classes, "allowedPriorityClasses", limits.allowed_priority_classes, SYSTEM_PRIORITY_CLASSES),
+        ("tolerations", taints, "allowedTolerations", limits.allowed_tolerations, SYSTEM_TAINTS),
+        ("annotations", options.annotations or (), "allowedAnnotations", limits.allowed_annotations, ()),
+    ):
+        refused = [name for name in names if not allows(patterns, name, system)]
+        yield from (_refusal(f"{where}.{field}", name or "every taint", key, patterns) for name in refused)
 
 
 def allows(patterns: Iterable[str], name: str, system: tuple[str, ...] = ()) -> bool:

@@ -52,7 +52,6 @@ class KeyRing:
         key = next((key for key in self.keys if _key_id(key) == key_id), self.keys[0])
         return hmac.new(key, job_uid.encode(), hashlib.sha256).hexdigest()
 
-
     def secret_name(self, job: FinetuneJob) -> str:
         """Name of the Secret with the Ray token of a job's next cluster.
 
