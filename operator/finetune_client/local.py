@@ -30,8 +30,8 @@ from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, dump
 from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
 from finetune_operator.decide import decide
 from finetune_operator.desired import naming
+from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.storage import required_claims
-from finetune_operator.desired.submission import build_config_map
 from finetune_operator.observed import Cluster, Missing, Observed, RayJob
 from finetune_trainer import ask
 from finetune_trainer.config.run import LOGS

@@ -20,7 +20,7 @@ from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
-from finetune_operator.desired.secrets import KeyRing
+from finetune_operator.keys import load_keys
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
@@ -46,8 +46,8 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with probes.answering(settings.probe_port, ready.is_set):
-        keys = KeyRing.read(settings.token_key_file)
         kube = await KubeClient.connect()
+        keys = await load_keys(kube, settings)
         cache = Cache()
         session, dashboard = _dashboards(kube, settings)
         async with session:

@@ -14,11 +14,13 @@ from finetune_operator.clients.dashboards import Dashboards
 from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
 from finetune_operator.constants import RAY_PLURAL
 from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, StopRun, Submit
+from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import KeyRing, build_token_secret
 from finetune_operator.desired.storage import build_output_claim
-from finetune_operator.desired.submission import build_config_map, build_submission
-from finetune_operator.errors import KindMissingError, KubeError
+from finetune_operator.desired.submission import build_submission
+from finetune_operator.errors import KindMissingError, KubeError, NameTakenError, NotAllowedError
+from finetune_operator.own_objects import make_own
 from finetune_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -132,10 +134,12 @@ class Actor:
 
     async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
         """Create the objects of an attempt. The cluster comes last: when it exists, all that it needs exists."""
+        if refused := [*self._settings.policy.pod_refusals(job)]:  # head and workers may have changed since the first attempt
+            raise NotAllowedError("; ".join(refused))
         for manifest in (build_output_claim(job), build_token_secret(job, self._keys), build_config_map(job)):
             if manifest is not None:
-                await self._kube.create(manifest)
-        manifest = build_ray_cluster(job, attempt, self._settings, self._keys.current_id)
+                await make_own(self._kube, manifest)
+        manifest = build_ray_cluster(job, attempt, self._settings, self._keys)
         name = manifest["metadata"]["name"]
         raw = await self._kube.create(manifest) or await self._kube.get(RAY_CLUSTERS, job.metadata.namespace, name)
         if raw is not None:
@@ -147,6 +151,8 @@ def _problem(error: KubeError) -> Problem:
     """What a refusal means to the user; raised again if the user cannot resolve it."""
     if isinstance(error, KindMissingError):
         return Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later"
+    if isinstance(error, NameTakenError):
+        return Reason.NAME_CONFLICT, error.message
     if error.status not in {400, 403, 422}:
         raise error
     reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.CREATION_REFUSED

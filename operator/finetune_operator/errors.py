@@ -3,6 +3,8 @@
 OperatorError
 ├── InvalidSpecError       the FinetuneJob cannot be run as it is; never retried
 ├── KubeError              the Kubernetes API refused: status and message
+│   ├── NotAllowedError    the operator does not ask it: the administrator's policy forbids what a job wants
+│   ├── NameTakenError     an object of the name that a job needs exists, and it is not this job's
 │   ├── ConflictError      409 on a write: another client wrote first; reconcile again
 │   ├── NotFoundError          404 for an object; the clients turn it into None
 │   ├── KindMissingError   404 for a whole kind: its CRD is not installed
@@ -35,6 +37,20 @@ class KubeError(OperatorError):
 
 class ConflictError(KubeError):
     """Another client wrote the object first."""
+
+
+class NotAllowedError(KubeError):
+    """The administrator's policy does not allow what the pods of a job ask for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(403, message)
+
+
+class NameTakenError(KubeError):
+    """An object of the name that a job needs exists, and it is not this job's."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(409, message)
 
 
 class NotFoundError(KubeError):

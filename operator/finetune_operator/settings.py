@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from finetune_operator.api.checks import Policy
+from finetune_operator.api.policy import Policy
 
 
 class Settings(BaseSettings):
@@ -32,12 +32,16 @@ class Settings(BaseSettings):
     """DNS domain of the Kubernetes cluster, which the names of services end with."""
     token_key_file: Path = Path("/etc/finetune-operator/keys/key")
     """File with the master keys of Ray tokens, one a line, the current one first, older ones after it."""
+    token_key_secret: Annotated[str, Field(pattern=r"^([a-z0-9-]+/[a-z0-9.-]+)?$")] = ""
+    """NAMESPACE/NAME of the Secret with that file, which the operator makes where it is missing; empty: the file is read."""
     head_memory: str = "4Gi"
     """Memory of a head pod when the job does not say."""
     head_cpu: str = "1"
     """CPU request of a head pod when the job does not say."""
     worker_memory: str = "8Gi"
     """Memory of a worker pod when the job does not say."""
+    trainer_env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of all pods, as a JSON object; those of the same name of a job come first."""
     check_nodes: bool = True
     """Look whether a node offers a job's GPUs before its cluster is made; only where all namespaces are watched."""
     policy: Policy = Policy()

@@ -32,7 +32,8 @@ from tests.support.shrink import shrink
 
 from finetune_client.validate import check_object
 from finetune_operator import desired
-from finetune_operator.api.checks import Policy, refusals
+from finetune_operator.api.checks import refusals
+from finetune_operator.api.policy import Policy
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob, Reason, dump
 from finetune_operator.decide import decide
@@ -133,7 +134,7 @@ BUILDERS = builders()
 
 def build_all(job: FinetuneJob) -> None:
     """Build every object of a job; each must be JSON."""
-    known = {"job": job, "attempt": 1, "settings": SETTINGS, "keys": KEYS, "key_id": KEYS.current_id, "now": NOW}
+    known = {"job": job, "attempt": 1, "settings": SETTINGS, "keys": KEYS, "now": NOW}
     known |= {"status": job.status, "metadata": dump(job.metadata)}
     for function in BUILDERS.values():
         built = function(**{name: known[name] for name in inspect.signature(function).parameters})

@@ -12,12 +12,13 @@ from tests.support import cluster
 from tests.support.chart import render
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until
+from tests.support.policy_cases import DANGEROUS, DEFAULT_CASES, HARMLESS, NARROW, NULLS, SET_CASES, WIDE, Case, env
 
-PLAIN, MORE, LESS = "finetune-policy", "finetune-policy-more", "finetune-policy-less"
-"""Namespaces with the limits for all, with wider ones of its own, and with narrower ones."""
+PLAIN, MORE, LESS, OTHER, WIDER = (f"finetune-policy{suffix}" for suffix in ("", "-more", "-less", "-narrow", "-wide"))
+"""Namespaces with the limits for all, with wider ones of its own, with narrower ones, and with short and long lists of names."""
 
 VALUES: Object = {
-    "watchNamespaces": [PLAIN, MORE, LESS],
+    "watchNamespaces": [PLAIN, MORE, LESS, WIDER, OTHER],
     "policy": {
         "allowedImagePrefixes": ["registry.example/a/", "registry.example/b/"],
         "maxWorkers": 4,
@@ -25,6 +26,8 @@ VALUES: Object = {
         "namespaces": {
             MORE: {"allowedImagePrefixes": [], "allowRemoteCode": True, "maxWorkers": 8, "maxGPUs": "unlimited"},
             LESS: {"allowedImagePrefixes": ["registry.example/a/less/"], "maxWorkers": 1, "maxGPUs": 0},
+            OTHER: NARROW,
+            WIDER: WIDE,
         },
     },
 }
@@ -50,6 +53,8 @@ def job(workers: int = 1, gpus: int = 0, image: str | None = None, remote_code: 
 def older_job(name: str) -> Object:
     """A job that breaks every limit."""
     made = job(workers=9, gpus=8, image="elsewhere.example/trainer:1", remote_code=True)
+    made["spec"] |= {"workers": env("EVIL_HOOK")["workers"] | {"annotations": {"iam.amazonaws.com/role": "x"}}}
+    made["spec"] |= {"head": {"priorityClassName": "system-node-critical", "tolerations": [{"operator": "Exists"}]}}
     return made | {"metadata": {"name": name}}
 
 
@@ -70,7 +75,7 @@ def spaces(api: Kubectl, policy: list[Object]) -> Iterator[dict[str, Kubectl]]:
     name = policy[0]["metadata"]["name"]
     remove = ["delete", KINDS, name, "--ignore-not-found"]
     api.run(*remove)
-    found = {space: cluster.new_namespace(api, space) for space in (PLAIN, MORE, LESS)}
+    found = {space: cluster.new_namespace(api, space) for space in (PLAIN, MORE, LESS, WIDER, OTHER)}
 
     def accepted(space: str, made: Object, dry_run: bool = True) -> bool:
         return found[space].apply(made, check=False, dry_run=dry_run).returncode == 0
@@ -161,6 +166,49 @@ def test_what_a_limit_forbids_is_refused_in_words_and_its_neighbour_is_taken(
 def test_a_namespace_may_be_allowed_more(spaces: dict[str, Kubectl], allowed: Object) -> None:
     assert spaces[PLAIN].apply(allowed, check=False, dry_run=True).returncode != 0
     spaces[MORE].apply(allowed, dry_run=True)
+
+
+@pytest.mark.parametrize("case", [*DEFAULT_CASES, *SET_CASES], ids=lambda case: case.name)
+def test_a_way_around_the_policy_is_closed_and_its_neighbour_is_open(spaces: dict[str, Kubectl], case: Case) -> None:
+    space = {id(NARROW): OTHER, id(WIDE): WIDER}.get(id(case.policy), PLAIN)
+    result = spaces[space].apply(finetune_job("job", **case.refused), check=False, dry_run=True)
+    assert result.returncode != 0
+    assert "is forbidden: ValidatingAdmissionPolicy" in result.stderr
+    assert f"(policy.{case.key})" in result.stderr
+    assert case.shown in result.stderr
+    spaces[space].apply(finetune_job("job", **case.accepted), dry_run=True)
+
+
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_a_dangerous_variable_is_refused_by_name_whatever_is_allowed(spaces: dict[str, Kubectl], name: str) -> None:
+    result = spaces[WIDER].apply(finetune_job("job", **env(name)), check=False, dry_run=True)
+    assert result.returncode != 0
+    assert "spec.workers.env[0].name" in result.stderr
+
+
+@pytest.mark.parametrize("spec", HARMLESS, ids=lambda spec: spec["workers"]["env"][0]["name"])
+def test_what_ordinary_users_set_is_allowed_by_default(spaces: dict[str, Kubectl], spec: Object) -> None:
+    spaces[PLAIN].apply(finetune_job("job", **spec), dry_run=True)
+
+
+def test_null_asks_for_nothing(spaces: dict[str, Kubectl]) -> None:
+    """`kubectl create` sends it as it is."""
+    made = finetune_job("job")
+    made["spec"] |= NULLS
+    spaces[OTHER].run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(made))
+
+
+def test_pods_of_a_suspended_job_are_held_to_the_policy_when_they_change(spaces: dict[str, Kubectl]) -> None:
+    """Between two attempts they may be changed; what the policy forbids they may not ask for then either."""
+    space = spaces[PLAIN]
+    space.apply(finetune_job("suspended", suspend=True))
+    space.run(
+        "patch", "finetunejob", "suspended", "--subresource=status", "--type=merge", "-p", '{"status": {"phase": "Suspended"}}'
+    )
+    bad, good = (json.dumps({"spec": env(name)}) for name in ("EVIL_HOOK", "OMP_NUM_THREADS"))
+    result = space.run("patch", "finetunejob", "suspended", "--type=merge", "-p", bad, check=False)
+    assert "(policy.allowedVariables)" in result.stderr
+    space.run("patch", "finetunejob", "suspended", "--type=merge", "-p", good)
 
 
 def test_a_job_that_says_nothing_has_one_worker_without_gpus(spaces: dict[str, Kubectl]) -> None:

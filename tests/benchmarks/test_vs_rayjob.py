@@ -23,9 +23,11 @@ from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.ray_cluster import build_ray_cluster
+from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.desired.storage import build_output_claim
-from finetune_operator.desired.submission import build_config_map, build_entrypoint
+from finetune_operator.desired.submission import build_entrypoint
 from finetune_operator.settings import Settings
 
 ROUNDS = int(os.environ.get("BENCHMARK_ROUNDS", "5"))
@@ -52,7 +54,7 @@ def ray_job(name: str, image: str, namespace: str) -> list[Object]:
     manifest["metadata"] |= {"namespace": namespace, "uid": "00000000-0000-4000-8000-000000000000"}
     job = FinetuneJob.model_validate(manifest)
     settings = Settings(trainer_image=image)
-    spec = build_ray_cluster(job, 1, settings, "none")["spec"]
+    spec = build_ray_cluster(job, 1, settings, KeyRing((b"-" * 32,)))["spec"]
     del spec["authOptions"]
     claim = build_output_claim(job)
     config = build_config_map(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from tests.support.chart import CHART, helm, namespace_rules, render, rights
 
 from finetune_operator.api.crd import build_crd
+from finetune_operator.api.policy import SYSTEM_PRIORITY_CLASSES, SYSTEM_TAINTS, Policy
 from finetune_operator.settings import Settings
 
 NAMESPACE_RIGHTS = {
@@ -59,7 +59,7 @@ def test_the_rights_in_a_namespace_are_exactly_those_that_are_used() -> None:
 
 
 def test_a_cluster_wide_operator_gets_one_cluster_role() -> None:
-    rendered = render("--set", "rbac.aggregate=false")
+    rendered = render("--set", "rbac.aggregate=false", "--set", "tokenKey.existingSecret=keys")
     (role,), (binding,) = of_kind(rendered, "ClusterRole"), of_kind(rendered, "ClusterRoleBinding")
     assert set(rights(role["rules"])) == NAMESPACE_RIGHTS | CLUSTER_RIGHTS
     assert of_kind(rendered, "Role") == []
@@ -77,7 +77,7 @@ def test_nodes_are_listed_only_where_they_are_looked_at() -> None:
 
 
 def test_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:
-    rendered = render("--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false")
+    rendered = render("--set", "watchNamespaces={a,b}", "--set", "rbac.aggregate=false", "--set", "tokenKey.existingSecret=keys")
     assert of_kind(rendered, "ClusterRole") == of_kind(rendered, "ClusterRoleBinding") == []
     roles = of_kind(rendered, "Role")
     assert [role["metadata"]["namespace"] for role in roles] == ["a", "b"]
@@ -119,10 +119,12 @@ def test_what_the_chart_sets_is_what_the_operator_reads(monkeypatch: pytest.Monk
 
 LIMITS: dict[str, Any] = {
     "allowedImagePrefixes": ["registry.example/a/"],
+    "allowedAnnotations": ["prometheus.io/*"],
     "maxGPUs": 16,
     "namespaces": {
         "team-a": {"allowRemoteCode": True, "allowedImagePrefixes": [], "maxGPUs": "unlimited"},
         "team-b": {"maxWorkers": 8, "maxGPUs": 0},
+        "team-c": {"allowedVariables": ["*"]},
     },
 }
 
@@ -130,15 +132,31 @@ LIMITS: dict[str, Any] = {
 def test_the_operator_is_told_the_limits_that_it_holds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the API server is not: a job may be older than a limit."""
     values = environment(render("--set", "policy.enabled=false", "--set-json", f"policy={json.dumps(LIMITS)}"))
-    assert json.loads(values["FINETUNE_POLICY"]) == {
-        "allowRemoteCode": False,
-        "allowedImagePrefixes": ["registry.example/a/"],
-        "namespaces": {"team-a": {"allowRemoteCode": True, "allowedImagePrefixes": []}},
+    told = json.loads(values["FINETUNE_POLICY"])
+    assert not {"enabled", "maxWorkers", "maxGPUs"} & told.keys()
+    assert told["namespaces"] == {
+        "team-a": {"allowRemoteCode": True, "allowedImagePrefixes": []},
+        "team-c": {"allowedVariables": ["*"]},
     }
     monkeypatch.setenv("FINETUNE_POLICY", values["FINETUNE_POLICY"])
     policy = Settings().policy
-    assert [policy.remote_code_allowed(namespace) for namespace in ("team-a", "team-b")] == [True, False]
-    assert [policy.image_prefixes(namespace) for namespace in ("team-a", "team-b")] == [(), ("registry.example/a/",)]
+    assert [policy.of(namespace).allow_remote_code for namespace in ("team-a", "team-b")] == [True, False]
+    assert [policy.of(namespace).allowed_image_prefixes for namespace in ("team-a", "team-b")] == [(), ("registry.example/a/",)]
+    assert policy.of("team-c").allowed_variables == ("*",)
+    assert policy.of("team-c").allowed_annotations == ("prometheus.io/*",)
+
+
+def test_the_limits_of_the_chart_are_those_of_an_operator_that_is_told_none() -> None:
+    told = Policy.model_validate_json(environment(render())["FINETUNE_POLICY"])
+    assert told == Policy()
+    assert told.model_fields_set == set(Policy.model_fields), "the operator is told all that it holds"
+
+
+def test_the_variables_of_all_pods_reach_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"SSL_CERT_FILE": "/certs/ca.pem", "HF_ENDPOINT": "https://hub.example"}
+    values = environment(render("--set-json", f"trainer.defaults.env={json.dumps(given)}"))
+    monkeypatch.setenv("FINETUNE_TRAINER_ENV", values["FINETUNE_TRAINER_ENV"])
+    assert Settings().trainer_env == given
 
 
 def admission(*options: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,7 +172,27 @@ def test_limits_are_held_at_admission_with_values_of_single_namespaces() -> None
     assert variables["remoteCode"] == '{"team-a":true}[?request.namespace].orValue(false)'
     assert variables["maxWorkers"] == '{"team-b":8}[?request.namespace].orValue(256)'
     assert variables["maxGPUs"] == '{"team-a":-1,"team-b":0}[?request.namespace].orValue(16)'
+    assert variables["allowedAnnotations"] == '["prometheus.io/*"]'
+    assert variables["allowedVariables"].startswith('{"team-c":["*"]}[?request.namespace].orValue(["HF_*"')
     assert all("messageExpression" in validation for validation in policy["spec"]["validations"])
+
+
+def test_admission_holds_every_limit_of_pods_for_head_and_workers_with_the_operators_words_for_the_system() -> None:
+    policy, _binding = admission()
+    variables = {item["name"]: item["expression"] for item in policy["spec"]["variables"]}
+    held = {validation["expression"] for validation in policy["spec"]["validations"]}
+    for key in ("allowedVariables", "allowedPriorityClasses", "allowedTolerations", "allowedAnnotations"):
+        for pods in ("head", "workers"):
+            assert f"size(variables.{pods}_{key}) == 0" in held
+            assert f"variables.{pods}Options" in variables[f"{pods}_{key}"]
+    for pods in ("head", "workers"):
+        assert all(f'!name.startsWith("{prefix}")' in variables[f"{pods}_allowedTolerations"] for prefix in SYSTEM_TAINTS)
+        assert all(
+            f'!name.startsWith("{prefix}")' in variables[f"{pods}_allowedPriorityClasses"] for prefix in SYSTEM_PRIORITY_CLASSES
+        )
+    (asks,) = policy["spec"]["matchConditions"]
+    for field in ("?image", "?model", "?head", "?workers"):
+        assert f"object.spec.{field} != oldObject.spec.{field}" in asks["expression"]
 
 
 def test_the_admission_policy_fails_closed_and_leaves_status_and_deletion_alone() -> None:
@@ -193,19 +231,54 @@ def test_the_operators_pod_is_restricted_and_alone() -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
 
 
-def test_ports_and_the_key_file_are_where_the_operator_looks() -> None:
+def test_ports_are_where_the_operator_listens() -> None:
     (deployment,) = of_kind(render(), "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     settings = Settings()
     assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
         "probe": settings.probe_port, "metrics": settings.metrics_port,
     }  # fmt: skip
-    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-    assert mounts["keys"] == str(settings.token_key_file.parent)
-    (secret,) = of_kind(render(), "Secret")
-    assert list(secret["data"]) == [settings.token_key_file.name]
-    assert len(base64.b64decode(secret["data"]["key"])) >= 32
-    assert secret["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+
+KEYS_NAME = "fto-finetune-operator-keys"
+
+
+def test_two_renders_are_equal_byte_for_byte() -> None:
+    """As `helm template` and Argo CD make them, without a look at the cluster."""
+    command = ("template", "fto", str(CHART), "--namespace", "finetune-system", "--kube-version", "1.36.0")
+    first, second = helm(*command), helm(*command)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    assert of_kind(render(), "Secret") == []
+
+
+def test_the_operator_makes_its_key_where_the_earlier_chart_kept_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier chart made this Secret, and told helm to keep it: an upgrade finds the old key."""
+    rendered = render()
+    monkeypatch.setenv("FINETUNE_TOKEN_KEY_SECRET", environment(rendered)["FINETUNE_TOKEN_KEY_SECRET"])
+    assert Settings().token_key_secret == f"finetune-system/{KEYS_NAME}"
+    (role,) = of_kind(rendered, "Role")
+    assert role["metadata"].get("namespace") is None, "it is of the release's own namespace"
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+        {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [KEYS_NAME], "verbs": ["get"]},
+    ]
+    (binding,) = of_kind(rendered, "RoleBinding")
+    (account,) = of_kind(rendered, "ServiceAccount")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert [subject["name"] for subject in binding["subjects"]] == [account["metadata"]["name"]]
+
+
+def test_a_secret_that_exists_is_mounted_and_the_operator_gets_no_right_to_secrets_for_it() -> None:
+    rendered = render("--set", "tokenKey.existingSecret=our-keys")
+    assert of_kind(rendered, "Role") == of_kind(rendered, "RoleBinding") == []
+    assert "FINETUNE_TOKEN_KEY_SECRET" not in environment(rendered)
+    (deployment,) = of_kind(rendered, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["keys"]["secret"]["secretName"] == "our-keys"
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts["keys"] == str(Settings().token_key_file.parent)
 
 
 def test_the_crd_comes_with_the_chart_and_stays_without_it() -> None:
@@ -232,6 +305,15 @@ def test_the_crd_comes_with_the_chart_and_stays_without_it() -> None:
         "policy.namespaces.Team.maxGPUs=1",
         "policy.namespaces.team.maxGPU=1",
         "policy.namespaces.team.allowedImagePrefixes={registry.example/a}",
+        "policy.allowedVariables={A B}",
+        "policy.allowedVariables={*_PATH}",
+        "policy.allowedTolerations=everything",
+        "policy.allowedAnnotations={a*b}",
+        "policy.namespaces.team.allowedTokenSecrets=any",
+        "policy.namespaces.team.allowedSecrets={hf}",
+        "trainer.defaults.env.A-B=x",
+        "tokenKey.existingSecret=Keys",
+        "tokenKey.key=x",
         "preflight.nodes=maybe",
     ],
 )

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic.alias_generators import to_camel
 
 from finetune_operator.api.docs import render_reasons, render_reference
+from finetune_operator.api.policy import ANNOTATIONS, SYSTEM_PRIORITY_CLASSES, SYSTEM_TAINTS, TOKEN_SECRETS, VARIABLES, Limits
 from finetune_operator.api.reasons import ENDED, WAITING, Reason
 from finetune_operator.api.schema import crd_schema
+from finetune_operator.api.variables import REFUSED
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +27,15 @@ def test_every_reason_has_its_chapter_and_no_chapter_is_left_over() -> None:
 @pytest.mark.parametrize(("page", "rendered"), [("finetunejob.md", render_reference), ("reasons.md", render_reasons)])
 def test_the_reference_is_the_rendered_one(page: str, rendered: Callable[[], str]) -> None:
     assert (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8") == rendered(), "run `make docs`"
+
+
+def test_the_page_on_security_lists_what_is_allowed_and_what_is_refused() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    words = {word for kind in REFUSED for word in (*kind.names, *kind.prefixes, *kind.parts, *kind.endings, *kind.except_for)}
+    lists = {*VARIABLES, *ANNOTATIONS, *TOKEN_SECRETS, *(f"{prefix}*" for prefix in SYSTEM_TAINTS + SYSTEM_PRIORITY_CLASSES)}
+    assert [word for word in sorted(words | lists) if f"`{word}`" not in text] == []
+    keys = {to_camel(name) for name in Limits.model_fields}
+    assert [key for key in sorted(keys) if f"| `{key}` |" not in text] == []
 
 
 def test_every_reason_is_explained_once() -> None:

@@ -10,7 +10,7 @@ from tests.support.builders import NAMESPACE, SETTINGS, finished_progress, raw_p
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import JOB, World, run_to_the_end, run_training
 
-from finetune_operator.api.checks import Policy
+from finetune_operator.api.policy import Policy
 from finetune_operator.shared_reads import NODES_SECONDS
 
 Object = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,21 @@ def test_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     path = tmp_path / "none.yaml"
     assert main(["--config_file", str(path)]) == 2
     assert capsys.readouterr().err == f"{path}: cannot read the configuration: No such file or directory\n"
+
+
+def test_a_configuration_that_was_replaced_is_refused_before_anything_in_it_is_believed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"General: {base_model: m, config: {trust_remote_code: true}}\n")
+    monkeypatch.setenv("FINETUNE_CONFIG_SHA256", hashlib.sha256(b"General: {base_model: m}\n").hexdigest())
+    assert main(["--config_file", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: this is not the configuration that the operator wrote for the job")
+    assert len(error.splitlines()) == 1
+    monkeypatch.setenv("FINETUNE_CONFIG_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert main(["--config_file", str(path)]) == 2
+    assert "not the configuration" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.support.builders import make_job, raw_job
 
-from finetune_operator.api.checks import Policy, broken_rules, refusals
+from finetune_operator.api.checks import broken_rules, refusals
+from finetune_operator.api.policy import Policy
 from finetune_operator.settings import Settings
 
 OWN_CODE = {"config": {"General": {"config": {"trust_remote_code": True}}}}
@@ -52,7 +53,7 @@ def test_without_prefixes_any_image_will_do() -> None:
 @pytest.mark.parametrize("field", ["labels", "annotations", "nodeSelector"])
 @pytest.mark.parametrize("key", ["a b", "/a", "a/", "-a", "A/b", "a/b/c", "x" * 64])
 def test_a_key_that_no_pod_may_have_is_named(field: str, key: str) -> None:
-    (refusal,) = refusals(make_job(spec={"workers": {field: {key: "x"}}}), Policy())
+    (refusal,) = refusals(make_job(spec={"workers": {field: {key: "x"}}}), Policy(allowed_annotations=("*",)))
     assert refusal == f"workers.{field}: {key!r} is no qualified name"
 
 
@@ -84,6 +85,6 @@ def test_the_policy_comes_from_the_chart_as_json(monkeypatch: pytest.MonkeyPatch
         "FINETUNE_POLICY", '{"allowRemoteCode":true,"allowedImagePrefixes":["r/"],"namespaces":{"a":{"allowRemoteCode":false}}}'
     )
     policy = Settings().policy
-    assert policy.remote_code_allowed("b")
-    assert not policy.remote_code_allowed("a")
-    assert policy.image_prefixes("a") == ("r/",)
+    assert policy.of("b").allow_remote_code
+    assert not policy.of("a").allow_remote_code
+    assert policy.of("a").allowed_image_prefixes == ("r/",)

@@ -94,7 +94,7 @@ def changed(raw: Schema, path: Path, value: Any) -> FinetuneJob | None:
 
 
 def build(job: FinetuneJob) -> list[Any]:
-    return [build_ray_cluster(job, 1, SETTINGS, KEYS.current_id), build_submission(job, 1), build_output_claim(job)]
+    return [build_ray_cluster(job, 1, SETTINGS, KEYS), build_submission(job, 1), build_output_claim(job)]
 
 
 def effects(name: str) -> list[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from ruamel.yaml import YAML
 from tests.support.builders import DATA, KEYS, SETTINGS, UID, make_job
 from tests.support.golden import GOLDEN, assert_golden
 
+from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import build_token_secret
 from finetune_operator.desired.storage import build_output_claim
-from finetune_operator.desired.submission import build_config_map, build_submission
+from finetune_operator.desired.submission import build_submission
 from finetune_trainer.config.schema import TrainerConfig
 
 JOBS = sorted(path.stem for path in (DATA / "jobs").glob("*.yaml"))
@@ -28,7 +31,7 @@ GPU_JOBS = {
 def build_all(name: str) -> dict[str, Any]:
     job = make_job(name)
     return {
-        "ray_cluster": build_ray_cluster(job, 1, SETTINGS, KEYS.current_id),
+        "ray_cluster": build_ray_cluster(job, 1, SETTINGS, KEYS),
         "submission": build_submission(job, 1),
         "output_claim": build_output_claim(job),
         "config_map": build_config_map(job),
@@ -152,7 +155,7 @@ def test_the_token_stands_in_its_secret_and_nowhere_else(name: str) -> None:
 
 def test_an_attempt_has_a_cluster_and_a_submission_of_its_own() -> None:
     job = make_job()
-    assert build_ray_cluster(job, 2, SETTINGS, "key")["metadata"]["name"] == "demo-1f0c3-2"
+    assert build_ray_cluster(job, 2, SETTINGS, KEYS)["metadata"]["name"] == "demo-1f0c3-2"
     assert build_submission(job, 2)["submission_id"] == f"{UID}-a2"
     assert "--attempt 2" in build_submission(job, 2)["entrypoint"]
 
@@ -166,6 +169,29 @@ def test_words_of_the_user_never_reach_the_command_line(word: str) -> None:
 @pytest.mark.parametrize(("cpus", "wanted"), [(0.0001, "1m"), (0.5, "500m"), (1, "1000m"), (1.25, "1250m")])
 def test_a_worker_requests_its_cpus_and_never_none(cpus: float, wanted: str) -> None:
     job = make_job(spec={"config": {"Training": {"resources_per_worker": {"CPU": cpus}}}})
-    (group,) = build_ray_cluster(job, 1, SETTINGS, "key")["spec"]["workerGroupSpecs"]
+    (group,) = build_ray_cluster(job, 1, SETTINGS, KEYS)["spec"]["workerGroupSpecs"]
     assert group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"] == wanted
     assert int(group["rayStartParams"]["num-cpus"]) >= cpus
+
+
+def variables(job: FinetuneJob, **given: str) -> list[dict[str, str]]:
+    cluster = build_ray_cluster(job, 1, SETTINGS.model_copy(update={"trainer_env": given}), KEYS)
+    containers = [template["spec"]["containers"][0] for template in templates(cluster)]
+    for container in containers:
+        names = [item["name"] for item in container["env"]]
+        assert len(names) == len(set(names)), "the API server refuses a name that occurs twice"
+    return [{item["name"]: item.get("value", "") for item in container["env"]} for container in containers]
+
+
+def test_the_administrators_variables_come_after_those_of_the_job_and_of_the_operator() -> None:
+    job = make_job(spec={"workers": {"env": [{"name": "OMP_NUM_THREADS", "value": "4"}]}})
+    head, workers = variables(job, OMP_NUM_THREADS="2", HF_ENDPOINT="https://hub.example", RAY_USAGE_STATS_ENABLED="1")
+    assert (head["OMP_NUM_THREADS"], workers["OMP_NUM_THREADS"]) == ("2", "4")
+    assert head["HF_ENDPOINT"] == workers["HF_ENDPOINT"] == "https://hub.example"
+    assert head["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_the_pods_know_what_the_driver_has_to_read() -> None:
+    job = make_job()
+    text = build_config_map(job)["data"]["config.yaml"]
+    assert all(pod["FINETUNE_CONFIG_SHA256"] == hashlib.sha256(text.encode()).hexdigest() for pod in variables(job))

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from tests.support.builders import make_job, raw_job
 
 from finetune_operator.api.checks import broken_rules
-from finetune_operator.api.pods import RESERVED_VARIABLES
 from finetune_operator.api.v1alpha1 import FinetuneJob, Reason
+from finetune_operator.api.variables import REFUSED
 from finetune_trainer.errors import FailureReason
 
 
@@ -129,9 +129,9 @@ NEIGHBOURS = [
     ({"model": {"revision": "v" * 129}}, "at most 128", {"model": {"revision": "v" * 128}}),
     ({"model": {"cache": {}}}, "Field required", {"model": {"cache": CACHE}}),
     ({"model": {"tokenSecretRef": {"key": "k"}}}, "Field required", {"model": {"tokenSecretRef": {"name": "s"}}}),
-    *((env(name), "a hub token goes into model.tokenSecretRef", env(f"MY_{name}")) for name in RESERVED_VARIABLES),
-    (env("RAY_address"), "names that begin with RAY_ or KUBERAY_", env("ray_address", "RAYS")),
-    (env("KUBERAY_X"), "names that begin with RAY_ or KUBERAY_", env("KUBERAYS_X")),
+    *((env(name), "a hub token goes into model.tokenSecretRef", env(f"MY_{name}")) for name in REFUSED[0].names),
+    (env("RAY_address"), "KUBERNETES_ or RAY_", env("ray_address", "RAYS")),
+    (env("KUBERAY_X"), "names that begin with FINETUNE_, KUBERAY_", env("KUBERAYS_X")),
     (env("1A"), "match pattern", env("_1A")),
     (env("A-B"), "match pattern", env("A_B")),
     (env(""), "match pattern", env("A")),

@@ -8,10 +8,11 @@ import string
 import uuid
 
 import pytest
-from tests.support.builders import NOW, UID, begun, make_job, raw_job
+from tests.support.builders import KEYS, NOW, UID, begun, make_job, raw_job
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.desired import events, naming
+from finetune_operator.desired.config_map import config_name
 
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 DNS_1123 = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
@@ -30,17 +31,13 @@ def sample() -> list[FinetuneJob]:
     return jobs
 
 
-def secret_name(job: FinetuneJob) -> str:
-    return naming.secret_name(job, "0123456789ab")
-
-
 def test_names_of_ten_thousand_jobs_are_valid_and_different() -> None:
     jobs = sample()
     clusters = [naming.cluster_name(job, 1) for job in jobs]
     assert all(DNS_1035.fullmatch(name) and len(name) <= 53 for name in clusters)
     assert all(len(naming.dashboard_service(name)) <= 63 for name in clusters)
     assert len(set(clusters)) == SIZE
-    for function in (naming.config_name, secret_name, naming.output_claim_name, naming.output_path):
+    for function in (config_name, KEYS.secret_name, naming.output_claim_name, naming.output_path):
         names = [function(job) for job in jobs]
         assert len(set(names)) == SIZE
         assert all(DNS_1123.fullmatch(name) and len(name) <= 253 for name in names)
@@ -65,8 +62,7 @@ def test_names_never_change_between_releases(name: str, attempt: int, cluster: s
     assert naming.cluster_name(job, attempt) == cluster
     assert naming.dashboard_service(cluster) == f"{cluster}-head-svc"
     assert naming.submission_id(job, attempt) == f"{UID}-a{attempt}"
-    assert naming.config_name(job) == naming.output_path(job) == f"{name}-{UID}"
-    assert secret_name(job) == f"{name}-{UID}-0123456789ab"
+    assert naming.output_path(job) == f"{name}-{UID}"
     assert naming.output_claim_name(job) == f"{name}-1f0c3-output"
 
 
@@ -76,7 +72,7 @@ def test_a_claim_of_the_user_keeps_its_name() -> None:
 
 def test_a_second_job_of_the_same_name_shares_nothing_with_the_first() -> None:
     first, second = make_job(), make_job(metadata={"uid": str(uuid.uuid4())})
-    for function in (naming.config_name, secret_name, naming.output_claim_name, naming.output_path):
+    for function in (config_name, KEYS.secret_name, naming.output_claim_name, naming.output_path):
         assert function(first) != function(second)
 
 

@@ -95,7 +95,7 @@ def test_the_cluster_of_a_queued_job_is_never_kept_since_it_would_keep_its_quota
 def test_labels_of_queues_and_schedulers_are_passed_on_and_others_are_not() -> None:
     labels = {name: f"value-{number}" for number, name in enumerate(SCHEDULING_LABELS)}
     job = make_job(metadata={"labels": labels | {"team": "blue", "llmonray.dev/finetunejob": "another"}})
-    made = build_ray_cluster(job, 1, SETTINGS, KEYS.current_id)["metadata"]["labels"]
+    made = build_ray_cluster(job, 1, SETTINGS, KEYS)["metadata"]["labels"]
     assert {name: made[name] for name in labels} == labels
     assert "team" not in made
     assert made["llmonray.dev/finetunejob"] == "demo"

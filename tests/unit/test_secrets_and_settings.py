@@ -77,6 +77,15 @@ def test_no_secret_shows_in_what_a_log_would_print(value: Any) -> None:
         assert secret not in f"{value!r} {value}"
 
 
+def test_the_secrets_name_cannot_be_known_without_the_key() -> None:
+    """The operator cannot read a Secret that is there already; nobody else can have made one of this name."""
+    names = {KeyRing(keys).secret_name(make_job()) for keys in ((OLD,), (NEW, OLD))}
+    names |= {KeyRing((OLD,)).secret_name(make_job(metadata={"uid": OTHER_UID}))}
+    assert len(names) == 3
+    assert not any(KeyRing((OLD,)).current_id in name for name in names)
+    assert KeyRing((OLD, NEW)).secret_name(make_job()) == KeyRing((OLD,)).secret_name(make_job()), "and it is always the same"
+
+
 def test_a_key_id_does_not_give_the_key_away() -> None:
     assert NEW.hex()[:12] not in KeyRing((NEW,)).current_id
     assert hashlib.sha256(NEW).hexdigest()[:12] != KeyRing((NEW,)).current_id
@@ -101,8 +110,8 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_a_word_nodes_are_looked_at_and_remote_code_is_not_allowed() -> None:
     settings = Settings()
     assert settings.check_nodes is True
-    assert not settings.policy.remote_code_allowed("team")
-    assert settings.policy.image_prefixes("team") == ()
+    assert not settings.policy.of("team").allow_remote_code
+    assert settings.policy.of("team").allowed_image_prefixes == ()
 
 
 @pytest.mark.parametrize(
@@ -118,6 +127,9 @@ def test_without_a_word_nodes_are_looked_at_and_remote_code_is_not_allowed() -> 
         ("CHECK_NODES", "perhaps"),
         ("POLICY", '{"allowRemoteCode": "perhaps"}'),
         ("POLICY", '{"namespaces": ["team"]}'),
+        ("POLICY", '{"allowedVariables": "HF_*"}'),
+        ("TRAINER_ENV", '{"A": 1}'),
+        ("TOKEN_KEY_SECRET", "keys"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
 from finetune_trainer.command.execute import execute, refuse
 from finetune_trainer.command.options import make_run, parser
-from finetune_trainer.config.yaml_file import load_config
+from finetune_trainer.config.yaml_file import DIGEST_VARIABLE, load_config
 from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError
 from finetune_trainer.tracking import console
 from finetune_trainer.tracking.streams import unfailing
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     console.set_up_logging()
     try:
-        loaded = load_config(options.config_file, strict=options.strict)
+        loaded = load_config(options.config_file, strict=options.strict, digest=os.environ.get(DIGEST_VARIABLE))
     except ConfigError as error:
         if options.output_dir is not None:
             return refuse(options.output_dir.absolute(), options.run_name, options.attempt, error)

@@ -72,10 +72,50 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- /* The limits that the operator holds by itself, as JSON: it also meets jobs that are older than the policy. */ -}}
 {{- define "finetune-operator.limits" -}}
-{{- $policy := pick .Values.policy "allowRemoteCode" "allowedImagePrefixes" }}
+{{- $others := list "enabled" "maxWorkers" "maxGPUs" "namespaces" }}
+{{- $policy := dict }}
+{{- range $key, $value := .Values.policy }}
+{{- if not (has $key $others) }}{{ $_ := set $policy $key $value }}{{ end }}
+{{- end }}
 {{- $namespaces := dict }}
 {{- range $namespace, $limits := .Values.policy.namespaces }}
-{{- with pick $limits "allowRemoteCode" "allowedImagePrefixes" }}{{ $_ := set $namespaces $namespace . }}{{ end }}
+{{- $here := dict }}
+{{- range $key, $value := $limits }}
+{{- if not (has $key $others) }}{{ $_ := set $here $key $value }}{{ end }}
+{{- end }}
+{{- if $here }}{{ $_ := set $namespaces $namespace $here }}{{ end }}
 {{- end }}
 {{- set $policy "namespaces" $namespaces | toJson }}
+{{- end }}
+
+{{- /* Of (names, patterns, what "*" includes): those of the names that no pattern allows, as a CEL expression. */ -}}
+{{- define "finetune-operator.refused" -}}
+{{ index . 0 }}.filter(name, !{{ index . 1 }}.exists(p, p == "*" ? {{ index . 2 }} : p.endsWith("*") ? name.startsWith(p.substring(0, size(p) - 1)) : name == p))
+{{- end }}
+
+{{- /* What the head and the workers may say about pods, as (key of the policy → field, names in it, what "*" includes). */ -}}
+{{- define "finetune-operator.podLimits" -}}
+allowedVariables:
+  field: env
+  names: '(%[1]s.?env.orValue(null) == null ? dyn([]) : %[1]s.env).map(item, item.name)'
+  all: "true"
+allowedPriorityClasses:
+  field: priorityClassName
+  names: '[%[1]s.?priorityClassName.orValue(null)].filter(name, name != null)'
+  all: '!name.startsWith("system-")'
+allowedTolerations:
+  field: tolerations
+  names: '(%[1]s.?tolerations.orValue(null) == null ? dyn([]) : %[1]s.tolerations).map(item, item.?key.orValue(null) == null ? dyn("") : item.key)'
+  all: >-
+    name != "" && !name.startsWith("node-role.kubernetes.io/") && !name.startsWith("node.kubernetes.io/") &&
+    !name.startsWith("node.cloudprovider.kubernetes.io/")
+allowedAnnotations:
+  field: annotations
+  names: '(%[1]s.?annotations.orValue(null) == null ? dyn({}) : %[1]s.annotations).map(key, key)'
+  all: "true"
+{{- end }}
+
+{{- /* The Secret with the master key, unless existingSecret names one: the operator makes it. */ -}}
+{{- define "finetune-operator.keySecret" -}}
+{{ include "finetune-operator.name" . }}-keys
 {{- end }}

@@ -12,14 +12,8 @@ from pydantic import ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from finetune_operator.api.affinity import Affinity
 from finetune_operator.api.base import LabelMap, LabelValue, LocalReference, Model, Name, Quantity, Rules
+from finetune_operator.api.variables import RULES
 
-RESERVED_VARIABLES = ("HF_HOME", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "POD_NAME")
-"""Variables that the operator sets itself; the token comes from model.tokenSecretRef."""
-
-_VARIABLE_MESSAGE = (
-    f"{', '.join(RESERVED_VARIABLES)} and names that begin with RAY_ or KUBERAY_ are set by the operator; "
-    "a hub token goes into model.tokenSecretRef"
-)
 _VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
@@ -31,12 +25,7 @@ VariableName = Annotated[
             "type": "string",
             "maxLength": 128,
             "pattern": _VARIABLE_PATTERN,
-            "x-kubernetes-validations": [
-                {
-                    "rule": f"!(self in {list(RESERVED_VARIABLES)}) && !self.startsWith('RAY_') && !self.startsWith('KUBERAY_')",
-                    "message": _VARIABLE_MESSAGE,
-                }
-            ],
+            "x-kubernetes-validations": RULES,
         }
     ),
 ]

@@ -135,7 +135,7 @@ WAITING: dict[Reason, Explanation] = {
     ),
     Reason.CREATION_REFUSED: Explanation(
         "The API server refuses an object of the job for another reason, such as an admission policy; the message has "
-        "its answer.",
+        "its answer. Or the administrator's policy does not allow what `head` or `workers` have asked for since the job began.",
         _TRIES,
         "Do what the message says.",
     ),
@@ -269,9 +269,10 @@ ENDED: dict[Reason, Explanation] = {
         "Correct it in a new job.",
     ),
     Reason.NAME_CONFLICT: Explanation(
-        "A RayCluster of the name that the job needs exists and has another owner.",
-        "The operator touches neither.",
-        "Delete that RayCluster, or choose another name for the job.",
+        "A RayCluster, ConfigMap or claim of the name that the job needs exists, and it is not the one that the operator "
+        "would make: another owner, or other content.",
+        "It touches neither. The job fails because of a RayCluster; because of the others it waits.",
+        "Delete that object, or choose another name for the job.",
     ),
     Reason.PROVISIONING_TIMEOUT: Explanation(
         "The training did not start within `provisioningTimeoutSeconds`; the message says what it was waiting for.",

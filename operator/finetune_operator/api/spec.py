@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from finetune_operator.api.base import LocalReference, Model, Name, Quantity, Rules, SubPath
 from finetune_operator.api.pods import HeadOptions, WorkerOptions
-from finetune_operator.constants import MAX_JOB_NAME
+from finetune_operator.constants import MAX_JOB_NAME, TOKEN_SECRET_KEY
 from finetune_trainer.config.schema import TrainerConfig
 
 
@@ -27,6 +27,17 @@ class ClaimSource(Model):
 
 class SecretKeyReference(Model):
     """A key of a Secret of the job's namespace."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": f"!has(self.key) || self.key != '{TOKEN_SECRET_KEY}'",
+                    "message": f"the key {TOKEN_SECRET_KEY} is that of a Ray cluster's token, which is not for the hub",
+                }
+            ]
+        }
+    )
 
     name: Name
     """Name of the Secret."""

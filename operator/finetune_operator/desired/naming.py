@@ -33,20 +33,6 @@ def submission_id(job: JobIdentity, attempt: int) -> str:
     return f"{job.metadata.uid}-a{attempt}"
 
 
-def config_name(job: FinetuneJob) -> str:
-    """Name of the ConfigMap with the finetuning YAML."""
-    return f"{job.metadata.name}-{job.metadata.uid}"
-
-
-def secret_name(job: FinetuneJob, key_id: str) -> str:
-    """Name of the Secret with the Ray token.
-
-    The operator may create Secrets but not read them, so the name holds all that the content depends on: the UID and
-    the master key's id. A Secret of that name can be no other.
-    """
-    return f"{job.metadata.name}-{job.metadata.uid}-{key_id}"
-
-
 def output_claim_name(job: FinetuneJob) -> str:
     """The claim that takes the result: the user's, or the one that the operator makes."""
     claim = job.spec.output.persistent_volume_claim

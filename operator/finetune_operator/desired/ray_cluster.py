@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator.api.spec import CheckpointPolicy
@@ -16,8 +17,11 @@ from finetune_operator.constants import (
 )
 from finetune_operator.desired import naming
 from finetune_operator.desired.accelerators import gpu_resources
+from finetune_operator.desired.config_map import config_digest
+from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.desired.storage import build_volumes
 from finetune_operator.settings import Settings
+from finetune_trainer.config.yaml_file import DIGEST_VARIABLE
 
 HEAD_ANNOTATIONS = {"ray.io/disable-provisioned-head-restart": "true"}
 """It stops KubeRay from replacing a lost head: a new head would not know the job, and the loss would look like a job that
@@ -46,7 +50,7 @@ _COPIED = ("affinity", "imagePullSecrets", "nodeSelector", "priorityClassName", 
 """The parts of a pod's spec that the user wrote."""
 
 
-def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
+def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, keys: KeyRing) -> dict[str, Any]:
     """A head that runs the driver and never trains, and one worker pod for each training worker."""
     metadata = naming.metadata(job, naming.cluster_name(job, attempt), attempt=attempt)
     labels = naming.scheduling_labels(job.metadata.labels) | metadata["labels"]
@@ -54,10 +58,10 @@ def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": metadata | {"labels": labels, "annotations": HEAD_ANNOTATIONS | {KEY_ANNOTATION: key_id}},
+        "metadata": metadata | {"labels": labels, "annotations": HEAD_ANNOTATIONS | {KEY_ANNOTATION: keys.current_id}},
         "spec": {
             "rayVersion": RAY_VERSION,
-            "authOptions": {"mode": "token", "secretName": naming.secret_name(job, key_id)},
+            "authOptions": {"mode": "token", "secretName": keys.secret_name(job)},
             "headGroupSpec": {
                 "rayStartParams": {
                     "num-cpus": "0",
@@ -151,7 +155,7 @@ def _pod_template(
                 "name": container,
                 "image": defaults.image,
                 "imagePullPolicy": settings.image_pull_policy,
-                "env": _environment(job) + chosen.get("env", []),
+                "env": _environment(job, settings.trainer_env, chosen.get("env", [])),
                 "resources": resources,
                 "securityContext": dict(_SECURITY),
                 "volumeMounts": mounts,
@@ -168,11 +172,23 @@ def _pod_template(
     return {"metadata": metadata, "spec": spec}
 
 
-def _environment(job: FinetuneJob) -> list[dict[str, Any]]:
+def _environment(job: FinetuneJob, given: Mapping[str, str], chosen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The operator's variables, then those of the user, then those of the administrator that neither has."""
+    variables = _own_variables(job)
+    variables += [variable for variable in chosen if variable["name"] not in _names(variables)]
+    return variables + [{"name": name, "value": value} for name, value in given.items() if name not in _names(variables)]
+
+
+def _names(variables: list[dict[str, Any]]) -> set[str]:
+    return {variable["name"] for variable in variables}
+
+
+def _own_variables(job: FinetuneJob) -> list[dict[str, Any]]:
     variables: list[dict[str, Any]] = [
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(STOP_GRACE_SECONDS)},
+        {"name": DIGEST_VARIABLE, "value": config_digest(job)},
     ]
     model = job.spec.model
     if model and model.token_secret_ref:

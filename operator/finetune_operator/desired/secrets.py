@@ -28,9 +28,18 @@ class KeyRing:
             OSError: the file cannot be read.
             ValueError: it holds no key, or one of fewer than 32 characters.
         """
-        keys = tuple(line.strip() for line in path.read_bytes().splitlines() if line.strip())
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> KeyRing:
+        """Take one key a line.
+
+        Raises:
+            ValueError: there is no key, or one of fewer than 32 characters; the message names the place.
+        """
+        keys = tuple(line.strip() for line in text.splitlines() if line.strip())
         if not keys or any(len(key) < 32 for key in keys):
-            raise ValueError(f"{path} must hold master keys of at least 32 characters, one a line")
+            raise ValueError(f"{where} must hold master keys of at least 32 characters, one a line")
         return cls(keys)
 
     @property
@@ -46,6 +55,15 @@ class KeyRing:
         """The Ray token of a cluster that names its key; None: it names no key of this ring, and no other key gives its token."""
         return next((_token(key, job_uid) for key in self.keys if _key_id(key) == key_id), None)
 
+    def secret_name(self, job: FinetuneJob) -> str:
+        """Name of the Secret with the Ray token of a job's next cluster.
+
+        The operator may create Secrets but not read them, so it cannot look whose a Secret is that exists already. The
+        name therefore depends on the UID and on the key: nobody can make a Secret of that name before the operator does.
+        """
+        tag = hmac.new(self.keys[0], b"secret name\0" + job.metadata.uid.encode(), hashlib.sha256).hexdigest()[:16]
+        return f"{job.metadata.name}-{job.metadata.uid}-{tag}"
+
 
 def _token(key: bytes, job_uid: str) -> str:
     return hmac.new(key, job_uid.encode(), hashlib.sha256).hexdigest()
@@ -57,7 +75,7 @@ def _key_id(key: bytes) -> str:
 
 def build_token_secret(job: FinetuneJob, keys: KeyRing) -> dict[str, Any]:
     """The Secret that KubeRay and Ray read the token from."""
-    metadata = naming.metadata(job, naming.secret_name(job, keys.current_id)) | {"annotations": {KEY_ANNOTATION: keys.current_id}}
+    metadata = naming.metadata(job, keys.secret_name(job)) | {"annotations": {KEY_ANNOTATION: keys.current_id}}
     token = base64.b64encode(keys.token(job.metadata.uid).encode()).decode()
     return {
         "apiVersion": "v1",

@@ -8,6 +8,7 @@ from finetune_operator.api.spec import ClaimSource
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, HUB_CACHE_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT, RESUME_MOUNT
 from finetune_operator.desired import naming
+from finetune_operator.desired.config_map import config_name
 
 
 def build_output_claim(job: FinetuneJob) -> dict[str, Any] | None:
@@ -72,7 +73,7 @@ def required_config_maps(job: FinetuneJob) -> dict[str, str]:
 def build_volumes(job: FinetuneJob) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes and mounts, the same in head and workers: the driver checks rows and the workers read them."""
     volumes: list[dict[str, Any]] = [
-        {"name": "config", "configMap": {"name": naming.config_name(job)}},
+        {"name": "config", "configMap": {"name": config_name(job)}},
         {"name": "output", "persistentVolumeClaim": {"claimName": naming.output_claim_name(job)}},
     ]
     mounts: list[dict[str, Any]] = [

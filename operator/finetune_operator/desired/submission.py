@@ -1,33 +1,15 @@
-"""The submission for the Ray Jobs API, and the ConfigMap with the finetuning YAML."""
+"""The submission for the Ray Jobs API."""
 
 from __future__ import annotations
 
-import io
 import shlex
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from finetune_operator.api.spec import CheckpointPolicy
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, JOB_LABEL, MODEL_MOUNT, OUTPUT_MOUNT
 from finetune_operator.desired import naming
 from finetune_operator.desired.storage import resume_folder
-
-
-def build_config_map(job: FinetuneJob) -> dict[str, Any]:
-    """The finetuning YAML as the driver reads it; only keys that were set, so that the trainer's defaults hold."""
-    yaml = YAML()
-    yaml.default_flow_style = False
-    stream = io.StringIO()
-    yaml.dump(job.spec.config.model_dump(mode="json", by_alias=True, exclude_unset=True), stream)
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": naming.metadata(job, naming.config_name(job)),
-        "immutable": True,
-        "data": {CONFIG_FILE: stream.getvalue()},
-    }
 
 
 def build_entrypoint(job: FinetuneJob, attempt: int) -> str:

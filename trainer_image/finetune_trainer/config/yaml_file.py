@@ -5,6 +5,7 @@ Neither torch nor Ray is imported here: the operator's command line checks files
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
+DIGEST_VARIABLE = "FINETUNE_CONFIG_SHA256"
+"""With what the operator tells the driver the digest of the file that it wrote."""
+
+_REPLACED = (
+    "this is not the configuration that the operator wrote for the job; somebody has replaced its ConfigMap. "
+    "Delete that ConfigMap, see who may write ConfigMaps in this namespace, and make a new FinetuneJob"
+)
+
+
 @dataclass(frozen=True)
 class LoadedConfig:
     """A valid configuration, and warnings about the file."""
@@ -33,18 +43,19 @@ class LoadedConfig:
     """Obsolete keys and, unless they were errors, unknown keys; one line each, with the file's name."""
 
 
-def load_config(path: str | os.PathLike[str], *, strict: bool = False) -> LoadedConfig:
+def load_config(path: str | os.PathLike[str], *, strict: bool = False, digest: str | None = None) -> LoadedConfig:
     """Read and check a YAML file.
 
     Args:
         path: the file; messages name it as it is written here.
         strict: unknown keys are errors.
+        digest: SHA-256 that the file has to have, in hexadecimal digits.
 
     Raises:
         ConfigError: it has all errors, each on one line that starts with the file.
     """
     name = os.fspath(path)
-    raw = read_mapping(name)
+    raw = read_mapping(name, digest)
     unknown = [f"{name}: {line}" for line in unknown_keys(raw)]
     errors = [f"{name}: {line}" for line in other_objectives(raw)] + (unknown if strict else [])
     try:
@@ -57,20 +68,22 @@ def load_config(path: str | os.PathLike[str], *, strict: bool = False) -> Loaded
     return LoadedConfig(config, tuple(notes + unknown))
 
 
-def read_mapping(name: str) -> Mapping[str, Any]:
+def read_mapping(name: str, digest: str | None = None) -> Mapping[str, Any]:
     """Read a file of YAML 1.2 that holds a mapping.
 
     Raises:
-        ConfigError: it cannot be read, or it is not YAML; the message has the line.
+        ConfigError: it cannot be read, it is not the file of this digest, or it is not YAML; the message has the line.
     """
-    return _parse(name, _read(name))
+    return _parse(name, _read(name, digest))
 
 
-def _read(name: str) -> str:
+def _read(name: str, digest: str | None) -> str:
     try:
         data = Path(name).read_bytes()
     except OSError as error:
         raise ConfigError([f"{name}: cannot read the configuration: {error.strerror}"]) from None
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise ConfigError([f"{name}: {_REPLACED}"])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
