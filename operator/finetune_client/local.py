@@ -25,6 +25,7 @@ from ruamel.yaml import YAML
 
 from finetune_client.manifest import Document, read_documents
 from finetune_client.validate import check_object, is_job
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.schema import Finding
 from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, dump
 from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
@@ -32,7 +33,7 @@ from finetune_operator.decide import decide
 from finetune_operator.desired import naming
 from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.storage import required_claims
-from finetune_operator.observed import Cluster, Missing, Observed, RayJob
+from finetune_operator.observed import Cluster, Observed, RayJob, missing_object
 from finetune_trainer import ask
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
@@ -91,11 +92,11 @@ class Folders:
         """The folder that stands for a claim."""
         return self._claims.get(name, self._claims_dir / name).absolute()
 
-    def missing(self) -> tuple[Missing, ...]:
+    def missing(self) -> tuple[Problem, ...]:
         """Claims that must exist and whose folder does not; the output claim's is made, as a cluster would have it."""
         required = required_claims(self._job).items()
         absent = [(key, name) for key, name in required if not self.claim(name).is_dir() and not key.startswith("output")]
-        return tuple(Missing.of_kind("PersistentVolumeClaim", *item, NAMESPACE) for item in absent)
+        return tuple(missing_object("PersistentVolumeClaim", *item, NAMESPACE) for item in absent)
 
     @property
     def output(self) -> Path:

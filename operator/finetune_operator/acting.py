@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import FinetuneJob, JobIdentity, Reason
 from finetune_operator.backoff import Repeats
 from finetune_operator.clients.cache import Cache, Key
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 REPEAT_SECONDS = (0.5, 60.0)
 """First and longest pause before the same action is repeated: one that is decided again has not had its effect."""
-
-Problem = tuple[Reason, str]
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Actor:
             if isinstance(action, CreateCluster | Submit):
                 acted.problem = problem
             else:
-                acted.refused = problem[1]
+                acted.refused = problem.message
             break
         return acted
 
@@ -115,11 +114,11 @@ class Actor:
         if not isinstance(action, Submit):
             return self._repeats.result(key, action)
         if refusal := self._dashboards.refusal(key):
-            return Reason.SUBMISSION_FAILED, refusal
+            return Problem(Reason.SUBMISSION_FAILED, refusal)
         unanswered = self._dashboards.unanswered(key)
-        if unanswered is None or unanswered.rest(self._clock()):
+        if unanswered is None or unanswered.seconds_until_reported(self._clock()):
             return None
-        return unanswered.reason, unanswered.cause
+        return Problem(unanswered.reason, unanswered.cause)
 
     async def _act_once(self, job: JobIdentity, action: CreateCluster | DeleteCluster | DeleteJob) -> None:
         match action:
@@ -150,13 +149,13 @@ class Actor:
 def _problem(error: KubeError) -> Problem:
     """What a refusal means to the user; raised again if the user cannot resolve it."""
     if isinstance(error, KindMissingError):
-        return Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later"
+        return Problem(Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later")
     if isinstance(error, NameTakenError):
-        return Reason.NAME_CONFLICT, error.message
+        return Problem(Reason.NAME_CONFLICT, error.message)
     if error.status not in {400, 403, 422}:
         raise error
     reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.CREATION_REFUSED
-    return reason, error.message
+    return Problem(reason, error.message)
 
 
 def _with_spec(job: JobIdentity) -> FinetuneJob:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import Reason, ResolvedDefaults, ResumeStatus
-from finetune_operator.pod_trouble import find_trouble
+from finetune_operator.pod_problems import find_problem
 from finetune_trainer.tracking.progress import Progress
 
 Raw = Mapping[str, Any]
@@ -76,25 +77,22 @@ class Pod:
     name: str
     is_head: bool
     ready: bool
-    trouble: Reason | None = None
-    detail: str = ""
+    problem: Problem | None = None
 
     @classmethod
     def from_raw(cls, raw: Raw) -> Pod:
         """Read a Pod object."""
         metadata, status = raw["metadata"], raw.get("status") or {}
         conditions = _conditions(status)
-        trouble, detail = find_trouble(raw) or (None, "")
         return cls(
             name=metadata["name"],
             is_head=(metadata.get("labels") or {}).get("ray.io/node-type") == "head",
             ready=conditions.get("Ready", {}).get("status") == "True",
-            trouble=trouble,
-            detail=detail,
+            problem=find_problem(raw),
         )
 
 
-def queue_words(workload: Raw) -> str:
+def queue_message(workload: Raw) -> str:
     """Why a Workload of Kueue has no quota: a preemption is reported before waiting."""
     conditions = _conditions(workload.get("status") or {})
     preempted, reserved = conditions.get("Preempted", {}), conditions.get("QuotaReserved", {})
@@ -129,8 +127,8 @@ class Silence:
     cause: str
     reason: Reason = Reason.DASHBOARD_UNREACHABLE
 
-    def rest(self, now: datetime) -> float:
-        """Seconds until it is to be told; 0: now. A token that is lost does not come back by itself."""
+    def seconds_until_reported(self, now: datetime) -> float:
+        """Seconds until the job says so; 0: now. A token that is lost does not come back by itself."""
         if self.reason is not Reason.DASHBOARD_UNREACHABLE:
             return 0.0
         return max(UNREACHABLE_SECONDS - (now - self.since).total_seconds(), 0.0)
@@ -148,19 +146,10 @@ class Line:
     """Whether there is an older one, with pods or in the pause after it has given them back."""
 
 
-@dataclass(frozen=True)
-class Missing:
-    """Something that a job needs and that does not exist."""
-
-    reason: Reason
-    message: str
-    """What it is, with its name and the key of the spec that names it."""
-
-    @classmethod
-    def of_kind(cls, kind: str, key: str, name: str, namespace: str | None = None) -> Missing:
-        """An object that does not exist; the namespace of one that has none is None."""
-        where = f" in namespace {namespace!r}" if namespace else ""
-        return cls(_MISSING[kind], f"{kind} {name!r} (spec.{key}) does not exist{where}")
+def missing_object(kind: str, key: str, name: str, namespace: str | None = None) -> Problem:
+    """An object that a key of the spec names, and that does not exist; the namespace of one that has none is None."""
+    where = f" in namespace {namespace!r}" if namespace else ""
+    return Problem(_MISSING[kind], f"{kind} {name!r} (spec.{key}) does not exist{where}")
 
 
 _MISSING = {
@@ -179,7 +168,7 @@ LOOK_AGAIN_SECONDS = 5.0
 class Observed:
     """Everything outside the job that a decision depends on."""
 
-    missing: tuple[Missing, ...] = ()
+    missing: tuple[Problem, ...] = ()
     """Missing objects without which the job cannot start."""
     look_again: float = LOOK_AGAIN_SECONDS
     """Seconds until they are to be looked for again: longer the longer the job has waited."""
@@ -198,8 +187,8 @@ class Observed:
     """Set while the dashboard does not answer."""
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""
-    problem: tuple[Reason, str] | None = None
-    """Why the objects of the attempt could not be created: reason and message."""
+    start_problem: Problem | None = None
+    """Why the objects of the attempt could not be made, or its driver not be submitted."""
     defaults: ResolvedDefaults | None = None
     """What the operator's settings give to a job that has not begun."""
     claim_deleting: bool = False
@@ -208,7 +197,7 @@ class Observed:
     """Other jobs that wait for nodes, if this one does."""
 
     @property
-    def trouble(self) -> Pod | None:
-        """The first pod with a trouble; the head comes before workers."""
-        troubled = sorted((pod for pod in self.pods if pod.trouble), key=lambda pod: (not pod.is_head, pod.name))
-        return troubled[0] if troubled else None
+    def pod_problem(self) -> tuple[Pod, Problem] | None:
+        """The first pod with a problem, and the problem; the head comes before workers."""
+        found = [(pod, pod.problem) for pod in self.pods if pod.problem is not None]
+        return min(found, key=lambda item: (not item[0].is_head, item[0].name), default=None)

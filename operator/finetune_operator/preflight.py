@@ -14,13 +14,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, Reason, ResumeStatus
 from finetune_operator.clients.kube import CONFIG_MAPS, FINETUNE_JOBS, PRIORITY_CLASSES, Kind
 from finetune_operator.decide.resumption import MAX_LINKS, resume_point, too_many_links
 from finetune_operator.desired.accelerators import gpu_resources
 from finetune_operator.desired.storage import required_claims, required_config_maps
 from finetune_operator.errors import KubeError
-from finetune_operator.observed import LOOK_AGAIN_SECONDS, Missing, Observed
+from finetune_operator.observed import LOOK_AGAIN_SECONDS, Observed, missing_object
 from finetune_operator.settings import Settings
 from finetune_operator.shared_reads import SharedReads
 
@@ -77,15 +78,15 @@ class Preflight:
             KubeUnavailableError: the API server did not answer.
         """
         found, waited_for = await self._resume_point(job, self._reads.get)
-        resume = None if isinstance(found, Missing) else found
+        resume = None if isinstance(found, Problem) else found
         missing = await self._missing(job if resume is None else job.model_copy(update={"status": _with(job, resume)}))
-        if isinstance(found, Missing):
+        if isinstance(found, Problem):
             missing = {Need("FinetuneJob", waited_for, job.metadata.namespace): found} | missing
         if not missing and resume is not None and job.status.resume is None:
             # what begins now is stored and never looked at again: the answer must not be one that was reused
             found, waited_for = await self._resume_point(job, self._reads.kube.get)
             if found != resume:
-                changed = Missing(Reason.WAITING_FOR_JOB, f"FinetuneJob {waited_for!r} (spec.resumeFrom) has just changed")
+                changed = Problem(Reason.WAITING_FOR_JOB, f"FinetuneJob {waited_for!r} (spec.resumeFrom) has just changed")
                 missing = {Need("FinetuneJob", waited_for, job.metadata.namespace): changed}
         if not missing:
             self._waiting.pop(job.key, None)
@@ -123,24 +124,24 @@ class Preflight:
         self._waiting[key] = _Waiting(needs, pause, self._clock())
         return pause * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
 
-    async def _resume_point(self, job: FinetuneJob, get: Get) -> tuple[ResumeStatus | Missing | None, str]:
+    async def _resume_point(self, job: FinetuneJob, get: Get) -> tuple[ResumeStatus | Problem | None, str]:
         """Resolve spec.resumeFrom; with the name of the last job that was looked at. A name that occurs twice belongs to a
         job that was deleted and created again.
         """
-        found: ResumeStatus | Missing | str | None = job.status.resume or job.spec.resume_from
+        found: ResumeStatus | Problem | str | None = job.status.resume or job.spec.resume_from
         name, namespace, seen = job.metadata.name, job.metadata.namespace, {job.metadata.name}
         while isinstance(found, str):
             if len(seen) > MAX_LINKS:
                 return too_many_links(name), name
             name = found
             raw = await get(FINETUNE_JOBS, namespace, name)
-            found = resume_point(raw) if raw else Missing.of_kind("FinetuneJob", "resumeFrom", name, namespace)
+            found = resume_point(raw) if raw else missing_object("FinetuneJob", "resumeFrom", name, namespace)
             if isinstance(found, str) and found in seen:
                 found = ResumeStatus(job=name, uid=raw["metadata"]["uid"] if raw else "")
             seen.add(name)
         return found, name
 
-    async def _missing(self, job: FinetuneJob) -> dict[Need, Missing]:
+    async def _missing(self, job: FinetuneJob) -> dict[Need, Problem]:
         """All missing objects, in the order of the spec."""
         needs = self._needs(job)
         found = await asyncio.gather(*(self._look(need) for need in needs))
@@ -157,7 +158,7 @@ class Preflight:
             needs += [Need("Node", resource, count=int(count)) for resource, count in gpu_resources(job).items()]
         return needs
 
-    async def _look(self, need: Need) -> Missing | None:
+    async def _look(self, need: Need) -> Problem | None:
         match need.kind:
             case "Node":
                 return await self._look_for_node(need)
@@ -165,20 +166,20 @@ class Preflight:
                 there = await self._reads.claim_exists(need.namespace or "", need.name)
             case "FinetuneJob":
                 raw = await self._reads.get(FINETUNE_JOBS, need.namespace or "", need.name)
-                there = raw is not None and not isinstance(resume_point(raw), Missing)
+                there = raw is not None and not isinstance(resume_point(raw), Problem)
             case _:
                 kind = CONFIG_MAPS if need.kind == "ConfigMap" else PRIORITY_CLASSES
                 there = await self._reads.get(kind, need.namespace or "", need.name) is not None
-        return None if there else Missing.of_kind(need.kind, need.key, need.name, need.namespace)
+        return None if there else missing_object(need.kind, need.key, need.name, need.namespace)
 
-    async def _look_for_node(self, need: Need) -> Missing | None:
+    async def _look_for_node(self, need: Need) -> Problem | None:
         """Find a node with as many GPUs as a worker requests; whether they are free is decided by the scheduler."""
         offers = [_quantity(node, need.name) for node in await self._reads.allocatable()]
         if not offers or max(offers) >= need.count:
             return None
         most = f"the most that one has is {max(offers)}" if max(offers) else "none has any"
         where = "(spec.config.Training.resources_per_worker.GPU)"
-        return Missing(Reason.NO_SUCH_RESOURCE, f"no node offers {need.name}: {need.count} for a worker {where}; {most}")
+        return Problem(Reason.NO_SUCH_RESOURCE, f"no node offers {need.name}: {need.count} for a worker {where}; {most}")
 
 
 def _with(job: FinetuneJob, resume: ResumeStatus) -> FinetuneJobStatus:

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_operator import metrics
-from finetune_operator.acting import Acted, Actor, Problem
+from finetune_operator.acting import Acted, Actor
 from finetune_operator.api.checks import broken_rules, refusals
 from finetune_operator.api.reading import read_job, read_status
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, JobIdentity, Reason
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.dashboards import PATIENCE_SECONDS, Dashboards, Question
@@ -24,19 +25,19 @@ from finetune_operator.desired import events, naming
 from finetune_operator.desired.ray_cluster import resolved_defaults
 from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError
-from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_words
+from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_message
 from finetune_operator.output_claims import OutputClaims
 from finetune_operator.ownership import Ownership
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
 from finetune_operator.shared_reads import SharedReads
 from finetune_operator.status import (
-    api_trouble,
+    api_problem,
     condition_is_true,
     status_patch,
     throttle,
-    with_api_trouble,
-    without_api_trouble,
+    with_api_problem,
+    without_api_problem,
 )
 from finetune_operator.waiting_line import line_of
 
@@ -114,7 +115,7 @@ class Reconciler:
             try:
                 return await self._step(key)
             except KubeError as error:
-                await self._report_trouble(key, error)
+                await self._report_problem(key, error)
                 raise
 
     async def _step(self, key: Key) -> float | None:
@@ -134,13 +135,13 @@ class Reconciler:
 
     async def _plan(self, stored: _Stored, problem: Problem | None = None, *, fresh: bool = False) -> Plan:
         job, refusal = stored.job, stored.problems
-        job = job.model_copy(update={"status": without_api_trouble(job.status)})
+        job = job.model_copy(update={"status": without_api_problem(job.status)})
         if isinstance(job, FinetuneJob) and job.status.attempt is None:
             refusal = "; ".join([*broken_rules(stored.raw["spec"]), *refusals(job, self._settings.policy)])
         if not isinstance(job, FinetuneJob) or (refusal and job.status.phase not in TERMINAL):
             return decide_unreadable(job, await self._gather(job, fresh=fresh), refusal or "", self._clock())
         observed = await self._gather(job, fresh=fresh)
-        return decide(job, replace(observed, problem=problem), self._clock())
+        return decide(job, replace(observed, start_problem=problem), self._clock())
 
     async def _refresh(self, key: Key) -> _Stored | None:
         """Read the job and its cluster from the API itself.
@@ -195,7 +196,7 @@ class Reconciler:
             return self._ask_ray(job, ours, seen)
         self.dashboards.rest(job.key)
         if ours is not None and ours.suspended:
-            return replace(seen, queue=await self._queue_words(job, ours))
+            return replace(seen, queue=await self._queue_message(job, ours))
         return seen
 
     async def _look_around(self, job: FinetuneJob, seen: Observed, *, fresh: bool) -> Observed:
@@ -205,10 +206,10 @@ class Reconciler:
             return seen
         return replace(seen, claim_deleting=await self._claims.is_being_deleted(job, fresh=fresh))
 
-    async def _queue_words(self, job: JobIdentity, cluster: Cluster) -> str:
+    async def _queue_message(self, job: JobIdentity, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
         found = await self._reads.workloads(job.metadata.namespace, cluster.uid)
-        return next((words for raw in found if (words := queue_words(raw))), "")
+        return next((words for raw in found if (words := queue_message(raw))), "")
 
     def _ask_ray(self, job: JobIdentity, cluster: Cluster, seen: Observed) -> Observed:
         """What is known of the run without waiting for its dashboard."""
@@ -245,8 +246,8 @@ class Reconciler:
             acted = await self._actor.act(stored.job, plan.actions)
             if acted.problem is not None:
                 plan = await self._plan(stored, acted.problem)
-            elif trouble := acted.refused or (acted.held and api_trouble(stored.job.status)):
-                plan = replace(plan, status=with_api_trouble(plan.status, trouble))
+            elif problem := acted.refused or (acted.held and api_problem(stored.job.status)):
+                plan = replace(plan, status=with_api_problem(plan.status, problem))
         elif plan.status.phase in TERMINAL:
             self._actor.forget(key)
         if not acted.held:
@@ -293,23 +294,23 @@ class Reconciler:
         self._written[key] = now
         if new.phase in TERMINAL:
             self._written.pop(key, None)
-        for event in events.news(old, new):
+        for event in events.reportable_changes(old, new):
             logger.info("%s/%s: %s (%s) %s", *key, event.phase, event.reason, event.message)
             await self._post_event(metadata, event)
         if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
         return True
 
-    async def _report_trouble(self, key: Key, error: KubeError) -> None:
+    async def _report_problem(self, key: Key, error: KubeError) -> None:
         """Tell the user of a call that has failed for some time; once, until it succeeds."""
         now = self._clock()
         since, raw = self._failing.setdefault(key, now), self._cache.get(PLURAL, key)
         if raw is None or isinstance(error, ConflictError) or (now - since).total_seconds() < FAILING_SECONDS:
             return
         status = read_status(raw)
-        if api_trouble(status):
+        if api_problem(status):
             return
-        patch = status_patch(raw.get("status") or {}, with_api_trouble(status, error.message))
+        patch = status_patch(raw.get("status") or {}, with_api_problem(status, error.message))
         with suppress(KubeError):
             written = await self._kube.patch_status(*key, raw["metadata"]["resourceVersion"], patch or {})
             if written is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.reasons import TROUBLE
+from finetune_operator.api.reasons import NEEDS_ATTENTION
 from finetune_operator.api.v1alpha1 import (
     CheckpointStatus,
     Condition,
@@ -134,31 +134,31 @@ def throttle(old: FinetuneJobStatus, new: FinetuneJobStatus, since_write: float 
 def _only_progress(old: FinetuneJobStatus, new: FinetuneJobStatus) -> bool:
     """Whether nothing has changed that is to be seen at once."""
     at_once = ("phase", "observed_generation", "attempt", "attempt_history", "ray")
-    trouble = {old.reason, new.reason} & TROUBLE and old.reason != new.reason
-    return not trouble and all(getattr(old, name) == getattr(new, name) for name in at_once)
+    problem = {old.reason, new.reason} & NEEDS_ATTENTION and old.reason != new.reason
+    return not problem and all(getattr(old, name) == getattr(new, name) for name in at_once)
 
 
 def _percent(status: FinetuneJobStatus) -> int | None:
     return status.progress.percent if status.progress else None
 
 
-API_TROUBLE = "; a call of the Kubernetes API fails: "
+API_PROBLEM = "; a call of the Kubernetes API fails: "
 """What comes between a message and the call that fails."""
 
 
-def with_api_trouble(status: FinetuneJobStatus, trouble: str) -> FinetuneJobStatus:
+def with_api_problem(status: FinetuneJobStatus, problem: str) -> FinetuneJobStatus:
     """A copy whose message says that a call of the Kubernetes API fails for the job."""
-    return status.model_copy(update={"message": clip((status.message or "") + API_TROUBLE + trouble)})
+    return status.model_copy(update={"message": clip((status.message or "") + API_PROBLEM + problem)})
 
 
-def api_trouble(status: FinetuneJobStatus) -> str:
+def api_problem(status: FinetuneJobStatus) -> str:
     """What the message says of a call that fails; empty if it says nothing."""
-    return (status.message or "").partition(API_TROUBLE)[2]
+    return (status.message or "").partition(API_PROBLEM)[2]
 
 
-def without_api_trouble(status: FinetuneJobStatus) -> FinetuneJobStatus:
+def without_api_problem(status: FinetuneJobStatus) -> FinetuneJobStatus:
     """A copy as it was before."""
-    message, found, _ = (status.message or "").partition(API_TROUBLE)
+    message, found, _ = (status.message or "").partition(API_PROBLEM)
     return status.model_copy(update={"message": message}) if found else status
 
 

@@ -1,6 +1,6 @@
 """What the operator sees of the cluster: every watched kind in every watched namespace, by LISTs and by events.
 
-One namespace or kind that cannot be read is its own trouble: what was known of it stays as it was, it is said, and it is
+One namespace or kind that cannot be read is its own problem: what was known of it stays as it was, it is said, and it is
 asked for again. A kind that the API server does not know is not a kind without objects.
 """
 
@@ -61,7 +61,7 @@ class View:
     """Set when a watch starts, or starts again: it does not report earlier deletions."""
     restored: defaultdict[str | None, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
     """By namespace: set when something can be read that was refused or not installed, so that its watch starts again."""
-    troubles: dict[Place, KubeError] = field(default_factory=dict)
+    failures: dict[Place, KubeError] = field(default_factory=dict)
     """What could not be read at the last try."""
 
     def places(self) -> list[Place]:
@@ -84,7 +84,7 @@ class View:
     async def fill(self) -> None:
         """LIST everything for the first time. It ends when each place was read, or refused by an API server that answers."""
         await self.refill(self.places())
-        while waiting := [place for place, error in self.troubles.items() if isinstance(error, KubeUnavailableError)]:
+        while waiting := [place for place, error in self.failures.items() if isinstance(error, KubeUnavailableError)]:
             await asyncio.sleep(FIRST_RETRY_SECONDS)
             await self.refill(waiting)
 
@@ -121,15 +121,15 @@ class View:
             self.queue.add(key)
 
     def _cannot_read(self, place: Place, error: KubeError) -> None:
-        before = self.troubles.get(place)
-        self.troubles[place] = error
+        before = self.failures.get(place)
+        self.failures[place] = error
         metrics.UNREADABLE.labels(namespace=place.namespace or "", kind=place.kind.plural).set(1)
         if before is None or (type(before), before.status) != (type(error), error.status):
             why = "this kind is not installed" if isinstance(error, KindMissingError) else f"{error.status} {error.message}"
             logger.warning("cannot read %s, other namespaces are served: %s; again every %.0f s", place, why, RETRY_SECONDS)
 
     def _can_read(self, place: Place) -> None:
-        before = self.troubles.pop(place, None)
+        before = self.failures.pop(place, None)
         if before is None:
             return
         metrics.UNREADABLE.labels(namespace=place.namespace or "", kind=place.kind.plural).set(0)
@@ -158,7 +158,7 @@ class View:
         """Ask again for what could not be read."""
         while True:
             await asyncio.sleep(RETRY_SECONDS)
-            await self.refill(list(self.troubles))
+            await self.refill(list(self.failures))
 
     def add_all(self) -> None:
         """Queue every job that something may still happen to: thousands of others may have ended."""

@@ -1,7 +1,7 @@
 """Let kopf watch: one kopf per namespace, each in a thread of its own.
 
 kopf ends as a whole when one of its watches is refused, and takes every task of its loop with it. In a thread of its own
-it takes nothing else, and begins again: so the trouble of a namespace stays there.
+it takes nothing else, and begins again: so the problem of a namespace stays there.
 """
 
 from __future__ import annotations

@@ -202,17 +202,38 @@ PAIRS: list[Any] = [
         "storageClassName and accessModes go with size",
         id="access mode of an existing claim",
     ),
-    pytest.param(
-        finetune_job("job", workers={"env": [{"name": "HF_TOKEN", "value": "hf_x"}]}),
-        finetune_job("job", workers={"env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]}),
-        "a hub token goes into model.tokenSecretRef",
-        id="a token among the variables",
+    *(
+        pytest.param(
+            finetune_job("job", workers={"env": [{"name": refused, "value": "x"}]}),
+            finetune_job("job", workers={"env": [{"name": taken, "value": "x"}]}),
+            words,
+            id=refused,
+        )
+        for refused, taken, words in (
+            ("HF_TOKEN", "HTTPS_PROXY", "a hub token goes into model.tokenSecretRef"),
+            (
+                "RAY_ADDRESS",
+                "MY_RAY_ADDRESS",
+                "the operator sets HF_HOME, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, POD_NAME and names that",
+            ),
+            (
+                "LD_PRELOAD",
+                "OMP_NUM_THREADS",
+                "no job may set a variable that makes programs run a file as code or load a library",
+            ),
+            (
+                "HF_ENDPOINT",
+                "HTTPS_PROXY",
+                "no job may set a variable that can send tokens to another server, or make pods trust",
+            ),
+            ("NVIDIA_VISIBLE_DEVICES", "NCCL_DEBUG", "no job may set a variable that gives a container devices of the node"),
+        )
     ),
     pytest.param(
-        finetune_job("job", workers={"env": [{"name": "RAY_ADDRESS", "value": "x"}]}),
-        finetune_job("job", workers={"env": [{"name": "MY_RAY_ADDRESS", "value": "x"}]}),
-        "are set by the operator",
-        id="a variable of the operator",
+        finetune_job("job", model={"tokenSecretRef": {"name": "hf-token", "key": "auth_token"}}),
+        finetune_job("job", model={"tokenSecretRef": {"name": "hf-token", "key": "token"}}),
+        "the key auth_token is that of a Ray cluster's token, which is not for the hub",
+        id="the key of a Ray cluster's token",
     ),
     pytest.param(
         finetune_job("job", workers={"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]}),

@@ -146,7 +146,7 @@ def operate(stored: Object) -> None:
     job = FinetuneJob.model_validate(stored)
     refusals(job, Policy())
     cluster = make_cluster(name=naming.cluster_name(job, 1), owner_uid=job.metadata.uid)
-    lost = make_pod(trouble=Reason.UNSCHEDULABLE, detail="no node")
+    lost = make_pod(reason=Reason.UNSCHEDULABLE, message="no node")
     life = [
         Observed(),
         Observed(),

@@ -11,6 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from finetune_operator.api.reasons import Problem, Reason
 from finetune_operator.api.v1alpha1 import (
     Condition,
     ConditionType,
@@ -122,8 +123,10 @@ def make_cluster(**changes: Any) -> Cluster:
     return Cluster(**(values | changes))
 
 
-def make_pod(name: str = "demo-1f0c3-1-workers-worker-a", **changes: Any) -> Pod:
-    return Pod(**({"name": name, "is_head": False, "ready": False} | changes))
+def make_pod(name: str = "demo-1f0c3-1-workers-worker-a", reason: Reason | None = None, message: str = "", **changes: Any) -> Pod:
+    """A pod that is not ready; with a reason, one that has a problem."""
+    problem = Problem(reason, message) if reason else None
+    return Pod(**({"name": name, "is_head": False, "ready": False, "problem": problem} | changes))
 
 
 def raw_progress(**changes: Any) -> Raw:

@@ -1,4 +1,4 @@
-"""What the operator makes of trouble: refusals, silence, conflicts, foreign objects, jobs that go."""
+"""What the operator makes of problem: refusals, silence, conflicts, foreign objects, jobs that go."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ async def test_a_failed_driver_is_explained_by_the_trainer(world: World) -> None
     assert world.made("persistentvolumeclaims") == len(world.kube.objects["persistentvolumeclaims"]) == 1
 
 
-async def test_trouble_of_a_pod_reaches_the_job_and_that_of_another_jobs_pod_does_not(world: World) -> None:
+async def test_problem_of_a_pod_reaches_the_job_and_that_of_another_jobs_pod_does_not(world: World) -> None:
     await started(world)
     await world.until(lambda: world.phase()[0] == "Provisioning", "the cluster is provisioned")
     words = "0/3 nodes are available: 3 Insufficient gpu.intel.com/i915."

@@ -32,10 +32,10 @@ async def test_a_kind_that_the_api_server_does_not_know_for_a_moment_is_not_a_ki
     world.kube.missing.add("rayclusters")
     await operator.view.refill(operator.view.places())
     assert operator.cache.keys("rayclusters") == set(world.kube.objects["rayclusters"]) != set()
-    assert [type(error) for error in operator.view.troubles.values()] == [KindMissingError]
+    assert [type(error) for error in operator.view.failures.values()] == [KindMissingError]
     world.kube.missing.clear()
-    await operator.view.refill(list(operator.view.troubles))
-    assert not operator.view.troubles
+    await operator.view.refill(list(operator.view.failures))
+    assert not operator.view.failures
 
 
 async def test_a_run_goes_on_while_the_api_server_does_not_know_its_kind_for_a_moment(world: World) -> None:
@@ -52,19 +52,19 @@ async def test_a_run_goes_on_while_the_api_server_does_not_know_its_kind_for_a_m
     assert world.made("rayclusters") == 1
 
 
-@pytest.mark.parametrize("trouble", ["refused", "not installed"])
+@pytest.mark.parametrize("problem", ["refused", "not installed"])
 async def test_what_cannot_be_read_is_said_once_and_what_can_be_is_served(
-    world: World, trouble: str, caplog: pytest.LogCaptureFixture
+    world: World, problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.settings = SETTINGS.model_copy(update={"namespaces": (NAMESPACE, "other")})
     world.add_job()
-    if trouble == "refused":
+    if problem == "refused":
         world.kube.refusals["GET", "pods"] = REFUSED
     else:
         world.kube.missing.add("pods")
     operator = await world.start_operator()
     await world.until(lambda: world.made("rayclusters"), "the job is served")
-    await operator.view.refill(list(operator.view.troubles))
+    await operator.view.refill(list(operator.view.failures))
     said = [record.getMessage() for record in caplog.records if "cannot read pods" in record.getMessage()]
     assert len(said) == 2
     assert {namespace for namespace in (NAMESPACE, "other") if any(repr(namespace) in text for text in said)} == {
@@ -73,8 +73,8 @@ async def test_what_cannot_be_read_is_said_once_and_what_can_be_is_served(
     }
     world.kube.refusals.clear()
     world.kube.missing.clear()
-    await operator.view.refill(list(operator.view.troubles))
-    assert not operator.view.troubles
+    await operator.view.refill(list(operator.view.failures))
+    assert not operator.view.failures
     assert operator.view.restored[NAMESPACE].is_set(), "its watch begins again"
 
 
@@ -94,7 +94,7 @@ async def test_a_list_whose_state_is_forgotten_meanwhile_is_begun_again(world: W
     world.kube.expires = 1
     operator = await world.start_operator(working=False)
     assert len(operator.cache.keys("finetunejobs")) == 250
-    assert not operator.view.troubles
+    assert not operator.view.failures
 
 
 async def test_jobs_that_have_ended_are_not_looked_at_unless_time_has_something_to_do_with_them(world: World) -> None:

@@ -164,7 +164,7 @@ def test_the_trainers_word_on_a_failure_of_an_unknown_kind_counts(retryable: boo
 def test_an_evicted_pod_is_replaced_whatever_its_trainer_says_of_the_error_that_followed() -> None:
     life = running()
     failure = {"reason": "TrainingFailed", "message": "RuntimeError: odd", "retryable": False}
-    life.see(make_observed("FAILED", lost=(make_pod("w", trouble=Reason.EVICTED),), progress=make_progress(failure=failure)))
+    life.see(make_observed("FAILED", lost=(make_pod("w", reason=Reason.EVICTED),), progress=make_progress(failure=failure)))
     assert life.phase is Phase.RETRYING
 
 

@@ -21,21 +21,23 @@ from tests.support.builders import (
     make_progress,
 )
 
-from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJobStatus, Phase, Reason, dump
+from finetune_operator.api.reasons import Problem, Reason
+from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJobStatus, Phase, dump
 from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
-from finetune_operator.observed import Missing, Observed, RayJob
+from finetune_operator.observed import Observed, RayJob, missing_object
 from finetune_operator.status import condition_is_true, find_condition
 
 STARTING = make_cluster(head_ready=False, workers_ready=0)
 SUBMITTED = begun(Phase.PROVISIONING, submitted=True)
 RUNNING = begun(Phase.RUNNING, submitted=True, start_time=NOW)
 FINISHED = make_progress(**finished_progress())
-OOM = make_pod(trouble=Reason.WORKER_OOM_KILLED, detail="container ray-worker ran out of its memory limit")
+OOM = make_pod(reason=Reason.WORKER_OOM_KILLED, message="container ray-worker ran out of its memory limit")
 ONE_READY = make_observed("RUNNING", cluster=make_cluster(workers_ready=1))
-PULL = make_pod(trouble=Reason.IMAGE_PULL_FAILED, detail="registry.example/trainer:1: not found")
-NO_NODE = make_pod("a", trouble=Reason.UNSCHEDULABLE, detail="0/3 nodes are available: 3 Insufficient gpu.intel.com/i915.")
-CLAIM_A, CLAIM_B = (Missing.of_kind("PersistentVolumeClaim", key, name, "team") for key, name in (("a", "one"), ("b", "two")))
-ROWS = Missing.of_kind("ConfigMap", "dataset.configMap", "rows", "team")
+PULL = make_pod(reason=Reason.IMAGE_PULL_FAILED, message="registry.example/trainer:1: not found")
+NO_NODE = make_pod("a", reason=Reason.UNSCHEDULABLE, message="0/3 nodes are available: 3 Insufficient gpu.intel.com/i915.")
+NO_NODE_SAYS = (Reason.UNSCHEDULABLE, "0/3 nodes are available: 3 Insufficient gpu.intel.com/i915.")
+CLAIM_A, CLAIM_B = (missing_object("PersistentVolumeClaim", key, name, "team") for key, name in (("a", "one"), ("b", "two")))
+ROWS = missing_object("ConfigMap", "dataset.configMap", "rows", "team")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ BEGIN = [
     pytest.param(None, Observed(), Expect(Phase.PENDING, Reason.ACCEPTED, says="demo-1f0c3-1", again=0), id="new: intent first"),
     pytest.param(
         None,
-        Observed(missing=(Missing.of_kind("PersistentVolumeClaim", "output.persistentVolumeClaim", "out", "team"),)),
+        Observed(missing=(missing_object("PersistentVolumeClaim", "output.persistentVolumeClaim", "out", "team"),)),
         Expect(
             Phase.PENDING,
             Reason.CLAIM_NOT_FOUND,
@@ -116,13 +118,13 @@ PROVISION = [
     ),
     pytest.param(
         begun(),
-        Observed(problem=(Reason.QUOTA_EXCEEDED, "exceeded quota: team")),
+        Observed(start_problem=Problem(Reason.QUOTA_EXCEEDED, "exceeded quota: team")),
         Expect(Phase.PENDING, Reason.QUOTA_EXCEEDED, says="exceeded quota: team", again=5),
         id="creation refused: said, and tried again later",
     ),
     pytest.param(
         begun(),
-        make_observed("Missing", problem=(Reason.SUBMISSION_FAILED, "Ray refused")),
+        make_observed("Missing", start_problem=Problem(Reason.SUBMISSION_FAILED, "Ray refused")),
         starting(Reason.SUBMISSION_FAILED, says="Ray refused", again=5),
         id="submission refused: said, and tried again later",
     ),
@@ -139,14 +141,12 @@ PROVISION = [
         begun(), make_observed(cluster=STARTING), starting(says="head not ready, 0/2 workers", again=5), id="head not ready"
     ),
     pytest.param(begun(), make_observed(cluster=make_cluster(deleting=True)), starting(again=5), id="cluster is going: wait"),
-    pytest.param(
-        begun(), make_observed(cluster=STARTING, pods=(NO_NODE, PULL)), starting(NO_NODE.trouble, NO_NODE.detail), id="pod"
-    ),
+    pytest.param(begun(), make_observed(cluster=STARTING, pods=(NO_NODE, PULL)), starting(*NO_NODE_SAYS), id="pod"),
     pytest.param(
         begun(),
-        make_observed(cluster=STARTING, pods=(NO_NODE, make_pod("z", is_head=True, trouble=Reason.IMAGE_PULL_FAILED))),
+        make_observed(cluster=STARTING, pods=(NO_NODE, make_pod("z", is_head=True, reason=Reason.IMAGE_PULL_FAILED))),
         starting(Reason.IMAGE_PULL_FAILED, "pod z"),
-        id="the head's trouble before a worker's",
+        id="the head's problem before a worker's",
     ),
     pytest.param(
         begun(),
@@ -244,7 +244,7 @@ FOLLOW = [
     pytest.param(
         RUNNING,
         make_observed("FAILED"),
-        retrying(Reason.TRAINING_FAILED, "the trainer ended without a word"),
+        retrying(Reason.TRAINING_FAILED, "the trainer ended without a message"),
         id="no word at all",
     ),
     pytest.param(

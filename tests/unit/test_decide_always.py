@@ -22,6 +22,7 @@ from tests.support.builders import (
     merge,
 )
 
+from finetune_operator.api.reasons import Problem, Reason
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import (
     TERMINAL,
@@ -30,16 +31,15 @@ from finetune_operator.api.v1alpha1 import (
     FinetuneJob,
     FinetuneJobStatus,
     Phase,
-    Reason,
     dump,
 )
 from finetune_operator.decide import CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
 from finetune_operator.desired import naming
-from finetune_operator.observed import Missing, Observed, RayJob
+from finetune_operator.observed import Observed, RayJob, missing_object
 from finetune_operator.status import condition_is_true, status_patch
 
 STATUS_SCHEMA = crd_schema()["properties"]["status"]
-TROUBLES = [None, Reason.UNSCHEDULABLE, Reason.WORKER_OOM_KILLED, Reason.IMAGE_PULL_FAILED]
+PROBLEMS = [None, Reason.UNSCHEDULABLE, Reason.WORKER_OOM_KILLED, Reason.IMAGE_PULL_FAILED]
 
 SOUND = [make_cluster(head_ready=head, workers_ready=workers) for head in (True, False) for workers in (0, 2)]
 ODD = [
@@ -48,7 +48,7 @@ ODD = [
         ("one", "two"), (UID, OTHER_UID, None), (False, True), (True, False), ("", "exceeded quota", "x" * 5000)
     )
 ]
-PODS = [make_pod(name, is_head=name == "h", trouble=trouble) for name in "abh" for trouble in TROUBLES]
+PODS = [make_pod(name, is_head=name == "h", reason=reason) for name in "abh" for reason in PROBLEMS]
 REPORTS = [
     *(make_progress(step=step, percent=5 * step, etaSeconds=eta) for step in (0, 1, 20) for eta in (None, 0, 10**6)),
     make_progress(**finished_progress()),
@@ -59,12 +59,12 @@ RAY_JOBS = [RayJob(state, message) for state in STATES for message in ("", "z" *
 
 observations = st.builds(
     Observed,
-    missing=st.sampled_from([(), (), (Missing.of_kind("PersistentVolumeClaim", "output.persistentVolumeClaim", "out", "team"),)]),
+    missing=st.sampled_from([(), (), (missing_object("PersistentVolumeClaim", "output.persistentVolumeClaim", "out", "team"),)]),
     cluster=st.one_of(st.none(), st.sampled_from(SOUND), st.sampled_from(SOUND), st.sampled_from(ODD)),
     pods=st.sampled_from([(), *((pod,) for pod in PODS), *itertools.pairwise(PODS)]),
     ray_job=st.sampled_from(RAY_JOBS),
     progress=st.none() | st.sampled_from(REPORTS),
-    problem=st.sampled_from([None, None, None, (Reason.QUOTA_EXCEEDED, "quota")]),
+    start_problem=st.sampled_from([None, None, None, Problem(Reason.QUOTA_EXCEEDED, "quota")]),
 )
 sequences = st.lists(st.tuples(observations, st.booleans(), st.sampled_from([0, 1, 20])), min_size=1, max_size=8)
 """Each observation with whether the write of its status came through, and the seconds until the next one."""

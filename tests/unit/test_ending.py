@@ -25,13 +25,13 @@ from finetune_operator.api.reading import read_job
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJobStatus, Phase, Reason, dump
 from finetune_operator.decide import DeleteCluster, DeleteJob, Plan, decide, decide_unreadable
 from finetune_operator.decide.lifecycle import poll_seconds
-from finetune_operator.observed import Missing, Observed, RayJob
+from finetune_operator.observed import Observed, RayJob, missing_object
 from finetune_operator.status import find_condition, progress_status, status_patch
 
 DELETE_CLUSTER = DeleteCluster("demo-1f0c3-1", CLUSTER_UID)
 FINISHED = make_progress(**finished_progress())
 STARTING = make_observed(cluster=make_cluster(head_ready=False, workers_ready=0))
-MISSING = (Missing.of_kind("ConfigMap", "dataset.configMap", "rows", "team"),)
+MISSING = (missing_object("ConfigMap", "dataset.configMap", "rows", "team"),)
 PHASES = {
     "new": FinetuneJobStatus(),
     "accepted": begun(),

@@ -6,7 +6,7 @@ import pytest
 from tests.support.builders import NOW, UID, begun, make_progress
 
 from finetune_operator.api.v1alpha1 import FinetuneJobStatus, Phase, Reason
-from finetune_operator.desired.events import build_event, news
+from finetune_operator.desired.events import build_event, reportable_changes
 from finetune_operator.status import progress_status
 
 METADATA = {"name": "demo", "namespace": "team", "uid": UID}
@@ -46,17 +46,17 @@ RUNNING = status(Phase.RUNNING, Reason.TRAINING_RUNNING)
         "nothing new",
         "a phase",
         "an ordinary reason",
-        "a trouble",
+        "a problem",
         "its end",
-        "a pod's trouble",
+        "a pod's problem",
         "what was missing has come",
         "a restart",
         "a restart and the end at once",
         "a restart in another attempt",
     ],
 )
-def test_changes_of_phase_troubles_and_restarts_are_told(old: FinetuneJobStatus, new: FinetuneJobStatus, told: list[str]) -> None:
-    assert [item.reason for item in news(old, new)] == told
+def test_changes_of_phase_problems_and_restarts_are_told(old: FinetuneJobStatus, new: FinetuneJobStatus, told: list[str]) -> None:
+    assert [item.reason for item in reportable_changes(old, new)] == told
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_changes_of_phase_troubles_and_restarts_are_told(old: FinetuneJobStatus,
         (Phase.SUCCEEDED, Reason.COMPLETED, "Normal"),
     ],
 )
-def test_trouble_is_a_warning(phase: Phase, reason: Reason, kind: str) -> None:
+def test_problem_is_a_warning(phase: Phase, reason: Reason, kind: str) -> None:
     assert build_event(METADATA, status(phase, reason), NOW)["type"] == kind
 
 
 def test_each_restart_has_an_event_of_its_own_and_a_repetition_has_the_same_name() -> None:
     names = []
     for restarts in (1, 1, 2):
-        (told,) = news(RUNNING, status(Phase.RUNNING, Reason.TRAINING_RUNNING, restarts=restarts))
+        (told,) = reportable_changes(RUNNING, status(Phase.RUNNING, Reason.TRAINING_RUNNING, restarts=restarts))
         assert f"restart {restarts}" in str(told.message)
         names.append(build_event(METADATA, told, NOW)["metadata"]["name"])
     assert names[0] == names[1] != names[2]

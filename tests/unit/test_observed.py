@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.builders import CLUSTER_UID, DATA, UID, load_yaml, make_pod, merge
 
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import Reason
 from finetune_operator.observed import Cluster, Observed, Pod
 
@@ -89,11 +90,11 @@ def pod(status: dict[str, Any], **metadata: Any) -> Pod:
     return Pod.from_raw({"metadata": merge(WORKER["metadata"], metadata), "status": status})
 
 
-def test_a_healthy_worker_has_no_trouble() -> None:
+def test_a_healthy_worker_has_no_problem() -> None:
     assert Pod.from_raw(WORKER) == Pod("demo-1f0c3-1-workers-worker-9xk4d", is_head=False, ready=True)
 
 
-def test_a_pod_that_no_kubelet_has_seen_has_no_trouble() -> None:
+def test_a_pod_that_no_kubelet_has_seen_has_no_problem() -> None:
     assert pod({}) == Pod("demo-1f0c3-1-workers-worker-9xk4d", is_head=False, ready=False)
 
 
@@ -101,8 +102,8 @@ def test_the_head_is_known_by_its_label() -> None:
     assert pod({}, labels={"ray.io/node-type": "head"}).is_head
 
 
-def test_trouble_prefers_the_head_then_the_first_name() -> None:
-    head = Pod("z-head", is_head=True, ready=False, trouble=Reason.UNSCHEDULABLE)
-    observed = Observed(pods=(make_pod("b", trouble=Reason.UNSCHEDULABLE), make_pod("a", trouble=Reason.UNSCHEDULABLE), head))
-    assert observed.trouble == head
-    assert Observed(pods=(make_pod(),)).trouble is None
+def test_problem_prefers_the_head_then_the_first_name() -> None:
+    head = Pod("z-head", is_head=True, ready=False, problem=Problem(Reason.UNSCHEDULABLE, ""))
+    observed = Observed(pods=(make_pod("b", reason=Reason.UNSCHEDULABLE), make_pod("a", reason=Reason.UNSCHEDULABLE), head))
+    assert observed.pod_problem == (head, head.problem)
+    assert Observed(pods=(make_pod(),)).pod_problem is None

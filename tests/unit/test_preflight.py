@@ -10,10 +10,10 @@ from tests.support import virtual_time
 from tests.support.builders import SETTINGS, make_job
 from tests.support.http_server import a_moment
 
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import FinetuneJob, Reason
 from finetune_operator.clients.kube import Kind
 from finetune_operator.errors import KubeError, KubeUnavailableError
-from finetune_operator.observed import Missing
 from finetune_operator.preflight import LONGEST_PAUSE_SECONDS, Preflight
 from finetune_operator.shared_reads import NODES_SECONDS, READS_PER_SECOND, SharedReads
 
@@ -59,7 +59,7 @@ def preflight(kube: Kube, **settings: Any) -> Preflight:
     return Preflight(SharedReads(kube), SETTINGS.model_copy(update=settings))  # type: ignore[arg-type]
 
 
-async def missing_of(looks: Preflight, job: FinetuneJob) -> tuple[Missing, ...]:
+async def missing_of(looks: Preflight, job: FinetuneJob) -> tuple[Problem, ...]:
     return (await looks.observe(job)).missing
 
 

@@ -13,7 +13,7 @@ from finetune_operator.api.v1alpha1 import Phase
 from finetune_operator.constants import QUEUE_LABEL, SCHEDULING_LABELS
 from finetune_operator.decide import DeleteCluster, Submit
 from finetune_operator.desired.ray_cluster import build_ray_cluster
-from finetune_operator.observed import Observed, queue_words
+from finetune_operator.observed import Observed, queue_message
 
 HELD = make_cluster(suspended=True, head_ready=False, workers_ready=0)
 WORDS = "couldn't assign flavors to pod set head: insufficient unused quota for memory"
@@ -118,4 +118,4 @@ def test_labels_of_queues_and_schedulers_are_passed_on_and_others_are_not() -> N
     ids=["nothing yet", "waits", "admitted", "preempted"],
 )
 def test_the_words_of_the_workload(conditions: list[dict[str, str]], words: str) -> None:
-    assert queue_words({"status": {"conditions": conditions}}) == words
+    assert queue_message({"status": {"conditions": conditions}}) == words

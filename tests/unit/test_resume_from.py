@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tests.support.builders import NAMESPACE, NOW, OTHER_UID, SETTINGS, UID, begun, make_job, raw_job
 
 from finetune_client.local import load_job
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import CheckpointStatus, FinetuneJobStatus, Phase, Reason, ResumeStatus
 from finetune_operator.clients.kube import Kind
 from finetune_operator.decide import decide
@@ -19,7 +20,7 @@ from finetune_operator.decide.resumption import MAX_LINKS
 from finetune_operator.desired.storage import build_volumes
 from finetune_operator.desired.submission import build_entrypoint
 from finetune_operator.errors import KubeUnavailableError
-from finetune_operator.observed import Missing, Observed
+from finetune_operator.observed import Observed
 from finetune_operator.preflight import Preflight
 from finetune_operator.shared_reads import SharedReads
 from finetune_operator.status import find_condition
@@ -92,14 +93,14 @@ async def test_a_job_that_goes_on_is_waited_for(phase: Phase | None) -> None:
     found = await look(Kube(job("first", ran(phase))))
     assert found.resume is None
     says = f"FinetuneJob 'first' (spec.resumeFrom) is {phase or 'Pending'}: it has to end or to be suspended"
-    assert found.missing == (Missing(Reason.WAITING_FOR_JOB, says),)
+    assert found.missing == (Problem(Reason.WAITING_FOR_JOB, says),)
 
 
 async def test_a_job_or_claim_that_is_not_there_is_waited_for_by_name() -> None:
     (missing,) = (await look(Kube())).missing
-    assert missing == Missing(Reason.JOB_NOT_FOUND, "FinetuneJob 'first' (spec.resumeFrom) does not exist in namespace 'team'")
+    assert missing == Problem(Reason.JOB_NOT_FOUND, "FinetuneJob 'first' (spec.resumeFrom) does not exist in namespace 'team'")
     (missing,) = (await look(Kube(job("first", ran(step=3)), claims=()))).missing
-    assert missing == Missing(
+    assert missing == Problem(
         Reason.CLAIM_NOT_FOUND, "PersistentVolumeClaim 'first-out' (spec.resumeFrom) does not exist in namespace 'team'"
     )
 

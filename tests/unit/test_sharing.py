@@ -40,7 +40,7 @@ class SimulatedJob:
     def pods(self) -> tuple[Pod, ...]:
         if self.whole or not self.cluster:
             return ()
-        return (make_pod("waits", trouble=Reason.UNSCHEDULABLE, detail="0/1 nodes are available: insufficient cpu"),)
+        return (make_pod("waits", reason=Reason.UNSCHEDULABLE, message="0/1 nodes are available: insufficient cpu"),)
 
 
 @dataclass
@@ -165,7 +165,7 @@ def waiting_since(seconds: float, line: Line | None, **parts: object) -> Phase |
     status = begun(Phase.PROVISIONING)
     assert status.ray is not None
     status = status.model_copy(update={"ray": status.ray.model_copy(update={"request_time": NOW})})
-    pod = make_pod(trouble=Reason.UNSCHEDULABLE, detail="insufficient cpu")
+    pod = make_pod(reason=Reason.UNSCHEDULABLE, message="insufficient cpu")
     observed = make_observed(cluster=make_cluster(head_ready=False, workers_ready=0), pods=(pod,), line=line)
     job = FinetuneJob.model_validate(raw_job(status=status, **parts))
     return decide(job, observed, NOW + timedelta(seconds=seconds)).status.phase

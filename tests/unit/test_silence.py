@@ -12,7 +12,7 @@ from finetune_operator.decide import Plan, decide
 from finetune_operator.observed import Observed, Silence
 
 RUNNING = begun(Phase.RUNNING, submitted=True, start_time=NOW)
-NO_NODE = make_pod("a", trouble=Reason.UNSCHEDULABLE, detail="0/3 nodes are available")
+NO_NODE = make_pod("a", reason=Reason.UNSCHEDULABLE, message="0/3 nodes are available")
 
 
 def silent(seconds: float) -> Silence:
@@ -35,7 +35,7 @@ KEY_LOST = make_observed("Unknown", silence=Silence(NOW, "made with the key abc"
         (begun(), make_observed("Unknown", silence=silent(15)), "Provisioning", "DashboardUnreachable", "refused", 30),
         (begun(), KEY_LOST, "Provisioning", "TokenKeyLost", "made with the key abc", 30),
     ],
-    ids=["moment", "longer", "pod has a trouble too", "lost key", "moment at first", "longer at first", "lost key at first"],
+    ids=["moment", "longer", "pod has a problem too", "lost key", "moment at first", "longer at first", "lost key at first"],
 )  # fmt: skip
 def test_a_silence_that_lasts_is_told_with_its_cause_and_changes_no_phase(
     status: FinetuneJobStatus, observed: Observed, phase: str, reason: str, says: str, again: float

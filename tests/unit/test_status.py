@@ -19,8 +19,8 @@ from finetune_operator.status import (
     set_condition,
     status_patch,
     throttle,
-    with_api_trouble,
-    without_api_trouble,
+    with_api_problem,
+    without_api_problem,
 )
 from finetune_operator.text import clip
 
@@ -185,7 +185,7 @@ def test_every_report_that_the_operator_takes_fits_into_the_status() -> None:
 
 def test_a_failing_call_is_in_the_message_until_it_succeeds() -> None:
     status = reported(1, 1, message="2 workers")
-    shown = with_api_trouble(status, "rayclusters is forbidden")
+    shown = with_api_problem(status, "rayclusters is forbidden")
     assert shown.message == "2 workers; a call of the Kubernetes API fails: rayclusters is forbidden"
-    assert without_api_trouble(shown) == status
-    assert without_api_trouble(status) == status
+    assert without_api_problem(shown) == status
+    assert without_api_problem(status) == status

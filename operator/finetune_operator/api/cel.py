@@ -27,7 +27,7 @@ class Verdict:
     """Rules that stumbled over a value of a wrong type; the API server refuses an object for them too."""
 
 
-class _Stumble(Exception):  # noqa: N818 - a rule's error, which another part of the rule may make irrelevant
+class _EvaluationError(Exception):
     """A rule met a value that it cannot work on."""
 
 
@@ -44,7 +44,7 @@ def check_rules(schema: Schema, value: Any) -> Verdict:
         try:
             if _Evaluation({"self": self}).value(tree) is not True:
                 broken.append(Finding(where, rule["message"]))
-        except _Stumble as problem:
+        except _EvaluationError as problem:
             undecided.append(Finding(where, f"{problem}, and so it is unknown whether: {rule['message']}"))
     return Verdict(tuple(broken), tuple(undecided))
 
@@ -168,15 +168,15 @@ class _Evaluation:
         try:
             value = getattr(self, f"_{type(node).__name__.lower()}")(node)
         except (TypeError, AttributeError) as error:
-            raise _Stumble("a value has a wrong type") from error
+            raise _EvaluationError("a value has a wrong type") from error
         if isinstance(value, _Fraction):
-            raise _Stumble("a whole number is written with a decimal point")
+            raise _EvaluationError("a whole number is written with a decimal point")
         return value
 
     def _truth(self, node: ast.expr) -> bool:
         value = self.value(node)
         if not isinstance(value, bool):
-            raise _Stumble("a value has a wrong type")
+            raise _EvaluationError("a value has a wrong type")
         return value
 
     def _boolop(self, node: ast.BoolOp) -> bool:
@@ -190,7 +190,7 @@ class _Evaluation:
             try:
                 if judge(item) is wanted:
                     return wanted
-            except _Stumble as error:
+            except _EvaluationError as error:
                 problem = error
         if problem:
             raise problem
@@ -217,13 +217,13 @@ class _Evaluation:
     def _attribute(self, node: ast.Attribute) -> Any:
         holder = self._object(node.value)
         if node.attr not in holder:
-            raise _Stumble(f"{node.attr} is missing")
+            raise _EvaluationError(f"{node.attr} is missing")
         return holder[node.attr]
 
     def _object(self, node: ast.expr) -> dict[str, Any]:
         holder = self.value(node)
         if not isinstance(holder, dict):
-            raise _Stumble("a value has a wrong type")
+            raise _EvaluationError("a value has a wrong type")
         return holder
 
     def _call(self, node: ast.Call) -> Any:

@@ -51,9 +51,10 @@ def render_reasons() -> str:
 
 
 def _reason(reason: Reason, text: Explanation) -> str:
+    remedy = text.remedy or "Nothing."
     return (
         f"### {reason}\n\n- **What happened:** {text.happened}\n- **What the operator does:** {text.did}\n"
-        f"- **What you can do:** {text.remedy}\n"
+        f"- **What you can do:** {remedy}\n"
     )
 
 

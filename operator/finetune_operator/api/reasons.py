@@ -67,25 +67,32 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True)
+class Problem:
+    """What keeps a job, a pod or a request from going on: a reason, and a message for the user."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The explanation of a reason for users."""
 
     happened: str
     did: str
-    remedy: str
+    remedy: str = ""
+    """Empty: nothing has to be done."""
 
 
 _WAITS = "The job waits. The operator looks again every five seconds and then continues by itself."
 _TRIES = "The operator tries again."
 _ENDED = "The job has failed, and its Ray cluster is deleted."
-_NOTHING = "Nothing."
 
 WAITING: dict[Reason, Explanation] = {
     Reason.ACCEPTED: Explanation(
         "The spec is valid and everything that it names exists. The message of the condition Validated names keys of the "
         "config that have no effect.",
         "It makes the Ray cluster.",
-        _NOTHING,
     ),
     Reason.CLAIM_NOT_FOUND: Explanation(
         "A PersistentVolumeClaim that the spec names does not exist in the job's namespace.",
@@ -151,16 +158,14 @@ WAITING: dict[Reason, Explanation] = {
     Reason.QUEUED: Explanation(
         "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its reason.",
         "It waits. No deadline counts.",
-        _NOTHING,
     ),
     Reason.PREEMPTED: Explanation(
         "Kueue has preempted the run for a job of higher priority.",
         "When the queue admits the Ray cluster again, the next attempt resumes from the newest checkpoint. The preemption "
         "does not count against `retryPolicy`, and no deadline counts while the job waits.",
-        _NOTHING,
     ),
-    Reason.ADMITTED: Explanation("Kueue has admitted the Ray cluster.", "It waits for the pods.", _NOTHING),
-    Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits.", _NOTHING),
+    Reason.ADMITTED: Explanation("Kueue has admitted the Ray cluster.", "It waits for the pods."),
+    Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits."),
     Reason.UNSCHEDULABLE: Explanation(
         "No node accepts a pod of the job; the message is the scheduler's.",
         "The pod waits for a node. When pods of an older job wait, too, for 30 seconds, the job gives its own back and tries "
@@ -194,7 +199,7 @@ WAITING: dict[Reason, Explanation] = {
         "Ray restarts all workers from the newest checkpoint. If it cannot, the operator begins another attempt.",
         "Nothing. If it happens repeatedly, look at the nodes and at the memory of the workers.",
     ),
-    Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start.", _NOTHING),
+    Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start."),
     Reason.SUBMISSION_FAILED: Explanation(
         "Ray refuses the driver, or has accepted it and does not know it; the message has its answer.",
         "It tries again, after pauses of up to a minute.",
@@ -216,11 +221,11 @@ WAITING: dict[Reason, Explanation] = {
         "restarts the operator. If the key is gone, set `cancel: true`; a new job may resume from the checkpoint "
         "(`resumeFrom`).",
     ),
-    Reason.SUBMITTED: Explanation("Ray has the driver.", "It waits for the run to start.", _NOTHING),
+    Reason.SUBMITTED: Explanation("Ray has the driver.", "It waits for the run to start."),
     Reason.TRAINING_STARTING: Explanation(
-        "All pods are ready, and the trainer loads model and rows.", "It waits for the first step.", _NOTHING
+        "All pods are ready, and the trainer loads model and rows.", "It waits for the first step."
     ),
-    Reason.TRAINING_RUNNING: Explanation("The run takes steps.", "It copies the progress into the status.", _NOTHING),
+    Reason.TRAINING_RUNNING: Explanation("The run takes steps.", "It copies the progress into the status."),
     Reason.STALLED: Explanation(
         "No step was taken for `stallTimeoutSeconds`. The condition Progressing is False.",
         "It continues to watch: the next step makes Progressing True again.",
@@ -246,12 +251,12 @@ WAITING: dict[Reason, Explanation] = {
         "The trainer is asked for a checkpoint; then the Ray cluster is deleted, and its CPUs and GPUs are free.",
         "Set `suspend: false` to resume from the checkpoint.",
     ),
-    Reason.CHECKPOINTED: Explanation("A complete checkpoint is on the output claim.", "It shows it.", _NOTHING),
+    Reason.CHECKPOINTED: Explanation("A complete checkpoint is on the output claim.", "It shows it."),
 }
 """Reasons of a job that has not ended."""
 
-TROUBLE = frozenset(reason for reason, text in WAITING.items() if text.remedy is not _NOTHING) - {Reason.SUSPENDED_BY_USER}
-"""Reasons that need attention."""
+NEEDS_ATTENTION = frozenset(reason for reason, text in WAITING.items() if text.remedy) - {Reason.SUSPENDED_BY_USER}
+"""Reasons of a job that has not ended which somebody can do something about. Their events are warnings."""
 
 ENDED: dict[Reason, Explanation] = {
     Reason.COMPLETED: Explanation(
@@ -260,7 +265,7 @@ ENDED: dict[Reason, Explanation] = {
         "Use the model.",
     ),
     Reason.CANCELLED_BY_USER: Explanation(
-        "`spec.cancel` was set to true.", "The Ray cluster is deleted. The output claim is not changed.", _NOTHING
+        "`spec.cancel` was set to true.", "The Ray cluster is deleted. The output claim is not changed."
     ),
     Reason.INVALID_SPEC: Explanation(
         "The spec, or a value that does not fit the model (such as a LoRA target that it does not have), is wrong, or "

@@ -145,7 +145,7 @@ class Dashboards:
     def unreachable(self) -> int:
         """How many of them have not answered for so long that their jobs say so."""
         now = self._clock()
-        return sum(silence.rest(now) == 0 for silence in self.silent())
+        return sum(silence.seconds_until_reported(now) == 0 for silence in self.silent())
 
     def ask(self, key: Key, question: Question) -> Answer:
         """The newest answer. Another poll begins soon if a reconcile has seen it before, or if it is about something else."""

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from finetune_operator.api.v1alpha1 import Reason
+from finetune_operator.api.reasons import Problem, Reason
 from finetune_operator.observed import Observed, Pod
-from finetune_operator.pod_trouble import GONE
+from finetune_operator.pod_problems import GONE
 
 
-def explain_failure(observed: Observed) -> tuple[Reason, str]:
+def explain_failure(observed: Observed) -> Problem:
     """Reason and message for a Ray job that ended without success."""
     progress = observed.progress
     failure = progress.failure if progress is not None else None
     if failure is not None and failure.reason not in {"TrainingFailed", "OutOfMemory", "WorkerLost"}:
-        return Reason(failure.reason), failure.message
-    if (pod := _first_dead(observed)) is not None and pod.trouble is not None:
-        return pod.trouble, f"{describe(pod)}; {failure.message}" if failure else describe(pod)
+        return Problem(Reason(failure.reason), failure.message)
+    if (dead := _first_dead(observed)) is not None:
+        return Problem(dead[1].reason, f"{describe(*dead)}; {failure.message}" if failure else describe(*dead))
     if failure is not None:
-        return Reason(failure.reason), failure.message
+        return Problem(Reason(failure.reason), failure.message)
     if progress is not None and progress.state == "stopped":
-        return Reason.TRAINING_FAILED, f"the run was asked to stop by somebody else than the operator, at step {progress.step}"
+        message = f"the run was asked to stop by somebody else than the operator, at step {progress.step}"
+        return Problem(Reason.TRAINING_FAILED, message)
     if observed.ray_job.state == "STOPPED":
-        return Reason.TRAINING_FAILED, "the Ray job was stopped by somebody else than the operator"
-    return Reason.TRAINING_FAILED, observed.ray_job.message or "the trainer ended without a word"
+        return Problem(Reason.TRAINING_FAILED, "the Ray job was stopped by somebody else than the operator")
+    return Problem(Reason.TRAINING_FAILED, observed.ray_job.message or "the trainer ended without a message")
 
 
 def would_recur(observed: Observed, reason: Reason) -> bool:
@@ -32,16 +33,17 @@ def would_recur(observed: Observed, reason: Reason) -> bool:
 
 def explain_loss(observed: Observed) -> str:
     """What is known about the end of the head or of a worker, to append to a message; empty: nothing."""
-    pod = _first_dead(observed)
-    return f": {describe(pod)}" if pod is not None else ""
+    dead = _first_dead(observed)
+    return f": {describe(*dead)}" if dead is not None else ""
 
 
-def describe(pod: Pod) -> str:
-    """A pod and its trouble."""
-    return f"pod {pod.name}: {pod.detail}"
+def describe(pod: Pod, problem: Problem) -> str:
+    """A pod and its problem."""
+    return f"pod {pod.name}: {problem.message}"
 
 
-def _first_dead(observed: Observed) -> Pod | None:
+def _first_dead(observed: Observed) -> tuple[Pod, Problem] | None:
     """The first pod that failed; but lack of memory comes first, since it explains other failures."""
-    dead = [pod for pod in (*observed.lost, *observed.pods) if pod.trouble in GONE]
-    return min(dead, key=lambda pod: pod.trouble is not Reason.WORKER_OOM_KILLED, default=None)
+    pods = (*observed.lost, *observed.pods)
+    dead = [(pod, pod.problem) for pod in pods if pod.problem is not None and pod.problem.reason in GONE]
+    return min(dead, key=lambda item: item[1].reason is not Reason.WORKER_OOM_KILLED, default=None)

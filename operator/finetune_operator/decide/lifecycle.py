@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.reasons import TROUBLE
+from finetune_operator.api.reasons import NEEDS_ATTENTION
 from finetune_operator.api.v1alpha1 import (
     TERMINAL,
     ConditionType,
@@ -125,7 +125,7 @@ def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         return fail(status, Reason.NAME_CONFLICT, message, now)
     if status.phase is Phase.RETRYING:
         return retry(job, status, observed, now)
-    waiting = queueing.hold(job, status, observed, now) or sharing.give_back(job, status, observed, now)
+    waiting = queueing.wait_for_quota(job, status, observed, now) or sharing.give_back(job, status, observed, now)
     if waiting is not None:
         return waiting
     go_on = _follow if condition_is_true(status, ConditionType.SUBMITTED) else _provision
@@ -154,8 +154,8 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
 def _provision(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     """Until the head is ready."""
     attempt, cluster = status.attempt or 1, observed.cluster
-    if observed.problem is not None:
-        reason, message = observed.problem
+    if observed.start_problem is not None:
+        reason, message = observed.start_problem.reason, observed.start_problem.message
         status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
         phase = Phase.PENDING if cluster is None else Phase.PROVISIONING
         return Plan(set_phase(status, phase, reason, message), requeue_after=PREFLIGHT_SECONDS)
@@ -177,7 +177,7 @@ def _submit(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clu
     if observed.ray_job.state == "Missing":
         return Plan(_provisioning(status, observed, cluster, now), (Submit(attempt),), requeue_after=0)
     if observed.ray_job.state == "Unknown":
-        return Plan(_provisioning(status, observed, cluster, now), requeue_after=_until_told(observed, now))
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=_until_reported(observed, now))
     url = f"http://{naming.dashboard_service(cluster.name)}.{job.metadata.namespace}.svc:{DASHBOARD_PORT}"
     status = status.model_copy(update={"ray": _ray(status).model_copy(update={"dashboard_url": url})})
     status = set_condition(status, ConditionType.SUBMITTED, True, Reason.SUBMITTED, _ray(status).submission_id, now)
@@ -194,8 +194,8 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         message = f"the head pod of RayCluster {cluster.name} was lost, and the driver with it{explain_loss(observed)}"
         return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
     if state in {"FAILED", "STOPPED"}:
-        reason, message = explain_failure(observed)
-        return attempt_failed(job, status, reason, message, now, recurs=would_recur(observed, reason))
+        failure = explain_failure(observed)
+        return attempt_failed(job, status, failure.reason, failure.message, now, recurs=would_recur(observed, failure.reason))
     if state == "SUCCEEDED":
         return _complete(job, status, observed, now)
     return _watch(job, status, observed, cluster, now)
@@ -219,7 +219,7 @@ def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -
 def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
     unknown = observed.ray_job.state == "Unknown"
     if (unknown or observed.ray_job.state == "PENDING") and status.phase is not Phase.RUNNING:
-        after = _until_told(observed, now) if unknown else POLL_SECONDS[0]
+        after = _until_reported(observed, now) if unknown else POLL_SECONDS[0]
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=after)
     if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
@@ -235,26 +235,26 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
     because = Reason.CLUSTER_READY if whole else reason
     status = set_condition(status, ConditionType.CLUSTER_READY, whole, because, _workers_ready(cluster), now)
     reason, message = _with_silence(reason, message, observed, now)
-    after = _until_told(observed, now) if unknown else poll_seconds(status)
+    after = _until_reported(observed, now) if unknown else poll_seconds(status)
     return Plan(set_phase(status, Phase.RUNNING, reason, message), requeue_after=after)
 
 
 def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[Reason, str]:
     """The message of a running job while workers are missing; Ray Train waits for them."""
-    message, trouble = _workers_ready(cluster), observed.trouble
+    message = _workers_ready(cluster)
     if observed.lost:
         reason, message = Reason.WORKER_LOST, f"{message}; a worker was lost{explain_loss(observed)}"
-    if trouble is not None and trouble.trouble is not None:
-        reason, message = trouble.trouble, f"{message}; {describe(trouble)}"
+    if (found := observed.pod_problem) is not None:
+        reason, message = found[1].reason, f"{message}; {describe(*found)}"
     return reason, message
 
 
 def _with_silence(reason: Reason, message: str, observed: Observed, now: datetime) -> tuple[Reason, str]:
     """What the dashboard's silence adds once it has lasted. A reason that needs attention itself has precedence."""
     silence = observed.silence
-    if silence is None or silence.rest(now):
+    if silence is None or silence.seconds_until_reported(now):
         return reason, message
-    return reason if reason in TROUBLE - {Reason.STALLED} else silence.reason, f"{message}; {_words(silence)}"
+    return reason if reason in NEEDS_ATTENTION - {Reason.STALLED} else silence.reason, f"{message}; {_words(silence)}"
 
 
 def _words(silence: Silence) -> str:
@@ -263,9 +263,9 @@ def _words(silence: Silence) -> str:
     return f"the Ray dashboard does not answer since {silence.since:%Y-%m-%dT%H:%M:%SZ}: {silence.cause}"
 
 
-def _until_told(observed: Observed, now: datetime) -> float:
-    """How long to wait for an answer, which wakes the job, before the silence is told or looked at again."""
-    rest = observed.silence.rest(now) if observed.silence else POLL_SECONDS[0]
+def _until_reported(observed: Observed, now: datetime) -> float:
+    """How long to wait for an answer, which wakes the job, before the silence is reported or looked at again."""
+    rest = observed.silence.seconds_until_reported(now) if observed.silence else POLL_SECONDS[0]
     return rest or SILENT_SECONDS
 
 
@@ -351,9 +351,9 @@ def _provisioning(status: FinetuneJobStatus, observed: Observed, cluster: Cluste
     if cluster.message:
         reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in cluster.message else reason
         message += f"; {cluster.message}"
-    dead = next((pod for pod in reversed(observed.lost) if pod.trouble), None)
-    if (pod := observed.trouble or dead) is not None and pod.trouble is not None:
-        reason, message = pod.trouble, f"{message}; {describe(pod)}"
+    lost = next(((pod, pod.problem) for pod in reversed(observed.lost) if pod.problem is not None), None)
+    if (found := observed.pod_problem or lost) is not None:
+        reason, message = found[1].reason, f"{message}; {describe(*found)}"
     reason, message = _with_silence(reason, message, observed, now)
     status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
     return set_phase(status, Phase.PROVISIONING, reason, message)

@@ -19,7 +19,7 @@ QUEUED_SECONDS = 10.0
 """How often the queue's reason is read; the admission itself causes an event."""
 
 
-def hold(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
+def wait_for_quota(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
     """The plan for a job in a queue; None: no queue affects it at present."""
     cluster = observed.cluster
     if cluster is None or cluster.deleting:

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_operator.api.reading import read_status
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJobStatus, Phase, Reason, ResumeStatus
-from finetune_operator.observed import Missing
 
 MAX_LINKS = 20
 """How many jobs that never ran are followed, each of which was to begin from the one before."""
 
 
-def too_many_links(name: str) -> Missing:
+def too_many_links(name: str) -> Problem:
     """What the user of a longer chain is told."""
     message = (
         f"spec.resumeFrom leads over more than {MAX_LINKS} jobs that never ran, to FinetuneJob {name!r}: make this job anew, and "
         "name in spec.resumeFrom the job that has the checkpoint"
     )
-    return Missing(Reason.JOB_NOT_FOUND, message)
+    return Problem(Reason.JOB_NOT_FOUND, message)
 
 
-def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
+def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Problem | str:
     """The source for a job that names this one: its folder, or its own source if it has made no checkpoint.
 
     A job waits until this one has ended or is suspended. A name: this one never started from the job of that name.
@@ -31,7 +31,7 @@ def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
     status = read_status(raw)
     if status.phase not in {*TERMINAL, Phase.SUSPENDED}:
         message = f"FinetuneJob {name!r} (spec.resumeFrom) is {status.phase or Phase.PENDING}: it has to end or to be suspended"
-        return Missing(Reason.WAITING_FOR_JOB, message)
+        return Problem(Reason.WAITING_FOR_JOB, message)
     output = status.output
     if output is None or status.start_time is None:
         before: str | None = raw["spec"].get("resumeFrom")

@@ -31,16 +31,16 @@ LOOK_SECONDS = 10.0
 
 def give_back(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
     """The plan for a job whose pods have waited for nodes long enough; None: it keeps them."""
-    line, trouble = observed.line, observed.trouble
+    line, waiting = observed.line, observed.pod_problem
     if status.phase is not Phase.PROVISIONING or status.ray is None or line is None or not line.competing:
         return None
-    if trouble is None or trouble.trouble is not Reason.UNSCHEDULABLE or scheduling_labels(job.metadata.labels):
+    if waiting is None or waiting[1].reason is not Reason.UNSCHEDULABLE or scheduling_labels(job.metadata.labels):
         return None
     waited = (now - (status.ray.request_time or now)).total_seconds()
     if waited < (GIVE_BACK_SECONDS if line.older_competing else OLDEST_SECONDS):
         return None
     favoured = "an older FinetuneJob" if line.older_competing else "other FinetuneJobs"
-    message = f"no node accepts all pods, so they are given back in favour of {favoured} that waits too; {trouble.detail}"
+    message = f"no node accepts all pods, so they are given back in favour of {favoured} that waits too; {waiting[1].message}"
     return begin_again(status, Reason.UNSCHEDULABLE, message, now, why=Reason.UNSCHEDULABLE)
 
 

@@ -1,4 +1,4 @@
-"""Events: one for each change of phase and each trouble, named so that a repetition is refused instead of doubled."""
+"""Events: one for each change of phase and each problem, named so that a repetition is refused instead of doubled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.api.reasons import TROUBLE
+from finetune_operator.api.reasons import NEEDS_ATTENTION
 from finetune_operator.api.v1alpha1 import FinetuneJobStatus, Phase, Reason
 from finetune_operator.constants import API_VERSION, FIELD_MANAGER, KIND
 from finetune_operator.desired.naming import short_uid
@@ -15,9 +15,9 @@ EVENT_MESSAGE_LIMIT = 1024
 """The API server refuses longer messages."""
 
 
-def news(old: FinetuneJobStatus, new: FinetuneJobStatus) -> Iterator[FinetuneJobStatus]:
+def reportable_changes(old: FinetuneJobStatus, new: FinetuneJobStatus) -> Iterator[FinetuneJobStatus]:
     """The changes of the status that need an event, each as the status for the event."""
-    needs_event = new.reason in TROUBLE or new.phase is Phase.PENDING
+    needs_event = new.reason in NEEDS_ATTENTION or new.phase is Phase.PENDING
     if new.phase != old.phase or (new.reason != old.reason and needs_event):
         yield new
     if _restarts(new) > (_restarts(old) if new.attempt == old.attempt else 0):
@@ -42,7 +42,7 @@ def build_event(metadata: dict[str, Any], status: FinetuneJobStatus, now: dateti
         "kind": "Event",
         "metadata": {"name": ".".join(parts).lower(), "namespace": namespace},
         "involvedObject": {"apiVersion": API_VERSION, "kind": KIND, "name": name, "namespace": namespace, "uid": uid},
-        "type": "Warning" if status.phase is Phase.FAILED or status.reason in TROUBLE else "Normal",
+        "type": "Warning" if status.phase is Phase.FAILED or status.reason in NEEDS_ATTENTION else "Normal",
         "reason": str(status.reason),
         "message": (status.message or "")[:EVENT_MESSAGE_LIMIT],
         "source": {"component": FIELD_MANAGER},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.builders import DATA, load_yaml
 
+from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import Reason
 from finetune_operator.observed import Pod
 
@@ -20,7 +21,7 @@ def container(state: dict[str, Any], kind: str = "containerStatuses") -> dict[st
 
 
 @pytest.mark.parametrize(
-    ("status", "trouble", "detail"),
+    ("status", "reason", "message"),
     [
         pytest.param(
             {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}]},
@@ -32,7 +33,7 @@ def container(state: dict[str, Any], kind: str = "containerStatuses") -> dict[st
             {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gated"}]},
             None,
             "",
-            id="gated by a queue is no trouble",
+            id="gated by a queue is no problem",
         ),
         *(
             pytest.param(
@@ -116,12 +117,12 @@ def container(state: dict[str, Any], kind: str = "containerStatuses") -> dict[st
             'configmap "rows" not found',
             id="ConfigMap",
         ),
-        pytest.param(container({"waiting": {"reason": "PodInitializing"}}), None, "", id="starting is no trouble"),
-        pytest.param(container({"waiting": {"reason": "ContainerCreating"}}), None, "", id="creating is no trouble"),
-        pytest.param(container({"terminated": {"reason": "Completed", "exitCode": 0}}), None, "", id="done is no trouble"),
+        pytest.param(container({"waiting": {"reason": "PodInitializing"}}), None, "", id="starting is no problem"),
+        pytest.param(container({"waiting": {"reason": "ContainerCreating"}}), None, "", id="creating is no problem"),
+        pytest.param(container({"terminated": {"reason": "Completed", "exitCode": 0}}), None, "", id="done is no problem"),
         pytest.param({"containerStatuses": None, "conditions": None}, None, "", id="nulls"),
     ],
 )
-def test_trouble_of_a_pod_is_named(status: dict[str, Any], trouble: Reason | None, detail: str) -> None:
+def test_problem_of_a_pod_is_named(status: dict[str, Any], reason: Reason | None, message: str) -> None:
     read = Pod.from_raw({"metadata": WORKER["metadata"], "spec": SPEC, "status": status})
-    assert (read.trouble, read.detail) == (trouble, detail)
+    assert read.problem == (Problem(reason, message) if reason else None)
