@@ -22,6 +22,19 @@ def nodes_with(expression: Object) -> Object:
     return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}
 
 
+VARIABLES = (
+    ("HF_TOKEN", "HTTPS_PROXY", "a hub token goes into model.tokenSecretRef"),
+    ("RAY_ADDRESS", "MY_RAY_ADDRESS", "the operator sets HF_HOME, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, POD_NAME and names that"),
+    ("LD_PRELOAD", "OMP_NUM_THREADS", "no job may set a variable that makes programs run a file as code or load a library"),
+    ("HF_ENDPOINT", "HTTPS_PROXY", "no job may set a variable that can send tokens to another server, or make pods trust one"),
+    ("NVIDIA_VISIBLE_DEVICES", "NCCL_DEBUG", "no job may set a variable that gives a container devices of the node"),
+)
+
+
+def with_variable(name: str) -> Object:
+    return finetune_job("job", workers={"env": [{"name": name, "value": "x"}]})
+
+
 PAIRS: list[Any] = [
     pytest.param(
         finetune_job("a" * 41), finetune_job("a" * 40), "metadata.name may have at most 40 characters", id="name too long"
@@ -202,33 +215,7 @@ PAIRS: list[Any] = [
         "storageClassName and accessModes go with size",
         id="access mode of an existing claim",
     ),
-    *(
-        pytest.param(
-            finetune_job("job", workers={"env": [{"name": refused, "value": "x"}]}),
-            finetune_job("job", workers={"env": [{"name": taken, "value": "x"}]}),
-            words,
-            id=refused,
-        )
-        for refused, taken, words in (
-            ("HF_TOKEN", "HTTPS_PROXY", "a hub token goes into model.tokenSecretRef"),
-            (
-                "RAY_ADDRESS",
-                "MY_RAY_ADDRESS",
-                "the operator sets HF_HOME, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, POD_NAME and names that",
-            ),
-            (
-                "LD_PRELOAD",
-                "OMP_NUM_THREADS",
-                "no job may set a variable that makes programs run a file as code or load a library",
-            ),
-            (
-                "HF_ENDPOINT",
-                "HTTPS_PROXY",
-                "no job may set a variable that can send tokens to another server, or make pods trust",
-            ),
-            ("NVIDIA_VISIBLE_DEVICES", "NCCL_DEBUG", "no job may set a variable that gives a container devices of the node"),
-        )
-    ),
+    *(pytest.param(with_variable(refused), with_variable(taken), words, id=refused) for refused, taken, words in VARIABLES),
     pytest.param(
         finetune_job("job", model={"tokenSecretRef": {"name": "hf-token", "key": "auth_token"}}),
         finetune_job("job", model={"tokenSecretRef": {"name": "hf-token", "key": "token"}}),
