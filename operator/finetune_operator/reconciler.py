@@ -220,7 +220,8 @@ class Reconciler:
             return replace(seen, silence=Silence(self._clock(), cause, Reason.TOKEN_KEY_LOST))
         attempt = job.status.attempt or 1
         dashboard = self._dashboard(job.metadata.namespace, cluster.name, token)
-        question = Question(dashboard, naming.submission_id(job, attempt), attempt, cluster.head_ip)
+        submitted = condition_is_true(job.status, ConditionType.SUBMITTED)
+        question = Question(dashboard, naming.submission_id(job, attempt), attempt, cluster.head_ip, submitted)
         answer = self.dashboards.ask(job.key, question)
         return replace(seen, asked=answer.asked, ray_job=answer.ray_job, progress=answer.progress, silence=answer.silence)
 

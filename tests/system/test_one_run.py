@@ -210,3 +210,17 @@ def _containers(cluster: dict[str, Any]) -> list[tuple[str, str]]:
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
     found = [group["template"]["spec"]["containers"][0] for group in groups]
     return [(item["image"], item["resources"]["limits"]["memory"]) for item in found]
+
+
+async def test_two_operators_at_once_make_one_cluster_and_submit_one_driver_for_each_attempt(world: World) -> None:
+    await world.start_operator()
+    await world.start_another_operator()
+    world.add_job(spec=FAST)
+    await run_training(world, raw_progress())
+    world.kube.remove("rayclusters", CLUSTER)
+    await world.until(lambda: world.status().get("attempt") == 2, "another attempt begins")
+    await bring_up(world)
+    await finish(world)
+    made = [obj["metadata"]["name"] for kind, obj in world.kube.created if kind == "rayclusters"]
+    assert made == [CLUSTER[1], SECOND[1]]
+    assert [item["submission_id"][-3:] for item in world.ray.accepted] == ["-a1", "-a2"]

@@ -105,6 +105,8 @@ class World:
         self.keys = KEYS
         """Of the operator that is started next."""
         self.operator: Operator | None = None
+        self.others: list[Operator] = []
+        """Operators that live beside it, as while one replaces another."""
         self.restarts = 0
         self._urls = ("", "")
         self._labelled: set[tuple[str, str, str]] = set()
@@ -136,18 +138,26 @@ class World:
             type_ = "DELETED"
         else:
             self._labelled.add(identity)
-        if self.operator is not None:
-            self.operator.events.put_nowait((type_, plural, raw))
+        for operator in self._operators():
+            operator.events.put_nowait((type_, plural, raw))
 
     async def start_operator(self, *, watching: bool = True, working: bool = True, workers: int = 2) -> Operator:
         self.operator = Operator(*self._urls, self.settings, self.keys, watching=watching)
         await self.operator.start(working=working, workers=workers)
         return self.operator
 
+    async def start_another_operator(self) -> None:
+        """Have one live beside the first."""
+        self.others.append(Operator(*self._urls, self.settings, self.keys))
+        await self.others[-1].start(working=True, workers=2)
+
     async def stop_operator(self) -> None:
-        operator, self.operator = self.operator, None
-        if operator is not None:
+        stopped, self.operator, self.others = self._operators(), None, []
+        for operator in stopped:
             await operator.stop()
+
+    def _operators(self) -> list[Operator]:
+        return [operator for operator in (self.operator, *self.others) if operator is not None]
 
     async def until(self, condition: Callable[[], Any], what: str, *, seconds: float = 30.0, nudge: bool = True) -> None:
         """Poll until a condition holds. An operator that was cut off is replaced by a new one, as its pod would be.
@@ -162,10 +172,10 @@ class World:
                 self.gate.reopen()
                 self.restarts += 1
                 await self.start_operator()
-            if self.operator is not None:
-                assert self.operator.alive()
+            for operator in self._operators():
+                assert operator.alive()
                 if nudge:
-                    self.operator.nudge()
+                    operator.nudge()
             await a_moment()
 
     async def rounds(self, count: int) -> None:

@@ -57,6 +57,9 @@ class Question:
     submission_id: str
     attempt: int
     head_ip: str
+    submitted: bool = True
+    """Whether Ray is known to have the run. That it did not know it before, when perhaps another operator had not submitted it
+    yet, says nothing about now."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,10 @@ class Dashboards:
             self.forget(key)
             line = self._lines[key] = _Line(question)
         elif line.question != question:
-            line.question, line.answer = question, Answer()
+            same_run = replace(line.question, submitted=question.submitted) == question
+            if not same_run or line.answer.ray_job.state == "Missing":
+                line.answer = Answer()
+            line.question = question
         line.wanted = True
         if line.read or not line.answer.asked:
             self._poll_after(key, line, 0.0)
