@@ -59,7 +59,7 @@ def status(number: int, phase: Phase) -> FinetuneJobStatus:
         attempt=1, cluster=cluster, submission_id=ray.submission_id, end_time=NOW, reason="HeadLost", last_step=10
     )
     changes: dict[str, Any] = {
-        "progress": progress_status(report),
+        "progress": progress_status(report, None, NOW),
         "message": "no new step: " + "a sentence of the trainer about it. " * 10,
         "conditions": tuple(make_condition(type_) for type_ in ConditionType if type_ is not ConditionType.FAILED),
         "start_time": NOW,
