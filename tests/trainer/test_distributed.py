@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -32,3 +33,53 @@ def test_ranks_wait_for_what_the_first_does_alone_as_long_as_it_takes(tmp_path: 
     for rank in ranks:
         out, err = rank.communicate(timeout=120)
         assert out == "made\n", err
+
+
+GATHERS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
+from finetune_trainer.runtime import distributed, parallel
+
+rank = int(sys.argv[1])
+distributed.create_groups("gloo", rank, 2, f"file://{sys.argv[2]}/meeting")
+module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+for layer in module:
+    fully_shard(layer)
+fully_shard(module)
+worker = distributed.Worker(torch.device("cpu"), rank, 2, local_size=2, backend="gloo")
+
+class Count(TorchDispatchMode):
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found += "allgather" in str(function)
+        return function(*args, **(kwargs or {}))
+
+def gathers(block):
+    with parallel.evaluation_mode(module), block, Count() as seen:
+        for _ in range(5):
+            module(torch.ones(1, 8))
+    return seen.found
+
+from contextlib import nullcontext
+counts = [gathers(nullcontext()), gathers(parallel.gathered_once(module, worker)), gathers(nullcontext())]
+module(torch.ones(1, 8)).sum().backward()
+if rank == 0:
+    print(counts)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_gathered_once_for_many_passes(tmp_path: Path) -> None:
+    line = [sys.executable, "-W", "ignore", "-c", GATHERS]
+    ranks = [subprocess.Popen([*line, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    out, _ = ranks[0].communicate(timeout=300)
+    ranks[1].communicate(timeout=300)
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    each, once, again = ast.literal_eval(out)
+    assert (each, once, again) == (15, 3, 15)
