@@ -12,6 +12,7 @@ from torch import nn
 
 from finetune_trainer.modeling import families
 from finetune_trainer.runtime import devices, distributed
+from finetune_trainer.runtime.one_reader import send_from_rank0
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,9 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
     mesh = init_device_mesh(worker.device.type, (worker.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in families.decoder_layers(module.model):
+        send_from_rank0(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    send_from_rank0(module)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     for method in ("generate", "logits"):
         register_fsdp_forward_method(module, method)
