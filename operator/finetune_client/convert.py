@@ -23,6 +23,7 @@ from finetune_client.validate import check_object
 from finetune_operator.api.schema import crd_schema, format_path, unknown_fields, violations
 from finetune_operator.constants import API_VERSION, KIND, MAX_JOB_NAME
 from finetune_trainer.config.notes import config_notes
+from finetune_trainer.config.objective import other_objectives
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.config.yaml_file import read_mapping
 from finetune_trainer.errors import ConfigError
@@ -88,10 +89,13 @@ def convert(options: argparse.Namespace) -> Converted:
     """
     file = options.config_file
     raw, notes = _without_token(_with_sections_spelled(read_mapping(file)), options)
+    refused = list(other_objectives(raw))
     try:
         config = TrainerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError([f"{file}: {line}" for line in _sentences(error)]) from None
+        refused = [*_sentences(error), *refused]
+    if refused:
+        raise ConfigError([f"{file}: {line}" for line in refused])
     schema = crd_schema()["properties"]["spec"]["properties"]["config"]
     written = _as_written(schema, raw, config.model_dump(mode="json", by_alias=True))
     notes += config_notes(config)
@@ -127,9 +131,12 @@ def _without_token(raw: Object, options: argparse.Namespace) -> tuple[Object, li
     """Leave out a token that stands in the file; nothing here prints it."""
     general: Any = raw.get("General")
     hub = general.get("config") if isinstance(general, dict) else None
-    if not isinstance(hub, dict) or hub.get("use_auth_token") in (None, ""):
+    if not isinstance(hub, dict):
         return raw, []
-    hub = {key: value for key, value in hub.items() if key != "use_auth_token"}
+    given = [key for key in ("use_auth_token", "token") if hub.get(key) not in (None, "", False)]
+    if not given:
+        return raw, []
+    hub = {key: value for key, value in hub.items() if key not in given}
     if options.token_secret:
         instead = f"Secret {options.token_secret} takes its place"
     else:
@@ -137,7 +144,7 @@ def _without_token(raw: Object, options: argparse.Namespace) -> tuple[Object, li
             "a token does not belong into a job. Make a Secret with "
             '`kubectl create secret generic NAME --from-literal=token="$HF_TOKEN"`, and name it with --token-secret NAME[/KEY]'
         )
-    return raw | {"General": general | {"config": hub}}, [f"General.config.use_auth_token: left out: {instead}"]
+    return raw | {"General": general | {"config": hub}}, [f"General.config.{key}: left out: {instead}" for key in given]
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:

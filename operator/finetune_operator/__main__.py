@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import TextIO
 
 import aiohttp
 import kopf
 from prometheus_client import start_http_server
 
 from finetune_operator import handlers, metrics
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import FINETUNE_JOBS, PODS, RAY_CLUSTERS, Kind, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
@@ -23,6 +25,7 @@ from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.text import OneLineFormatter
 
 logger = logging.getLogger("finetune_operator")
 
@@ -81,11 +84,14 @@ async def serve(settings: Settings) -> None:
         reconciler = Reconciler(kube, RayClient(session), cache, keys, settings, dashboard)
         queue: WorkQueue[Key] = WorkQueue(reconciler.reconcile)
         metrics.QUEUE_LENGTH.set_function(lambda: len(queue))
+        metrics.DASHBOARDS_UNREACHABLE.set_function(reconciler.dashboards.unreachable)
+        metrics.DASHBOARDS_WAITING.set_function(reconciler.dashboards.waiting)
         await refill(kube, cache, settings.namespaces)
         add_all(cache, queue)
         memo = handlers.Memo(cache=cache, queue=queue, listed=asyncio.Event())
         tasks = [asyncio.create_task(watch(settings, memo), name="watch")]
         tasks += [asyncio.create_task(queue.run_worker(), name=f"worker-{n}") for n in range(settings.workers)]
+        tasks.append(asyncio.create_task(reconciler.dashboards.run(queue.add), name="dashboards"))
         tasks.append(asyncio.create_task(resync(kube, memo, settings.namespaces), name="resync"))
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -98,7 +104,7 @@ async def serve(settings: Settings) -> None:
 
 def _dashboards(kube: KubeClient, settings: Settings) -> tuple[aiohttp.ClientSession, Callable[[str, str, str], Dashboard]]:
     if settings.dashboard_route == "service":
-        return aiohttp.ClientSession(), Dashboard.by_service
+        return bounded_session(), partial(Dashboard.by_service, domain=settings.cluster_domain)
     api_server, session = kube.proxy_session()
     return session, partial(Dashboard.by_proxy, api_server)
 
@@ -120,10 +126,18 @@ async def watch(settings: Settings, memo: handlers.Memo) -> None:
     )
 
 
+def log_handler(stream: TextIO) -> logging.Handler:
+    """Writes one line for each record, whatever others have written into it, with the time in UTC."""
+    formatter = OneLineFormatter("%(asctime)sZ %(levelname)s %(name)s %(message)s")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    return handler
+
+
 def main() -> None:
     """Entry point."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler(sys.stderr)])
     settings = Settings()
     start_http_server(settings.metrics_port)
     asyncio.run(serve(settings))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from finetune_operator.api.v1alpha1 import Reason, ResumeStatus
+from finetune_operator.api.v1alpha1 import Reason, ResolvedDefaults, ResumeStatus
 from finetune_operator.pod_trouble import find_trouble
 from finetune_trainer.tracking.progress import Progress
 
@@ -37,6 +37,8 @@ class Cluster:
     workers_desired: int
     message: str
     """The problem that KubeRay reports, or empty."""
+    taken_up: bool = True
+    """Whether KubeRay has written a status."""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> Cluster:
@@ -63,6 +65,7 @@ class Cluster:
             workers_ready=status.get("readyWorkerReplicas") or 0,
             workers_desired=sum(group.get("replicas") or 0 for group in groups),
             message=failure.get("message", "") if failure.get("status") == "True" else "",
+            taken_up=bool(status),
         )
 
 
@@ -106,11 +109,43 @@ class RayJob:
     state: Literal["Unknown", "Missing", "PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
     """Unknown: Ray did not answer, which is not a failure. Missing: Ray answered and does not know the id."""
     message: str = ""
-    ended: datetime | None = None
-    """When it ended, by Ray's clock."""
+    cause: str = field(default="", compare=False)
+    """Why it is Unknown."""
 
 
 UNKNOWN = RayJob("Unknown")
+
+UNREACHABLE_SECONDS = 15.0
+"""How long a dashboard may give no answer before the job says so: a head that is ready is not yet known to all of DNS and
+kube-proxy, and a node may lose its network for a moment."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """Why nothing is known of a run: its dashboard gives no answer, or cannot be asked."""
+
+    since: datetime
+    """When it was first asked in vain."""
+    cause: str
+    reason: Reason = Reason.DASHBOARD_UNREACHABLE
+
+    def rest(self, now: datetime) -> float:
+        """Seconds until it is to be told; 0: now. A token that is lost does not come back by itself."""
+        if self.reason is not Reason.DASHBOARD_UNREACHABLE:
+            return 0.0
+        return max(UNREACHABLE_SECONDS - (now - self.since).total_seconds(), 0.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    """The other jobs that wait for nodes because no node accepts their pods, without a queue such as Kueue's."""
+
+    competing: bool = False
+    """Whether another one has pods that wait."""
+    older_competing: bool = False
+    """Whether an older one has pods that wait."""
+    older: bool = False
+    """Whether there is an older one, with pods or in the pause after it has given them back."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +185,21 @@ class Observed:
     """Deleted pods of the cluster and the causes of their deaths, as far as this process has observed them."""
     queue: str = ""
     """The reason of Kueue for holding the cluster back, if the operator may read it."""
+    asked: bool = True
+    """False: the dashboard was not asked yet, since the operator has just started or just acted. Its answer comes soon."""
     ray_job: RayJob = UNKNOWN
+    silence: Silence | None = None
+    """Set while the dashboard does not answer."""
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""
     problem: tuple[Reason, str] | None = None
     """Why the objects of the attempt could not be created: reason and message."""
+    defaults: ResolvedDefaults | None = None
+    """What the operator's settings give to a job that has not begun."""
+    claim_deleting: bool = False
+    """Whether somebody has deleted the output claim: it goes with the last pod that uses it."""
+    line: Line | None = None
+    """Other jobs that wait for nodes, if this one does."""
 
     @property
     def trouble(self) -> Pod | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+
+from finetune_operator.backoff import pause_after
 
 K = TypeVar("K", bound=Hashable)
 
@@ -66,11 +67,9 @@ class WorkQueue(Generic[K]):
         try:
             after = await self._work(key)
         except Exception:
-            failures = self._failures[key]
-            self._failures[key] = failures + 1
-            first, longest = BACKOFF_SECONDS
-            pause = min(first * 2 ** min(failures, 16), longest) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-            logger.exception("reconcile of %s failed %d times in a row; again in %.1f s", key, failures + 1, pause)
+            self._failures[key] += 1
+            pause = pause_after(self._failures[key], BACKOFF_SECONDS)
+            logger.exception("reconcile of %s failed %d times in a row; again in %.1f s", key, self._failures[key], pause)
             self._add_later(key, pause)
             return
         self._failures.pop(key, None)

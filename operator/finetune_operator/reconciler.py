@@ -4,49 +4,68 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_operator import metrics
+from finetune_operator.acting import Acted, Actor, Problem
 from finetune_operator.api.checks import broken_rules, refusals
-from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJob, FinetuneJobStatus, Metadata, Reason
+from finetune_operator.api.reading import read_job, read_status
+from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, JobIdentity, Reason
 from finetune_operator.clients.cache import Cache, Key
-from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, WORKLOADS, KubeClient
+from finetune_operator.clients.dashboards import PATIENCE_SECONDS, Dashboards, Question
+from finetune_operator.clients.kube import FINETUNE_JOBS, WORKLOADS, KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
-from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, Plan, StopRun, Submit, decide
-from finetune_operator.decide.ending import fail
+from finetune_operator.decide import Plan, decide, decide_unreadable
 from finetune_operator.desired import events, naming
-from finetune_operator.desired.ray_cluster import build_ray_cluster
-from finetune_operator.desired.secrets import KeyRing, build_token_secret
-from finetune_operator.desired.storage import build_output_claim
-from finetune_operator.desired.submission import build_config_map, build_submission
-from finetune_operator.errors import (
-    ConflictError,
-    KindMissingError,
-    KubeError,
-    KubeUnavailableError,
-    RayError,
-    RayUnavailableError,
-)
-from finetune_operator.observed import UNKNOWN, Cluster, Observed, Pod, RayJob, queue_words
+from finetune_operator.desired.ray_cluster import resolved_defaults
+from finetune_operator.desired.secrets import KeyRing
+from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError
+from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_words
+from finetune_operator.output_claims import OutputClaims
+from finetune_operator.ownership import Ownership
 from finetune_operator.preflight import Preflight
 from finetune_operator.settings import Settings
-from finetune_operator.status import status_patch, throttle_progress
-from finetune_trainer.tracking.progress import Progress
+from finetune_operator.status import (
+    api_trouble,
+    condition_is_true,
+    status_patch,
+    throttle,
+    with_api_trouble,
+    without_api_trouble,
+)
+from finetune_operator.waiting_line import line_of
 
 logger = logging.getLogger(__name__)
 
 CONFLICT_SECONDS = 0.2
 """Pause after a write that met a newer version, so that two writers do not conflict repeatedly."""
 
-UNANSWERED_SECONDS = 1.0
-"""Pause after a submission without an answer."""
+OTHER_CLUSTERS_SECONDS = 1.0
+"""Pause until it is looked again whether the clusters of earlier attempts are gone."""
 
-Problem = tuple[Reason, str]
+FAILING_SECONDS = 10.0
+"""How long a call of the Kubernetes API may fail before the job's message says so."""
+
+HELD_SECONDS = 10.0
+"""How long a job whose action is held back is not looked at, at the longest: its deadlines go on."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A job as the API server has it, and as it is read."""
+
+    raw: dict[str, Any]
+    job: JobIdentity
+    problems: str | None
+    """Why its spec cannot be read."""
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> _Stored:
+        return cls(raw, *read_job(raw))
 
 
 class Reconciler:
@@ -63,13 +82,21 @@ class Reconciler:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._kube = kube
-        self._ray = ray
         self._cache = cache
         self._keys = keys
         self._settings = settings
         self._dashboard = dashboard
         self._clock = clock
         self._preflight = Preflight(kube, settings)
+        self.dashboards = Dashboards(ray, clock)
+        """To be run beside the workers of the queue."""
+        self._actor = Actor(kube, cache, self.dashboards, keys, settings, clock)
+        self._ownership = Ownership(kube, cache)
+        self._claims = OutputClaims(kube, clock)
+        self._written: dict[Key, datetime] = {}
+        """When this process last wrote the status of a job that has not ended."""
+        self._failing: dict[Key, datetime] = {}
+        """Since when a call of the API has failed for a job."""
 
     async def reconcile(self, key: Key) -> float | None:
         """One step for one job; the seconds after which it is due again, or None.
@@ -78,62 +105,101 @@ class Reconciler:
             KubeError: the API server refused or did not answer; nothing is lost, the queue tries again.
         """
         with metrics.RECONCILE_SECONDS.time():
-            raw = self._cache.get(PLURAL, key)
-            if raw is None or "deletionTimestamp" in raw["metadata"]:
-                return None
-            plan = await self._plan(raw)
-            if plan.actions or _ends(raw, plan):
-                # the plan has consequences: decide again by the current state of the API server rather than by the watch's
-                if (raw := await self._refresh(key)) is None:
-                    return None
-                plan = await self._plan(raw)
-            return await self._carry_out(key, raw, plan)
+            try:
+                return await self._step(key)
+            except KubeError as error:
+                await self._report_trouble(key, error)
+                raise
 
-    async def _plan(self, raw: dict[str, Any], problem: Problem | None = None) -> Plan:
-        job, refusal = read_job(raw)
-        if not refusal and job.status.attempt is None:
-            refusal = "; ".join([*broken_rules(raw["spec"]), *refusals(job, self._settings.policy)])
-        if refusal and job.status.phase not in TERMINAL:
-            status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
-            return fail(status, Reason.INVALID_SPEC, refusal, self._clock())
-        observed = await self._gather(job)
+    async def _step(self, key: Key) -> float | None:
+        raw = self._cache.get(PLURAL, key)
+        if raw is None:
+            self._forget(key)
+            return None
+        stored = _Stored.read(raw)
+        plan = await self._plan(stored)
+        if _is_consequential(stored.job.status, plan):
+            # decide again by the current state of the API server rather than by the watch's
+            if (refreshed := await self._refresh(key)) is None:
+                return None
+            stored = refreshed
+            plan = await self._without_other_clusters(stored.job, await self._plan(stored, fresh=True))
+        return await self._carry_out(key, stored, plan)
+
+    async def _plan(self, stored: _Stored, problem: Problem | None = None, *, fresh: bool = False) -> Plan:
+        job, refusal = stored.job, stored.problems
+        job = job.model_copy(update={"status": without_api_trouble(job.status)})
+        if isinstance(job, FinetuneJob) and job.status.attempt is None:
+            refusal = "; ".join([*broken_rules(stored.raw["spec"]), *refusals(job, self._settings.policy)])
+        if not isinstance(job, FinetuneJob) or (refusal and job.status.phase not in TERMINAL):
+            return decide_unreadable(job, await self._gather(job, fresh=fresh), refusal or "", self._clock())
+        observed = await self._gather(job, fresh=fresh)
         return decide(job, replace(observed, problem=problem), self._clock())
 
-    async def _refresh(self, key: Key) -> dict[str, Any] | None:
-        """Read the job and its cluster from the API itself."""
+    async def _refresh(self, key: Key) -> _Stored | None:
+        """Read the job and its cluster from the API itself.
+
+        Raises:
+            KindMissingError: there may be a cluster, and nothing is known of it now.
+        """
         raw = await self._kube.get(FINETUNE_JOBS, *key)
-        if raw is None or "deletionTimestamp" in raw["metadata"]:
+        if raw is None:
+            if (old := self._cache.get(PLURAL, key)) is not None:
+                self._cache.drop(PLURAL, old)
             return None
         self._cache.put(PLURAL, raw)
-        if name := ((raw.get("status") or {}).get("ray") or {}).get("cluster"):
-            old = self._cache.get(RAY_PLURAL, (key[0], name))
-            try:
-                cluster = await self._kube.get(RAY_CLUSTERS, key[0], name)
-            except KindMissingError:
-                cluster = None
-            if cluster is not None:
-                self._cache.put(RAY_PLURAL, cluster)
-            elif old is not None:
-                self._cache.drop(RAY_PLURAL, old)
-        return raw
+        stored = _Stored.read(raw)
+        try:
+            await self._ownership.read_cluster(stored.job)
+        except KindMissingError:
+            if condition_is_true(stored.job.status, ConditionType.SUBMITTED):
+                raise
+        return stored
 
-    async def _gather(self, job: FinetuneJob) -> Observed:
+    async def _without_other_clusters(self, job: JobIdentity, plan: Plan) -> Plan:
+        """Before an attempt and at the end: the job owns no cluster but that of the attempt, or the others are deleted first."""
+        before, after = job.status, plan.status
+        begins = after.attempt != before.attempt
+        if not begins and (after.phase not in TERMINAL or before.phase in TERMINAL):
+            return plan
+        keep = after.ray if begins else before.ray
+        try:
+            deletions = await self._ownership.other_clusters(job, keep.cluster if keep else None)
+        except KindMissingError:
+            return plan
+        return Plan(before, deletions, requeue_after=OTHER_CLUSTERS_SECONDS) if deletions else plan
+
+    async def _gather(self, job: JobIdentity, *, fresh: bool = False) -> Observed:
+        if job.status.phase in TERMINAL:
+            self.dashboards.forget(job.key)
+            self._claims.forget(job.key)
+            return Observed(cluster=self._cluster_of(job))
         if job.status.ray is None:
-            if job.status.phase in TERMINAL:
+            if not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp:
                 return Observed()
-            return await self._preflight.observe(job)
+            return replace(await self._preflight.observe(job), defaults=resolved_defaults(job, self._settings))
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
-        ours = cluster is not None and cluster.owner_uid == job.metadata.uid
-        if cluster is not None and ours and cluster.suspended:
-            return Observed(cluster=cluster, pods=pods, lost=lost, queue=await self._queue_words(job, cluster))
-        if cluster is None or not ours or not cluster.head_ready or job.status.phase in TERMINAL:
-            return Observed(cluster=cluster, pods=pods, lost=lost)
-        ray_job, progress = await self._ask_ray(job, cluster)
-        return Observed(cluster=cluster, pods=pods, lost=lost, ray_job=ray_job, progress=progress)
+        seen = Observed(cluster=cluster, pods=pods, lost=lost)
+        if isinstance(job, FinetuneJob):
+            seen = await self._look_around(job, seen, fresh=fresh)
+        ours = cluster if cluster is not None and cluster.owner_uid == job.metadata.uid else None
+        if ours is not None and ours.head_ready and not ours.suspended:
+            return self._ask_ray(job, ours, seen)
+        self.dashboards.rest(job.key)
+        if ours is not None and ours.suspended:
+            return replace(seen, queue=await self._queue_words(job, ours))
+        return seen
 
-    async def _queue_words(self, job: FinetuneJob, cluster: Cluster) -> str:
+    async def _look_around(self, job: FinetuneJob, seen: Observed, *, fresh: bool) -> Observed:
+        """What concerns a job that has begun besides its cluster: others that wait for nodes, and its output claim."""
+        seen = replace(seen, line=line_of(job, self._cache))
+        if not condition_is_true(job.status, ConditionType.SUBMITTED):
+            return seen
+        return replace(seen, claim_deleting=await self._claims.is_being_deleted(job, fresh=fresh))
+
+    async def _queue_words(self, job: JobIdentity, cluster: Cluster) -> str:
         """Why Kueue holds a cluster back; empty if the operator may not read Workloads."""
         try:
             found = await self._kube.list(WORKLOADS, job.metadata.namespace, f"kueue.x-k8s.io/job-uid={cluster.uid}")
@@ -143,105 +209,101 @@ class Reconciler:
             return ""
         return next((words for raw in found if (words := queue_words(raw))), "")
 
-    async def _ask_ray(self, job: FinetuneJob, cluster: Cluster) -> tuple[RayJob, Progress | None]:
-        dashboard = self._dashboard_of(job, cluster)
-        ray_job = await self._ray.job(dashboard, naming.submission_id(job, job.status.attempt or 1))
-        if ray_job == UNKNOWN or ray_job.state in {"Missing", "PENDING"}:
-            return ray_job, None
-        # read the report after the state: the driver's last report precedes its end
-        progress = await self._ray.progress(dashboard, cluster.head_ip)
-        return ray_job, progress if progress is not None and progress.attempt == job.status.attempt else None
+    def _ask_ray(self, job: JobIdentity, cluster: Cluster, seen: Observed) -> Observed:
+        """What is known of the run without waiting for its dashboard."""
+        token = self._keys.token_of(job.metadata.uid, cluster.key_id)
+        if token is None:
+            self.dashboards.rest(job.key)
+            cause = f"it was made with the master key {cluster.key_id}, which the operator does not have"
+            return replace(seen, silence=Silence(self._clock(), cause, Reason.TOKEN_KEY_LOST))
+        attempt = job.status.attempt or 1
+        dashboard = self._dashboard(job.metadata.namespace, cluster.name, token)
+        question = Question(dashboard, naming.submission_id(job, attempt), attempt, cluster.head_ip)
+        answer = self.dashboards.ask(job.key, question)
+        return replace(seen, asked=answer.asked, ray_job=answer.ray_job, progress=answer.progress, silence=answer.silence)
 
-    def _dashboard_of(self, job: FinetuneJob, cluster: Cluster) -> Dashboard:
-        return self._dashboard(job.metadata.namespace, cluster.name, self._keys.token(job.metadata.uid, cluster.key_id))
-
-    async def _carry_out(self, key: Key, raw: dict[str, Any], plan: Plan) -> float | None:
-        requeue_after = plan.requeue_after
+    async def _carry_out(self, key: Key, stored: _Stored, plan: Plan) -> float | None:
+        acted = Acted()
+        if plan.actions:
+            acted = await self._actor.act(stored.job, plan.actions)
+            if acted.problem is not None:
+                plan = await self._plan(stored, acted.problem)
+            elif trouble := acted.refused or (acted.held and api_trouble(stored.job.status)):
+                plan = replace(plan, status=with_api_trouble(plan.status, trouble))
+        elif plan.status.phase in TERMINAL:
+            self._actor.forget(key)
+        if not acted.held:
+            self._failing.pop(key, None)
         try:
-            if plan.actions and (problem := await self._act(read_job(raw)[0], plan.actions)) is not None:
-                plan = await self._plan(raw, problem)
-                requeue_after = plan.requeue_after
-        except RayUnavailableError as error:
-            logger.info("%s/%s: %s", *key, error)
-            requeue_after = UNANSWERED_SECONDS
-        try:
-            await self._report(raw, plan.status)
+            await self._report(stored, plan.status)
         except ConflictError:
             await self._refresh(key)
             return CONFLICT_SECONDS
-        return requeue_after
+        for errand in acted.errands:
+            self._actor.hand_over(stored.job, errand)
+        return self._next_look(key, plan, acted)
 
-    async def _act(self, job: FinetuneJob, actions: tuple[Action, ...]) -> Problem | None:
-        """Execute actions, each of which can be repeated; return a refusal that the user can resolve as a problem."""
-        try:
-            for action in actions:
-                await self._act_once(job, action)
-        except RayUnavailableError:
-            raise
-        except (KubeError, RayError) as error:
-            return _problem(error)
-        return None
+    def _next_look(self, key: Key, plan: Plan, acted: Acted) -> float | None:
+        """Seconds until the job is due again. Where its dashboard is asked, the answer wakes it; the time is for the case that
+        none comes.
+        """
+        after = plan.requeue_after
+        if acted.errands:
+            return PATIENCE_SECONDS
+        if acted.held:
+            return min(acted.held, after or HELD_SECONDS, HELD_SECONDS)
+        return self.dashboards.again(key, after) if after else after
 
-    async def _act_once(self, job: FinetuneJob, action: Action) -> None:
-        match action:
-            case CreateCluster(attempt):
-                await self._create_cluster(job, attempt)
-            case Submit(attempt):
-                await self._submit(job, attempt)
-            case StopRun(attempt):
-                await self._stop(job, attempt)
-            case DeleteCluster(name, uid):
-                logger.info("%s/%s: deleting cluster %s", *job.key, name)
-                await self._kube.delete(RAY_CLUSTERS, job.metadata.namespace, name, uid)
-            case DeleteJob():
-                logger.info("%s/%s: deleting the job, its time to live is over", *job.key)
-                await self._kube.delete(FINETUNE_JOBS, *job.key, job.metadata.uid)
-
-    async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
-        """Create the objects of an attempt. The cluster comes last: when it exists, all that it needs exists."""
-        for manifest in (build_output_claim(job), build_token_secret(job, self._keys), build_config_map(job)):
-            if manifest is not None:
-                await self._kube.create(manifest)
-        manifest = build_ray_cluster(job, attempt, self._settings, self._keys.current_id)
-        name = manifest["metadata"]["name"]
-        raw = await self._kube.create(manifest) or await self._kube.get(RAY_CLUSTERS, job.metadata.namespace, name)
-        if raw is not None:
-            self._cache.put(RAY_PLURAL, raw)
-        logger.info("%s/%s: cluster %s is there", *job.key, name)
-
-    async def _submit(self, job: FinetuneJob, attempt: int) -> None:
-        if (cluster := self._cluster_of(job)) is not None:
-            submission = build_submission(job, attempt)
-            await self._ray.submit(self._dashboard_of(job, cluster), submission)
-            logger.info("%s/%s: submitted %s", *job.key, submission["submission_id"])
-
-    async def _stop(self, job: FinetuneJob, attempt: int) -> None:
-        if (cluster := self._cluster_of(job)) is not None:
-            await self._ray.stop(self._dashboard_of(job, cluster), naming.submission_id(job, attempt))
-
-    def _cluster_of(self, job: FinetuneJob) -> Cluster | None:
+    def _cluster_of(self, job: JobIdentity) -> Cluster | None:
         """The cluster of the current attempt; a retry may have taken over that of an earlier one."""
         name = job.status.ray.cluster if job.status.ray else ""
         raw = self._cache.get(RAY_PLURAL, (job.metadata.namespace, name))
         return Cluster.from_raw(raw) if raw else None
 
-    async def _report(self, raw: dict[str, Any], new: FinetuneJobStatus) -> None:
+    def _forget(self, key: Key) -> None:
+        self.dashboards.forget(key)
+        self._actor.forget(key)
+        self._claims.forget(key)
+        self._written.pop(key, None)
+        self._failing.pop(key, None)
+
+    async def _report(self, stored: _Stored, new: FinetuneJobStatus) -> None:
         """Write the status once, if it differs; then write an event about a change of phase."""
-        old = FinetuneJobStatus.model_validate(raw.get("status") or {})
-        new = throttle_progress(old, new)
-        patch = status_patch(old, new)
+        raw, old, key, now = stored.raw, stored.job.status, stored.job.key, self._clock()
+        metadata = raw["metadata"]
+        written_at = self._written.get(key)
+        new = throttle(old, new, (now - written_at).total_seconds() if written_at else None)
+        patch = status_patch(raw.get("status") or {}, new)
         if patch is None:
             return
-        metadata = raw["metadata"]
-        written = await self._kube.patch_status(metadata["namespace"], metadata["name"], metadata["resourceVersion"], patch)
+        written = await self._kube.patch_status(*key, metadata["resourceVersion"], patch)
         if written is None:
+            self._cache.drop(PLURAL, raw)
             return
         self._cache.put(PLURAL, written)
+        self._written[key] = now
+        if new.phase in TERMINAL:
+            self._written.pop(key, None)
         for event in events.news(old, new):
-            logger.info("%s/%s: %s (%s) %s", metadata["namespace"], metadata["name"], event.phase, event.reason, event.message)
+            logger.info("%s/%s: %s (%s) %s", *key, event.phase, event.reason, event.message)
             await self._post_event(metadata, event)
         if new.phase != old.phase:
             metrics.PHASE_CHANGES.labels(phase=str(new.phase), reason=str(new.reason)).inc()
+
+    async def _report_trouble(self, key: Key, error: KubeError) -> None:
+        """Tell the user of a call that has failed for some time; once, until it succeeds."""
+        now = self._clock()
+        since, raw = self._failing.setdefault(key, now), self._cache.get(PLURAL, key)
+        if raw is None or isinstance(error, ConflictError) or (now - since).total_seconds() < FAILING_SECONDS:
+            return
+        status = read_status(raw)
+        if api_trouble(status):
+            return
+        patch = status_patch(raw.get("status") or {}, with_api_trouble(status, error.message))
+        with suppress(KubeError):
+            written = await self._kube.patch_status(*key, raw["metadata"]["resourceVersion"], patch or {})
+            if written is not None:
+                self._cache.put(PLURAL, written)
 
     async def _post_event(self, metadata: dict[str, Any], status: FinetuneJobStatus) -> None:
         try:
@@ -250,39 +312,16 @@ class Reconciler:
             logger.warning("event for %s/%s not posted: %s", metadata["namespace"], metadata["name"], error)
 
 
-def read_job(raw: dict[str, Any]) -> tuple[FinetuneJob, str | None]:
-    """A job, and why this operator cannot run it: the object may be older than the rules that would refuse it now.
-
-    A job that cannot be run has metadata and status, and no spec.
-    """
-    try:
-        return FinetuneJob.model_validate(raw), None
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-    status = FinetuneJobStatus.model_validate(raw.get("status") or {})
-    metadata = raw["metadata"]
-    identity = {name: metadata[name] for name in ("name", "namespace", "uid", "generation", "labels") if name in metadata}
-    parts: dict[str, Any] = {"metadata": Metadata.model_construct(**identity), "status": status}
-    return FinetuneJob.model_construct(**parts), problems
+def _is_consequential(before: FinetuneJobStatus, plan: Plan) -> bool:
+    """Whether a plan does something, or gives something up that may still live: it must not rest on a stale view."""
+    after = plan.status
+    changed = (after.phase, after.attempt, after.ray and after.ray.cluster) != (
+        before.phase, before.attempt, before.ray and before.ray.cluster,
+    )  # fmt: skip
+    return bool(plan.actions) or changed
 
 
-def _problem(error: KubeError | RayError) -> Problem:
-    """What a refusal means to the user; raised again if the user cannot resolve it."""
-    if isinstance(error, RayError):
-        return Reason.SUBMISSION_FAILED, str(error)
-    if isinstance(error, KindMissingError):
-        return Reason.KUBERAY_NOT_INSTALLED, "the API server does not know RayClusters: install KubeRay 1.6 or later"
-    if error.status not in {400, 403, 422}:
-        raise error
-    reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in error.message else Reason.CREATION_REFUSED
-    return reason, error.message
-
-
-def _ends(raw: dict[str, Any], plan: Plan) -> bool:
-    return plan.status.phase in TERMINAL and (raw.get("status") or {}).get("phase") != plan.status.phase
-
-
-def _of_cluster(pod: dict[str, Any], job: FinetuneJob) -> bool:
+def _of_cluster(pod: dict[str, Any], job: JobIdentity) -> bool:
     labels = pod["metadata"].get("labels") or {}
     cluster = job.status.ray.cluster if job.status.ray else None
     return labels.get(UID_LABEL) == job.metadata.uid and labels.get(RAY_CLUSTER_LABEL) == cluster

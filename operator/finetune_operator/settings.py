@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     """Namespaces to watch, separated by commas; none means all, which needs a ClusterRole."""
     dashboard_route: Literal["service", "proxy"] = "service"
     """How Ray dashboards are reached: by the head's service, or from outside by the API server's proxy."""
+    cluster_domain: Annotated[
+        str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    ] = "cluster.local"
+    """DNS domain of the Kubernetes cluster, which the names of services end with."""
     token_key_file: Path = Path("/etc/finetune-operator/keys/key")
     """File with the master keys of Ray tokens, one a line, the current one first, older ones after it."""
     head_memory: str = "4Gi"

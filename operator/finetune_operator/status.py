@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from finetune_operator.api.reasons import TROUBLE
 from finetune_operator.api.v1alpha1 import (
     CheckpointStatus,
     Condition,
@@ -17,14 +19,9 @@ from finetune_operator.api.v1alpha1 import (
     ResultStatus,
     dump,
 )
-from finetune_operator.constants import MESSAGE_LIMIT, PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
+from finetune_operator.constants import PROGRESS_HEARTBEAT_SECONDS, PROGRESS_WRITE_SECONDS
+from finetune_operator.text import clip
 from finetune_trainer.tracking.progress import Checkpoint, Progress, Result
-
-
-def clip(text: str, limit: int = MESSAGE_LIMIT) -> str:
-    """Limit a text to a length; the end is kept, since the last lines of an error are the most useful."""
-    text = "".join(char for char in text if char.isprintable() or char in "\n\t").strip()
-    return text if len(text) <= limit else "…" + text[-(limit - 1) :]
 
 
 def set_phase(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str) -> FinetuneJobStatus:
@@ -62,9 +59,12 @@ def condition_is_true(status: FinetuneJobStatus, type_: ConditionType) -> bool:
     return condition is not None and condition.status == "True"
 
 
-def progress_status(progress: Progress) -> ProgressStatus:
-    """The trainer's report as the resource shows it."""
+def progress_status(progress: Progress, before: ProgressStatus | None, now: datetime) -> ProgressStatus:
+    """The trainer's report as the resource shows it, and when its step was first seen: the trainer's clock is not trusted."""
     world = progress.world
+    seen = before is not None and (before.step, before.attempt, before.restarts or 0) == (
+        progress.step, progress.attempt, progress.restarts,
+    )  # fmt: skip
     return ProgressStatus(
         display=f"{progress.percent}%",
         percent=progress.percent,
@@ -79,6 +79,7 @@ def progress_status(progress: Progress) -> ProgressStatus:
         attempt=progress.attempt,
         restarts=progress.restarts or None,
         last_report_time=progress.last_report_time,
+        step_time=before.step_time if seen and before is not None and before.step_time is not None else now,
         hosts=world.hosts[:256] if world else (),
         backend=world.backend if world else None,
     )
@@ -118,25 +119,55 @@ def output_status(claim: str, path: str, progress: Progress | None) -> OutputSta
     )
 
 
-def throttle_progress(old: FinetuneJobStatus, new: FinetuneJobStatus) -> FinetuneJobStatus:
-    """Keep the stored progress if nothing else has changed and the last write is recent."""
-    if old.progress is None or new.progress is None:
+def throttle(old: FinetuneJobStatus, new: FinetuneJobStatus, since_write: float | None) -> FinetuneJobStatus:
+    """The next status, or the stored one where a running job has no more to tell than its progress, and was written shortly
+    before. The trainer decides what it reports, and how often; so only our own writes are counted: `since_write` is the
+    seconds since this process last wrote the job's status, None if it has not.
+    """
+    if since_write is None or new.phase is not Phase.RUNNING or not _only_progress(old, new):
         return new
-    if old.model_copy(update={"progress": None}) != new.model_copy(update={"progress": None}):
-        return new
-    age = new.progress.last_report_time - old.progress.last_report_time
-    due = timedelta(
-        seconds=PROGRESS_WRITE_SECONDS if new.progress.percent != old.progress.percent else PROGRESS_HEARTBEAT_SECONDS
-    )
-    return new if age >= due else new.model_copy(update={"progress": old.progress})
+    quiet = {"progress": None, "checkpoint": None, "conditions": ()}
+    same = old.model_copy(update=quiet) == new.model_copy(update=quiet) and _percent(old) == _percent(new)
+    return old if since_write < (PROGRESS_HEARTBEAT_SECONDS if same else PROGRESS_WRITE_SECONDS) else new
 
 
-def status_patch(old: FinetuneJobStatus, new: FinetuneJobStatus) -> dict[str, Any] | None:
-    """The merge patch from one status to the other, or None when they are equal."""
-    return _merge_patch(dump(old), dump(new)) or None
+def _only_progress(old: FinetuneJobStatus, new: FinetuneJobStatus) -> bool:
+    """Whether nothing has changed that is to be seen at once."""
+    at_once = ("phase", "observed_generation", "attempt", "attempt_history", "ray")
+    trouble = {old.reason, new.reason} & TROUBLE and old.reason != new.reason
+    return not trouble and all(getattr(old, name) == getattr(new, name) for name in at_once)
 
 
-def _merge_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+def _percent(status: FinetuneJobStatus) -> int | None:
+    return status.progress.percent if status.progress else None
+
+
+API_TROUBLE = "; a call of the Kubernetes API fails: "
+"""What comes between a message and the call that fails."""
+
+
+def with_api_trouble(status: FinetuneJobStatus, trouble: str) -> FinetuneJobStatus:
+    """A copy whose message says that a call of the Kubernetes API fails for the job."""
+    return status.model_copy(update={"message": clip((status.message or "") + API_TROUBLE + trouble)})
+
+
+def api_trouble(status: FinetuneJobStatus) -> str:
+    """What the message says of a call that fails; empty if it says nothing."""
+    return (status.message or "").partition(API_TROUBLE)[2]
+
+
+def without_api_trouble(status: FinetuneJobStatus) -> FinetuneJobStatus:
+    """A copy as it was before."""
+    message, found, _ = (status.message or "").partition(API_TROUBLE)
+    return status.model_copy(update={"message": message}) if found else status
+
+
+def status_patch(stored: Mapping[str, Any], new: FinetuneJobStatus) -> dict[str, Any] | None:
+    """The merge patch from the status as the API server has it, or None when they are equal."""
+    return _merge_patch(stored, dump(new)) or None
+
+
+def _merge_patch(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     patch: dict[str, Any] = {key: None for key in old if key not in new}
     for key, value in new.items():
         before = old.get(key)

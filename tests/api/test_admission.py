@@ -113,6 +113,36 @@ PAIRS: list[Any] = [
         id="a token in the open",
     ),
     pytest.param(
+        finetune_job("job", General__config={"token": "hf_secret"}),
+        finetune_job("job", General__config={"token": None}),
+        "put it into a Secret that spec.model.tokenSecretRef",
+        id="a token in the open, under its later name",
+    ),
+    pytest.param(
+        finetune_job("job", Training__finetuning_model="dpo"),
+        finetune_job("job", Training__finetuning_model="SFT"),
+        "only supervised finetuning is supported",
+        id="another objective",
+    ),
+    pytest.param(
+        finetune_job("job", General__trainer_type="dpo"),
+        finetune_job("job", General__trainer_type="default"),
+        "only supervised finetuning is supported",
+        id="another type of trainer",
+    ),
+    pytest.param(
+        finetune_job("job", Training__use_dpo=True),
+        finetune_job("job", Training__use_dpo=False),
+        "only supervised finetuning is supported",
+        id="DPO",
+    ),
+    pytest.param(
+        finetune_job("job", Training__beta=0.1),
+        finetune_job("job", Training__beta=None),
+        "only supervised finetuning is supported",
+        id="a number of DPO",
+    ),
+    pytest.param(
         finetune_job("job", General__save_strategy="sometimes"),
         finetune_job("job", General__save_strategy=False),
         'supported values: "no", "epoch", "steps"',

@@ -44,7 +44,7 @@ async def round_trip(api: Api, number: int) -> list[str]:
         differences.append(f"{seed}: {dump(spec)} came back as {stored['spec']}")
     for part in ("first", "second"):
         status = FinetuneJobStatus.model_validate(draw_status(f"{seed}:{part}"))
-        patch = status_patch(before, status) or {}
+        patch = status_patch(dump(before), status) or {}
         await api.kube.patch_status(api.namespace, name, stored["metadata"]["resourceVersion"], patch)
         stored, before, written = await read(api, name), status, merge(written, patch)
         if stored["status"] != written or FinetuneJobStatus.model_validate(stored["status"]) != status:

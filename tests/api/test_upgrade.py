@@ -113,6 +113,6 @@ def test_an_older_job_may_be_written_back_and_told_of(api: Kubectl, upgraded: di
     assert read(api, name)["spec"] == upgraded[name]["spec"]
     before = FinetuneJobStatus.model_validate(found["status"])
     after = before.model_copy(update={"reason": str(Reason.HEAD_LOST), "message": "the head pod was lost"})
-    patch: Any = {"status": status_patch(before, after)}
+    patch: Any = {"status": status_patch(dump(before), after)}
     api.run("patch", "finetunejob", name, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
     assert FinetuneJobStatus.model_validate(read(api, name)["status"]) == after

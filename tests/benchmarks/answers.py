@@ -30,7 +30,7 @@ from tests.support.trainer import prompt_ids
 from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import INPUT, INSTRUCTION, INTRO, RESPONSE
+from finetune_trainer.data.llm_on_ray_prompt import INPUT, INSTRUCTION, INTRO, RESPONSE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

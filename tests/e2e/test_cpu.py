@@ -88,7 +88,8 @@ def test_loss_falls(finished: Finished) -> None:
 def test_conditions_and_times_are_complete(finished: Finished) -> None:
     conditions = {condition["type"]: condition["status"] for condition in finished.status["conditions"]}
     assert conditions == {
-        "Validated": "True", "ClusterReady": "True", "Submitted": "True", "Progressing": "False", "Complete": "True",
+        "Validated": "True", "ClusterReady": "False", "Submitted": "False", "Progressing": "False", "Complete": "True",
+        "Finished": "True",
     }  # fmt: skip
     assert finished.status["startTime"] < finished.status["completionTime"]
     assert finished.status["observedGeneration"] == finished.job["metadata"]["generation"]
@@ -98,7 +99,7 @@ def test_kubectl_get_tells_all(jobs: Kubectl, finished: Finished) -> None:
     header, line = jobs.run("get", "finetunejobs", NAME).stdout.splitlines()
     assert header.split() == ["NAME", "PHASE", "PROGRESS", "LOSS", "WORKERS", "ATTEMPT", "AGE"]
     assert line.split()[:3] == [NAME, "Succeeded", "100%"]
-    assert line.split()[4:6] == ["2/2", "1"]
+    assert line.split()[4:6] == ["0/2", "1"], "its pods are gone"
 
 
 def test_events_tell_of_each_phase(jobs: Kubectl, finished: Finished) -> None:

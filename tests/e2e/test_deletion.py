@@ -41,7 +41,7 @@ def suspending(jobs: Kubectl, name: str) -> None:
 def kept_after_its_end(jobs: Kubectl, name: str) -> None:
     running(jobs, name)
     change_spec(jobs, name, cancel=True)
-    wait_until("Cancelled", lambda: ended(jobs, name), 30)
+    wait_until("Cancelled", lambda: ended(jobs, name), 60)
     assert jobs.list("rayclusters", f"llmonray.dev/finetunejob={name}")
 
 

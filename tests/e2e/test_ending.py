@@ -14,6 +14,11 @@ from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, after, wait_until
 
 REST_SECONDS = 20
+STOP_SECONDS = 15
+"""What a driver that trains takes to stop, with its last checkpoint, before its job has ended."""
+STARTING_SECONDS = 75
+"""The same of one that is still importing: after 60 seconds its cluster is deleted."""
+
 LONG = {"Training__max_train_steps": 100_000, "Training__num_training_workers": 1}
 
 
@@ -21,7 +26,7 @@ def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None
     with applied(jobs, finetune_job("cancelled", **LONG)):
         wait_until("training", lambda: (job_status(jobs, "cancelled").get("progress") or {}).get("step"), 300)
         change_spec(jobs, "cancelled", cancel=True)
-        status = wait_until("the end", lambda: ended(jobs, "cancelled"), 15)
+        status = wait_until("the end", lambda: ended(jobs, "cancelled"), 60)
         assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledByUser")
         assert status["attemptHistory"][0]["lastStep"] > 0
         wait_until("its cluster to be gone", lambda: not jobs.list("rayclusters"), 60)
@@ -35,7 +40,7 @@ def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_sai
         status = wait_until("the end", lambda: ended(jobs, "late"), 300)
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
         assert "spec.activeDeadlineSeconds, 5 s" in status["message"]
-        assert 5 <= _seconds(status["startTime"], status["completionTime"]) <= 10
+        assert 5 <= _seconds(status["startTime"], status["completionTime"]) <= 5 + STARTING_SECONDS
         assert jobs.list("rayclusters"), "the cluster went before its time"
         wait_until("its cluster to be gone", lambda: not jobs.list("rayclusters"), 60)
 
@@ -57,7 +62,7 @@ def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jo
         change_spec(jobs, "long", activeDeadlineSeconds=deadline)
         status = wait_until("the end", lambda: ended(jobs, "long"), 120)
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
-        assert deadline <= status["activeSeconds"] <= deadline + 5 < deadline + REST_SECONDS
+        assert deadline <= status["activeSeconds"] <= deadline + STOP_SECONDS < deadline + REST_SECONDS
         spans = [_seconds(attempt["startTime"], attempt["endTime"]) for attempt in status["attemptHistory"]]
         assert sum(spans) == pytest.approx(status["activeSeconds"], abs=2)
         assert (

@@ -66,7 +66,7 @@ def test_a_job_waits_for_quota_gives_way_and_goes_on_from_its_checkpoint(jobs: K
         wait_until("a checkpoint", lambda: (job_status(jobs, "low").get("checkpoint") or {}).get("step"), 300)
         with applied(jobs, queued("waits", queue, 2)):
             status = wait_until("Queued", says(jobs, "waits", "Queued", "Queued"), 30)
-            assert "insufficient" in wait_until("Kueue's words", lambda: told(jobs, "waits", "quota"), 30)
+            wait_until("Kueue's words", lambda: told(jobs, "waits", "insufficient"), 60)
             assert (status.get("startTime"), status["attempt"]) == (None, 1)
             assert not jobs.list("pods", "llmonray.dev/finetunejob=waits")
         with applied(jobs, urgent):

@@ -23,6 +23,7 @@ NAMESPACE_RIGHTS = {
     ("ray.io", "rayclusters", "watch"),
     ("ray.io", "rayclusters", "create"),
     ("ray.io", "rayclusters", "delete"),
+    ("ray.io", "rayclusters", "patch"),
     ("kueue.x-k8s.io", "workloads", "list"),
     ("", "pods", "list"),
     ("", "pods", "watch"),
@@ -83,6 +84,11 @@ def test_an_operator_of_some_namespaces_has_no_right_elsewhere() -> None:
     assert [binding["metadata"]["namespace"] for binding in of_kind(rendered, "RoleBinding")] == ["a", "b"]
     assert environment(rendered)["FINETUNE_NAMESPACES"] == "a,b"
     assert environment(rendered)["FINETUNE_CHECK_NODES"] == "false"
+
+
+def test_the_domain_of_the_cluster_is_a_value() -> None:
+    assert environment(render())["FINETUNE_CLUSTER_DOMAIN"] == "cluster.local"
+    assert environment(render("--set", "clusterDomain=k8s.example"))["FINETUNE_CLUSTER_DOMAIN"] == "k8s.example"
 
 
 def test_users_see_and_edit_jobs_by_the_cluster_roles_they_have() -> None:

@@ -168,6 +168,8 @@ class FakeKube:
         version = patch.get("metadata", {}).get("resourceVersion")
         if version is not None and version != old["metadata"]["resourceVersion"]:
             return _refuse(409, "Conflict", "the object has been modified; please apply your changes", name)
+        if (uid := patch.get("metadata", {}).get("uid")) is not None and uid != old["metadata"]["uid"]:
+            return _refuse(409, "Conflict", f"the UID in the precondition ({uid}) does not match", name)
         if not is_status:
             return web.json_response(self.put(plural, merge(old, patch | {"status": old.get("status")})))
         status = merge(old.get("status") or {}, patch.get("status"))

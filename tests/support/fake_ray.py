@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import defaultdict
@@ -27,7 +28,11 @@ class Head:
     stops: list[str] = field(default_factory=list)
     """Submission ids that were asked to stop, as often as they were."""
     down: bool = False
-    """It does not answer."""
+    """It resets every connection."""
+    silent: bool = False
+    """It accepts connections and never answers, as behind a NetworkPolicy that drops packets."""
+    forgetful: bool = False
+    """It accepts every submission and knows none."""
     refusal: tuple[int, str] | None = None
     """Status and text that every submission gets."""
 
@@ -41,6 +46,8 @@ class FakeRay:
         self.requests: list[Seen] = []
         self.accepted: list[dict[str, Any]] = []
         """Body of each submission that was new to its cluster."""
+        self.obeys = False
+        """Whether a driver that is asked to stop stops at once; otherwise tests say when."""
         self.gate = gate or Gate()
         self._token_of = token_of
 
@@ -55,6 +62,8 @@ class FakeRay:
         if match is None:
             return web.Response(status=404, text="404: Not Found")
         head = self.heads[match["cluster"]]
+        if head.silent:
+            await asyncio.Event().wait()
         if head.down:
             raise ResetConnection
         token = self._token_of(match["namespace"], match["cluster"])
@@ -73,6 +82,8 @@ class FakeRay:
         if submission_id not in head.jobs:
             return web.Response(status=404, text=f"Job {submission_id} does not exist")
         head.stops.append(submission_id)
+        if self.obeys:
+            head.jobs[submission_id]["status"] = "STOPPED"
         self.gate.after()
         return web.json_response({"stopped": True})
 
@@ -89,7 +100,8 @@ class FakeRay:
             )
             answer = web.Response(status=500, text=text)
         else:
-            head.jobs[submission_id] = {"status": "PENDING", "message": "Job has not started yet."}
+            if not head.forgetful:
+                head.jobs[submission_id] = {"status": "PENDING", "message": "Job has not started yet."}
             self.accepted.append(body)
             answer = web.json_response({"job_id": submission_id, "submission_id": submission_id})
         self.gate.after()

@@ -162,7 +162,9 @@ def allowed_words(rule: str) -> list[str]:
 
 
 def fix_training(random: Random, training: Object) -> Object:
-    """Device, mode and GPUs that agree."""
+    """Device, mode and GPUs that agree, and supervised finetuning."""
+    training.pop("beta", None)
+    training |= {"use_dpo": False} if "use_dpo" in training else {}
     device, mode = str(training.get("device", "cpu")).lower(), str(training.get("accelerate_mode", ""))
     prefix = mode.upper().partition("_")[0]
     if "_" in mode and prefix.lower() != device:

@@ -130,9 +130,14 @@ class Outcome:
         return re.sub(r"^\[ *\d+ s\] .+\n", "", self.err, flags=re.MULTILINE)
 
     @property
-    def losses(self) -> list[float]:
+    def steps(self) -> list[dict[str, Any]]:
+        """What is on record of each step."""
         lines = (self.output / "logs" / "metrics.jsonl").read_text().splitlines()
-        return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+        return [record for record in map(json.loads, lines) if "loss" in record]
+
+    @property
+    def losses(self) -> list[float]:
+        return [record["loss"] for record in self.steps]
 
 
 @dataclasses.dataclass

@@ -12,6 +12,11 @@ from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, JOB, WORKER, World, bring_up, run_to_the_end, run_training
 
 
+@pytest.fixture(autouse=True)
+def _drivers_obey(world: World) -> None:
+    world.ray.obeys = True
+
+
 async def waiting(world: World) -> None:
     """For a claim that is not there."""
     await world.until(lambda: world.phase() == ("Pending", "ClaimNotFound"), "it waits")
@@ -43,7 +48,7 @@ async def test_a_job_is_cancelled_wherever_it_is(world: World, where: Any) -> No
     assert world.made("persistentvolumeclaims") == len(world.kube.objects["persistentvolumeclaims"])
 
 
-CANCELLING = ("status Cancelled", "POST events", "DELETE rayclusters")
+CANCELLING = ("status CancelledByUser", "POST stop", "status Cancelled", "POST events", "DELETE rayclusters")
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

@@ -20,8 +20,8 @@ WRITES = (
     "POST rayclusters",
     "status Provisioning",
     "POST events",
-    "POST job",
     "status conditions+message+ray",
+    "POST job",
     "status conditions+ray",
     "status Running",
     "POST events",
@@ -39,11 +39,11 @@ def end_state(world: World) -> dict[str, Any]:
         del condition["lastTransitionTime"]
     for name in ("startTime", "completionTime"):
         assert status.pop(name)
-    for name in ("requestTime", "startTime"):
+    for name in ("requestTime", "startTime", "endTime"):
         assert status["ray"].pop(name)
     for attempt in status["attemptHistory"]:
         del attempt["startTime"], attempt["endTime"]
-    del status["activeSeconds"]
+    del status["activeSeconds"], status["progress"]["stepTime"]
     status["conditions"].sort(key=lambda condition: condition["type"])
     objects = {plural: sorted(found) for plural, found in world.kube.objects.items() if found and plural != "events"}
     return {"status": status, "objects": objects}

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import Any
 
 import pytest
-from tests.support.builders import NAMESPACE, begun, raw_job
-from tests.system.world import READY, World
+from tests.support.builders import NAMESPACE, begun
+from tests.system.many import add, add_cluster, uid
+from tests.system.world import World
 
 from finetune_operator.__main__ import refill
-from finetune_operator.api.v1alpha1 import Phase, RayStatus, dump
+from finetune_operator.api.v1alpha1 import Phase
 
 FINISHED, RUNNING = 10_000, 100
-
-
-def uid(number: int) -> str:
-    return f"{number:08x}-5d1b-4c7e-9a35-2b6f8d9e0c11"
-
-
-def add(world: World, number: int, **status: Any) -> str:
-    """A job of an earlier operator; the name of its cluster."""
-    name, id_ = f"job-{number}", uid(number)
-    cluster = f"{name}-{id_[:5]}-1"
-    ray = RayStatus(cluster=cluster, submission_id=f"{id_}-a1", workers_desired=2, workers="0/2")
-    stored = begun(submitted=True, **status).model_copy(update={"ray": ray})
-    world.kube.put("finetunejobs", raw_job(metadata={"name": name, "uid": id_}, status=dump(stored)))
-    return cluster
-
-
-def add_cluster(world: World, number: int, cluster: str) -> None:
-    name, id_ = f"job-{number}", uid(number)
-    owner = {"apiVersion": "llmonray.dev/v1alpha1", "kind": "FinetuneJob", "name": name, "uid": id_, "controller": True}
-    metadata = {
-        "name": cluster,
-        "namespace": NAMESPACE,
-        "labels": {"llmonray.dev/finetunejob": name},
-        "ownerReferences": [owner],
-    }
-    world.kube.put("rayclusters", {"metadata": metadata, "spec": {}, "status": READY})
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 from kubernetes.aio import client
 from tests.support.builders import DATA, KEYS, NAMESPACE, SETTINGS, load_yaml, merge, raw_job
 from tests.support.fake_kube import FakeKube, Gate
@@ -22,9 +22,12 @@ from tests.support.http_server import a_moment, running
 
 from finetune_operator import handlers
 from finetune_operator.__main__ import add_all, refill
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.kube import KubeClient
 from finetune_operator.clients.ray import Dashboard, RayClient
+from finetune_operator.constants import JOB_LABEL
+from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.queue import WorkQueue
 from finetune_operator.reconciler import Reconciler
 from finetune_operator.settings import Settings
@@ -39,9 +42,9 @@ WORKER = load_yaml(DATA / "kuberay" / "worker_pod.yaml")
 class Operator:
     """One process of the operator: what it knows dies with it."""
 
-    def __init__(self, kube_url: str, ray_url: str, settings: Settings, *, watching: bool = True) -> None:
+    def __init__(self, kube_url: str, ray_url: str, settings: Settings, keys: KeyRing, *, watching: bool = True) -> None:
         self.kube = KubeClient(client.ApiClient(client.Configuration(host=kube_url)))
-        self.session = aiohttp.ClientSession()
+        self.session = bounded_session()
         self.cache = Cache()
         self.watching = watching
         self.events: asyncio.Queue[tuple[str, str, Object]] = asyncio.Queue()
@@ -49,17 +52,21 @@ class Operator:
         def dashboard(namespace: str, cluster: str, token: str) -> Dashboard:
             return Dashboard(f"{ray_url}/{namespace}/{cluster}", token)
 
-        self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, KEYS, settings, dashboard)
+        self.ahead = timedelta()
+        """How far the operator's clock is ahead: what takes minutes is seen at once."""
+        clock = lambda: datetime.now(UTC) + self.ahead  # noqa: E731
+        self.reconciler = Reconciler(self.kube, RayClient(self.session), self.cache, keys, settings, dashboard, clock)
         self.queue: WorkQueue[Key] = WorkQueue(self.reconciler.reconcile)
         self._memo = handlers.Memo(cache=self.cache, queue=self.queue, listed=asyncio.Event())
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, *, working: bool) -> None:
+    async def start(self, *, working: bool, workers: int) -> None:
         await refill(self.kube, self.cache, ())
         if not working:
             return
-        self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(2)]
+        self._tasks = [asyncio.create_task(self.queue.run_worker()) for _ in range(workers)]
         self._tasks.append(asyncio.create_task(self._watch()))
+        self._tasks.append(asyncio.create_task(self.reconciler.dashboards.run(self.queue.add)))
         self.nudge()
 
     def nudge(self) -> None:
@@ -96,11 +103,13 @@ class World:
         self.kube = FakeKube(self.gate)
         self.ray = FakeRay(self.gate, self._token)
         self.settings = SETTINGS
+        self.keys = KEYS
         """Of the operator that is started next."""
         self.operator: Operator | None = None
         self.restarts = 0
         self._urls = ("", "")
-        self.kube.listeners.append(lambda *event: self.operator.events.put_nowait(event) if self.operator else None)
+        self._labelled: set[tuple[str, str, str]] = set()
+        self.kube.listeners.append(self._hand_over)
 
     @classmethod
     @asynccontextmanager
@@ -117,9 +126,23 @@ class World:
             finally:
                 await world.stop_operator()
 
-    async def start_operator(self, *, watching: bool = True, working: bool = True) -> Operator:
-        self.operator = Operator(*self._urls, self.settings, watching=watching)
-        await self.operator.start(working=working)
+    def _hand_over(self, type_: str, plural: str, raw: Object) -> None:
+        """Hand an event to the operator as a watch does: of clusters and pods by a label; its removal is a deletion."""
+        metadata = raw["metadata"]
+        identity = plural, metadata.get("namespace", ""), metadata["name"]
+        if plural in {"rayclusters", "pods"} and JOB_LABEL not in (metadata.get("labels") or {}):
+            if identity not in self._labelled:
+                return
+            self._labelled.discard(identity)
+            type_ = "DELETED"
+        else:
+            self._labelled.add(identity)
+        if self.operator is not None:
+            self.operator.events.put_nowait((type_, plural, raw))
+
+    async def start_operator(self, *, watching: bool = True, working: bool = True, workers: int = 2) -> Operator:
+        self.operator = Operator(*self._urls, self.settings, self.keys, watching=watching)
+        await self.operator.start(working=working, workers=workers)
         return self.operator
 
     async def stop_operator(self) -> None:

@@ -70,11 +70,11 @@ def test_grouping_by_length_saves_padding() -> None:
 
 
 def test_split_is_seeded_and_leaves_a_row() -> None:
-    train, held = splits.split_rows(30, 5, 42)
+    train, held = splits.split_rows(np.arange(1, 31), 5, 42)
     assert len(held) == 2
     assert sorted([*train, *held]) == list(range(30))
-    assert list(held) == list(splits.split_rows(30, 5, 42)[1])
-    assert [len(part) for part in splits.split_rows(1, 50, 0)] == [1, 0]
+    assert list(held) == list(splits.split_rows(np.arange(1, 31), 5, 42)[1])
+    assert [len(part) for part in splits.split_rows(np.array([1]), 50, 0)] == [1, 0]
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,10 @@ def test_targets_are_the_next_tokens(examples: Examples, tokenizer: Any, side: s
 def test_rank_without_rows_has_no_targets(examples: Examples) -> None:
     batch = batching.collate(examples, np.array([], dtype=int), 0, "right", None)
     assert (batch.targets == batching.IGNORED).all()
+
+
+def test_blocks_of_a_text_are_all_trained_on_or_all_evaluated() -> None:
+    lines = np.repeat(np.arange(1, 11), 7)
+    train, held = splits.split_rows(lines, 30, 42)
+    assert set(lines[train]).isdisjoint(lines[held])
+    assert (len(train), len(held)) == (49, 21)

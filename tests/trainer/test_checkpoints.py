@@ -16,7 +16,7 @@ from finetune_trainer import errors
 from finetune_trainer.checkpoint import identity, store
 from finetune_trainer.checkpoint.marker import Marker, read_marker
 from finetune_trainer.config.run import Saving
-from finetune_trainer.files import sync_and_describe
+from finetune_trainer.files import write_described
 from finetune_trainer.output import manifest
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ HALF_WRITTEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other run": (change_marker(run="x"), "it belongs to another run, x"),
     "other configuration": (change_marker(configuration="x"), "the configuration or the rows have changed since"),
     "other workers": (change_marker(worldSize=2), "it was made by DDP with 2 workers, this is DDP with 1 workers"),
+    "other attention": (change_marker(packed=False), "it was made with padded rows, which are packed here"),
     "other strategy": (change_marker(strategy="FSDP"), "it was made by FSDP with 1 workers, this is DDP with 1 workers"),
 }
 
@@ -185,9 +186,8 @@ def test_save_strategy_steps_means_every_hundred() -> None:
 def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
     for step in range(1, 6):
         draft = store.begin(tmp_path, step)
-        (draft / "state.json").write_text("{}")
         identity = IDENTITY.model_copy(update={"run": "other" if step == 2 else "r"})
-        files = (sync_and_describe(draft / "state.json"),)
+        files = (write_described(draft / "state.json", [b"{}"]),)
         store.complete(draft, Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()

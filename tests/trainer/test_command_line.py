@@ -117,7 +117,7 @@ def test_broken_row(command: Command, line: bytes, what: str) -> None:
     outcome = command.run()
     assert outcome.code == 3
     assert outcome.errors.startswith(f"error: data.jsonl:3: {what}")
-    assert outcome.progress["failure"] == {"reason": "DatasetInvalid", "message": outcome.errors[7:].strip()}
+    assert outcome.progress["failure"] == {"reason": "DatasetInvalid", "message": outcome.errors[7:].strip(), "retryable": False}
 
 
 def test_many_broken_rows_are_counted(command: Command) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import select
-import sys
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pytest
 
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
@@ -42,11 +41,10 @@ def test_the_bar_shows_steps_loss_speed_and_time_left(tmp_path: Path) -> None:
     assert "loss 2.31, evaluation 2.125, 202 tok/s, eta 1m20s" in shown
 
 
-def test_stages_are_printed_in_order_and_again_after_workers_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_printed_in_order_and_again_after_workers_restart(tmp_path: Path) -> None:
     run, printed = make_run(tmp_path), io.StringIO()
-    monkeypatch.setattr(sys, "stderr", printed)
     stages = (IMPORTING, "loading", IMPORTING)
-    with Console(run, io.StringIO()):
+    with contextlib.redirect_stderr(printed), Console(run, io.StringIO()):
         for count, stage in enumerate(stages, start=1):
             enter_stage(run, 1, "of another rank")
             enter_stage(run, 0, stage)
@@ -59,7 +57,7 @@ def test_stages_are_printed_in_order_and_again_after_workers_restart(tmp_path: P
 def _wait_for_lines(printed: io.StringIO, count: int) -> None:
     deadline = time.monotonic() + 20
     while printed.getvalue().count("\n") < count and time.monotonic() < deadline:
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
 
 
 def test_lines_of_an_evaluation_and_of_a_run_that_goes_on() -> None:

@@ -10,20 +10,24 @@ import pickle
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from aiohttp import web
+from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from tests.support.http_server import running
 
 from finetune_trainer.advice import to_save_memory
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.errors import ModelNotFound, TrainerError, in_words
 from finetune_trainer.explain import explain
+from finetune_trainer.launch.ray_hooks import FinalErrors
+from finetune_trainer.launch.worker_errors import find_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,6 +121,62 @@ def test_memory_of_host_and_device_are_distinguished(error: Exception, memory: s
     )
 
 
+TRANSIENT = [
+    RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:4242"),
+    torch.distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:3690, remote process exited"),
+    torch.distributed.DistStoreError("wait timeout after 300000ms"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    OSError(errno.ESTALE, "Stale file handle"),
+    ConnectionResetError("by peer"),
+    RayActorError(),
+]
+RECURRING = [
+    RuntimeError("The size of tensor a (600) must match the size of tensor b (512) at non-singleton dimension 2"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    ValueError("sequence length is out of range"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    KeyError("x"),
+]
+
+
+@pytest.mark.parametrize("error", [*TRANSIENT, *RECURRING], ids=lambda error: str(error)[:30])
+def test_only_what_a_restart_may_mend_is_tried_again(error: Exception) -> None:
+    assert in_words(error).retryable == (error in TRANSIENT)
+
+
+def test_too_little_memory_is_not_tried_again_with_the_same_configuration() -> None:
+    error = explain(torch.OutOfMemoryError("CUDA out of memory."), make_run())
+    assert error is not None
+    assert not error.retryable
+
+
+SHAPES = in_words(RECURRING[0], "rank 0: ")
+CUT_OFF = in_words(TRANSIENT[0], "rank 1: ")
+KILLED = WorkerHealthCheckFailedError(WORKER, RuntimeError(DEATH))
+NO_MODEL = ModelNotFound("no model")
+
+
+@pytest.mark.parametrize(
+    ("failures", "reason", "retryable"),
+    [
+        ({0: SHAPES, 1: CUT_OFF}, "TrainingFailed", False),
+        ({0: CUT_OFF, 1: SHAPES}, "TrainingFailed", False),
+        ({0: CUT_OFF, 1: KILLED}, "WorkerLost", True),
+        ({0: SHAPES, 1: KILLED}, "WorkerLost", True),
+        ({0: KILLED, 1: NO_MODEL}, "ModelNotFound", False),
+        ({0: CUT_OFF, 1: TRANSIENT[0]}, "TrainingFailed", True),
+    ],
+    ids=["shapes first", "shapes second", "killed", "odd words about a killed one", "no model", "all cut off"],
+)
+def test_the_most_telling_error_of_the_workers_decides(failures: dict[int, BaseException], reason: str, retryable: bool) -> None:
+    cause = find_cause(failures, make_run())
+    assert cause is not None
+    assert (cause.reason, cause.retryable) == (reason, retryable)
+    final = FinalErrors(make_run())
+    with nullcontext() if retryable else pytest.raises(TrainerError):
+        final.after_exception(None, dict(failures))
+
+
 def test_allocation_that_really_fails() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
@@ -183,7 +243,7 @@ def lfs_pointer(folder: Path) -> None:
 UNLOADABLE: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "weights cut off": (cut("model.safetensors", 30000), 9, "{folder}/model.safetensors cannot be read (Error while deserializ"),
     "weights empty": (cut("model.safetensors", 0), 9, "{folder}/model.safetensors cannot be read (Error while deserializing"),
-    "pointer of Git LFS": (lfs_pointer, 9, "{folder}/model.safetensors cannot be read (Error while deserializing header"),
+    "pointer of Git LFS": (lfs_pointer, 9, "{folder}/model.safetensors cannot be read (it is a pointer of Git LFS"),
     "config cut off": (cut("config.json", 20), 9, "{folder}/config.json cannot be read (Expecting value"),
     "tokenizer cut off": (
         cut("tokenizer.json", 50),

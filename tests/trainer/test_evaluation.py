@@ -110,7 +110,7 @@ def test_evaluation_does_not_count_in_the_speed(tmp_path: Path) -> None:
     tracker.start(World(size=1), total_steps=10)
     for step in range(1, 5):
         clock[0] += 2
-        tracker.step(StepDone(step, epoch=step / 4, loss=1.0, learning_rate=0.1, tokens=100, memory=1), logs=True)
+        tracker.step(StepDone(step, epoch=step / 4, loss=1.0, grad_norm=1.0, learning_rate=0.1, tokens=100, memory=1), logs=True)
         with tracker.untimed():
             clock[0] += 50
             tracker.evaluated(step, step / 4, Evaluation(1.0))

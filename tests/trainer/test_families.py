@@ -24,7 +24,8 @@ from finetune_trainer.data.jsonl import Row
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.attention import Segments
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.training.setup import packs_rows
+from finetune_trainer.runtime.distributed import Worker
+from finetune_trainer.training.setup import pack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +166,7 @@ def packs(case: Case) -> None:
     model, examples = case.written(), encode(case.tokenizer, 5)
     rows, lengths = np.arange(5), examples.lengths.tolist()
     apart = [logits(model, collate(examples, np.array([row]), 0, "right", None))[0, : lengths[row]] for row in rows]
-    packs = packs_rows(SupervisedLoss(model), model, torch.device("cpu"))
+    packs = pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
     model.eval()
     assert packs == families.FAMILIES[case.family].packs_rows
     if packs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from peft import PeftModel
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from tests.support import ranks
-from tests.support.trainer import SIZES, VOCABULARY, sample_rows
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
+from tests.support.trainer import SIZES, VOCABULARY, make_model, sample_rows
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel, PretrainedConfig
 
 from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.batching import collate, pack
@@ -22,7 +23,8 @@ from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.training.setup import packs_rows
+from finetune_trainer.runtime.distributed import Worker
+from finetune_trainer.training.setup import pack_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +101,7 @@ def test_packed_rows_do_not_affect_each_other(examples: Examples, family: str) -
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     module, rows = SupervisedLoss(model), np.arange(len(examples))
     apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
-    assert packs_rows(module, model, torch.device("cpu"))
+    assert pack_rows(module, model, Worker(torch.device("cpu")))
     module.eval()
     together = float(module(pack(examples, rows)))
     assert together == pytest.approx(sum(apart), rel=1e-6)
@@ -115,13 +117,42 @@ class Deaf(LlamaModel):
         return super().forward(input_ids, use_cache=others["use_cache"])
 
 
-def test_model_that_mixes_packed_rows_is_detected(caplog: pytest.LogCaptureFixture) -> None:
-    config = CONFIG_MAPPING["llama"](vocab_size=VOCABULARY, **SIZES["llama"])
+class DeafInTraining(Deaf):
+    """One whose kernel for dropout takes none."""
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+        return (super() if self.training else super(Deaf, self)).forward(input_ids, **others)
+
+
+class DeafUnderAutocast(Deaf):
+    """One whose kernel for a lower precision takes none."""
+
+    def forward(self, input_ids: torch.Tensor, **others: Any) -> Any:
+        return (super() if torch.is_autocast_enabled("cpu") else super(Deaf, self)).forward(input_ids, **others)
+
+
+def deaf(kind: type[LlamaModel]) -> Any:
+    """A tiny llama of this kind, with dropout."""
+    config = CONFIG_MAPPING["llama"](vocab_size=VOCABULARY, attention_dropout=0.5, **SIZES["llama"])
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    model.model = Deaf(config)
+    model.model = kind(config)
+    return model
+
+
+@pytest.mark.parametrize("kind", [DeafInTraining, DeafUnderAutocast])
+def test_packing_is_tried_with_the_kernels_that_will_run(kind: type[LlamaModel]) -> None:
+    worker, half = Worker(torch.device("cpu")), partial(torch.autocast, "cpu", dtype=torch.float16)
+    hears = deaf(LlamaModel)
+    assert pack_rows(SupervisedLoss(hears), hears, worker, half)
+    model = deaf(kind)
+    assert not pack_rows(SupervisedLoss(model), model, worker, half)
+
+
+def test_model_that_mixes_packed_rows_is_detected(caplog: pytest.LogCaptureFixture) -> None:
+    model = deaf(Deaf)
     with caplog.at_level(logging.WARNING, "finetune_trainer"):
         logging.getLogger("finetune_trainer").propagate = True
-        assert not packs_rows(SupervisedLoss(model), model, torch.device("cpu"))
+        assert not pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
     assert "does not keep packed rows apart: rows are padded" in caplog.text
     assert model.config._attn_implementation == "sdpa"
 
@@ -139,6 +170,35 @@ def test_row_of_the_table_fits_the_model(family: str) -> None:
     assert {type(layer).__name__.endswith(("Layer", "Block")) for layer in layers} == {True}
     assert families.has_plain_head(model)
     assert families.takes_positions(model) == (family not in ("bloom", "mpt"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", SIZES)
+def test_limit_of_the_table_is_where_the_model_ends(family: str) -> None:
+    sizes = {key: 40 if value == 512 else value for key, value in SIZES[family].items()}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](vocab_size=64, **sizes)).eval()
+    limit = families.longest_input(model)
+    assert limit == (None if family == "bloom" else 40)
+    assert model(torch.ones(1, 40, dtype=torch.int64)).logits.isfinite().all()
+    if family in ("opt", "mpt", "gpt2", "gptj"):  # the others compute their positions
+        with pytest.raises((RuntimeError, IndexError)):
+            model(torch.ones(1, 48, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "max_seq_len", "n_positions", "seq_length"])
+def test_limit_of_a_family_without_a_row_is_found_by_its_usual_names(key: str) -> None:
+    class Model(torch.nn.Module):
+        config = PretrainedConfig(**{key: 40})
+
+    assert families.longest_input(Model()) == 40
+
+
+def test_row_that_is_too_long_for_mpt_is_refused_in_words(command: Command, tokenizer: Any) -> None:
+    folder = make_model("mpt", tokenizer, command.folder / "short", max_seq_len=64)
+    command.write_rows({"instruction": "a", "response": "b " * 100})
+    outcome = command.change("General", base_model=str(folder), lora_config=None).run()
+    assert outcome.code == 2, outcome.err
+    assert "the model takes 64" in outcome.err
 
 
 def test_family_without_a_row_is_trained_and_named(command: Command, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,5 +221,5 @@ def test_family_without_a_row_is_trained_and_named(command: Command, tokenizer: 
 def test_optimizer_that_cannot_work_on_shards_is_refused(command: Command, tmp_path: Path) -> None:
     command.change("Training", optimizer="Adafactor", accelerate_mode="FSDP")
     run = {"config": command.config, "data": str(command.folder), "stop": None, "name": None}
-    with pytest.raises(AssertionError, match=r"Training\.optimizer: torch's Adafactor does not work on the shards of FSDP"):
+    with pytest.raises(AssertionError, match=r"Training\.optimizer: Adafactor does not work on the shards of FSDP"):
         ranks.start(tmp_path / "rank", [run], 1)

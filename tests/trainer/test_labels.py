@@ -13,7 +13,7 @@ from tests.support.trainer import make_tokenizer, prompt_ids
 from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.data.prompts import INTRO
+from finetune_trainer.data.llm_on_ray_prompt import INTRO
 from finetune_trainer.errors import ConfigError
 
 CHATML = (
@@ -43,7 +43,6 @@ ROW = Row("Name a colour.", "", "Blue, of course.", 1)
 CONTEXT = Row("What does it do?", "The cat sleeps.", "It sleeps.", 1)
 TEXT = Row("", "", "", 1, "Blue is a colour.")
 COUNT = Row("Count.", "", "one two three four five six", 1)
-COUNTED = Row("", "", "", 1, "one two three four five six")
 
 CUT = "{intro}E\n### Instruction:\nCount.E\n### Response:\n"
 PLAIN, MODEL, LEFT = {"data_preprocess_type": "plain"}, {"template": CHATML}, {"truncation_side": "left"}
@@ -67,8 +66,6 @@ LABELS: dict[str, tuple[Row, dict[str, Any], str]] = {
         {"keep": " five six", **PLAIN, **LEFT},
         f"{CUT}| five sixE",
     ),
-    "text, cut right": (COUNTED, {"keep": "one two three"}, "on|e two threeE"),
-    "text, cut left": (COUNTED, {"keep": "five six", **LEFT}, "f|ive sixE"),
     "model": (ROW, MODEL, f"{ASKED}|Blue, of course.<|im_end|>"),
     "model, context": (
         CONTEXT,
@@ -110,8 +107,8 @@ def test_response_and_one_end_are_learned(tokenizer: Any, row: Row, keys: dict[s
     keys = dict(keys)
     if keep := keys.pop("keep", None):
         ids = tokenizer(keep, add_special_tokens=False)["input_ids"]
-        prompt = [] if row.text else prompt_ids(row, tokenizer, settings(tokenizer, **keys))
-        keys |= {"max_length": len(prompt) + len(ids) + 1}
+        prompt = prompt_ids(row, tokenizer, settings(tokenizer, **keys))
+        keys |= {"max_length": len(prompt) + len(ids) + 1, "max_source_length": 384}
     assert read(tokenizer, row, **keys) == wanted.replace("E", tokenizer.eos_token).replace("{intro}", INTRO)
 
 

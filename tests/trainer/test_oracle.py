@@ -1,8 +1,8 @@
 """The command learns as the Trainer of Hugging Face does: the same rows in the same order give the same losses.
 
-Two things are not the same by default, and are the same here: the HF Trainer spares biases and norms the weight decay,
-which is 0 in both, and it shuffles by a generator of its own, so that both take the rows in their order. Its loss is the
-mean over the supervised tokens of all rows of a step, as ours is, since it tells the model how many these are.
+One thing is not the same by default, and is the same here: the HF Trainer shuffles by a generator of its own, so that both
+take the rows in their order. Its loss is the mean over the supervised tokens of all rows of a step, as ours is, since it
+tells the model how many these are.
 """
 
 from __future__ import annotations
@@ -49,11 +49,17 @@ class Case:
     group: bool
     """Whether our rows are packed. Those of the HF Trainer are padded in any case."""
     rate: float
+    optimizer: str = "adamw_torch"
+    decay: float = 0.0
 
 
 CASES = {
     "llama-lora": Case("llama", lora=True, accumulate=1, group=True, rate=0.02),
     "gpt2-full": Case("gpt2", lora=False, accumulate=2, group=False, rate=0.002),
+    "llama-decay": Case("llama", lora=False, accumulate=1, group=True, rate=0.02, decay=5.0),
+    "gpt2-decay": Case("gpt2", lora=False, accumulate=1, group=True, rate=0.02, decay=5.0),
+    "gpt2-adafactor": Case("gpt2", lora=False, accumulate=1, group=False, rate=0.002, optimizer="adafactor", decay=1.0),
+    "llama-lora-adafactor": Case("llama", lora=True, accumulate=1, group=True, rate=0.02, optimizer="adafactor"),
 }
 
 
@@ -106,8 +112,8 @@ class Oracle:
         options = {"r": lora.r, "lora_alpha": lora.lora_alpha, "lora_dropout": lora.lora_dropout}
         return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], **options))
 
-    def losses(self) -> list[float]:
-        """The loss of each step."""
+    def records(self) -> list[dict[str, float]]:
+        """Loss and norm of the gradients of each step."""
         # Imported here, since it takes seconds.
         from transformers import Trainer, TrainingArguments
 
@@ -120,8 +126,8 @@ class Oracle:
             learning_rate=training.learning_rate * self.rate,
             lr_scheduler_type="linear",
             warmup_steps=0,
-            optim="adamw_torch",
-            weight_decay=0.0,
+            optim=training.optimizer,
+            weight_decay=training.weight_decay,
             max_grad_norm=1.0,
             train_sampling_strategy="sequential",
             logging_steps=1,
@@ -136,7 +142,7 @@ class Oracle:
         assert trainer.model_accepts_loss_kwargs
         trainer.model_accepts_loss_kwargs = self.counts_tokens
         trainer.train()
-        return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+        return [record for record in trainer.state.log_history if "loss" in record]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +155,7 @@ def made() -> dict[Case, Outcome]:
 def difference(
     command: Command, model_folder: Callable[[str], Path], tokenizer: Any, made: dict[Case, Outcome]
 ) -> Callable[..., float]:
-    """The largest difference between the command's losses and the HF Trainer's, which may be led astray."""
+    """The largest difference between the command's losses and norms and the HF Trainer's, which may be led astray."""
 
     def run(case: Case, **astray: Any) -> float:
         command.write_rows(*uneven_rows())
@@ -158,13 +164,17 @@ def difference(
         command.change("Dataset", shuffle=False, group=case.group)
         command.change("Training", batch_size=4, gradient_accumulation_steps=case.accumulate)
         command.change("Training", max_train_steps=STEPS, learning_rate=case.rate)
+        command.change("Training", optimizer=case.optimizer, weight_decay=case.decay)
         if case not in made:
             made[case] = command.run()
-        ours, config = made[case].losses, TrainerConfig.model_validate(command.config)
-        theirs = Oracle(config, tokenizer, folder=str(command.folder / "theirs"), **astray).losses()
+        ours, config = made[case].steps, TrainerConfig.model_validate(command.config)
+        theirs = Oracle(config, tokenizer, folder=str(command.folder / "theirs"), **astray).records()
         assert len(ours) == len(theirs) == STEPS
-        assert ours[-1] < ours[0] - 0.2
-        return max(abs(our - their) for our, their in zip(ours, theirs, strict=True))
+        assert ours[-1]["loss"] < ours[0]["loss"] - 0.2
+        pairs = zip(ours, theirs, strict=True)
+        return max(
+            abs(our[key] - their[name]) for our, their in pairs for key, name in (("loss", "loss"), ("gradNorm", "grad_norm"))
+        )
 
     return run
 

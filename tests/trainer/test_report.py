@@ -88,7 +88,7 @@ def test_report_is_self_contained_and_shows_everything(complete: Command) -> Non
     assert "script" not in page.tags
     assert "b" not in page.tags
     assert "@import" not in text
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert "evaluation" in page.sections["Curves"]
     assert EVIL in page.sections["Answers before and after"]
     assert page.sections["Answers before and after"].count("After training") == 2
@@ -125,7 +125,7 @@ def test_report_of_a_failed_run_says_why_and_shows_its_progress(complete: Comman
     assert page.loaded == []
     assert "script" not in page.tags
     assert page.sections["Why it ended early"].strip() == f"TrainingFailed: RuntimeError: {EVIL}"
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     assert page.sections["Answers before and after"].count("Before training") == 2
     assert "After training" not in page.sections["Answers before and after"]
     assert "Steps3 of 4" in page.sections["Result"]
@@ -180,7 +180,7 @@ def test_report_names_the_split_that_a_folder_has_for_evaluation(command: Comman
 def test_curves_of_a_long_run_stay_small() -> None:
     from finetune_trainer.output import plots
 
-    keys = ("loss", "learningRate", "tokensPerSecond", "memoryBytes")
+    keys = ("loss", "gradNorm", "learningRate", "tokensPerSecond", "memoryBytes")
     records: list[dict[str, Any]] = [{"step": step} | dict.fromkeys(keys, 1 / step) for step in range(1, 100_001)]
     drawn = plots.draw(records)
     assert sum(map(len, drawn.values())) < 200_000

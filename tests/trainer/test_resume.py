@@ -140,6 +140,13 @@ def change_rest(change: Callable[[dict[str, Any]], None]) -> Callable[[Path, dic
     return edit
 
 
+def test_checkpoint_of_a_release_that_did_not_group_the_weights_is_skipped(learning: Command, stopped: Path) -> None:
+    edit_checkpoint(stopped, change_rest(lambda rest: rest["groups"].append(rest["groups"][0])))
+    outcome = learning.run("--run_name", "r")
+    assert outcome.code == 0, outcome.err
+    assert f"checkpoint {stopped} is skipped: its optimizer groups the weights in another way" in outcome.err
+
+
 def schedule_from_the_start(rest: dict[str, Any]) -> None:
     first = rest["groups"][0]["initial_lr"]
     assert rest["groups"][0]["lr"] != first

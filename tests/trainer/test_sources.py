@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,16 +85,16 @@ def test_copy_is_made_once_for_a_run(tmp_path: Path) -> None:
     assert len(sources.find_sources(run)[0].path.read_text().splitlines()) == 1
 
 
-def test_broken_rows_of_a_folder_are_named_by_split(tmp_path: Path) -> None:
+def test_broken_rows_of_a_folder_are_named_by_file(tmp_path: Path) -> None:
     write(tmp_path / "rows" / "train.jsonl", [*ROWS, {"instruction": "a", "response": ""}])
-    with pytest.raises(DatasetInvalid, match=r"^rows\[train\]:3: response is empty$"):
+    with pytest.raises(DatasetInvalid, match=r"^rows/train.jsonl:3: response is empty$"):
         sources.check(make_run(tmp_path, train_file="rows"))
 
 
 def test_columns_that_are_not_ours(tmp_path: Path) -> None:
     write(tmp_path / "rows" / "train.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(
-        DatasetInvalid, match="rows: the data has the columns question, answer; it needs instruction and response"
+        DatasetInvalid, match=r"rows/train.jsonl: the data has the columns question, answer; it needs instruction and response"
     ):
         found(tmp_path, train_file="rows")
 
@@ -103,11 +106,18 @@ def test_folder_without_rows_to_train_on(tmp_path: Path) -> None:
     assert found(tmp_path, train_file="rows/test.jsonl", validation_file="rows") == {"rows/test.jsonl": ROWS, "rows[test]": ROWS}
 
 
-@pytest.mark.parametrize(("name", "text"), [("train.jsonl", "{"), ("train.parquet", "no"), ("notes.xyz", "")])
-def test_folder_that_cannot_be_read(tmp_path: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("train.jsonl", "{", "rows/train.jsonl:1: the row is not JSON"),
+        ("train.parquet", "no", "rows/train.parquet: cannot read the data: it is no complete Parquet file"),
+        ("notes.xyz", "", "rows: cannot read the data: .*rows has no file .jsonl, .*; it has notes.xyz"),
+    ],
+)
+def test_folder_that_cannot_be_read(tmp_path: Path, name: str, text: str, words: str) -> None:
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / name).write_text(text)
-    with pytest.raises(DatasetInvalid, match="rows: cannot read the data"):
+    with pytest.raises(DatasetInvalid, match=words):
         found(tmp_path, train_file="rows")
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
@@ -145,3 +155,48 @@ def test_data_set_of_the_hub(command: Command, tmp_path: Path) -> None:
     assert trained.code == 0, trained.err
     assert trained.progress["result"]["evalLoss"] > 0
     assert not (command.output / ".tokens").exists()
+
+
+FIND = """
+import json, sys
+from pathlib import Path
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.data import sources
+config = TrainerConfig.model_validate({"General": {"base_model": "m"}, "Dataset": {"train_file": "owner/rows"}})
+run = Run(config=config, output_dir=Path(sys.argv[1]), dataset_dir=Path(sys.argv[1]))
+try:
+    print(sources.find_sources(run)[0].path.read_text(), end="")
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+"""Finds a data set of the hub, whose address the library reads once for each process."""
+
+HUB: dict[str, tuple[dict[str, bytes], str]] = {
+    "text that looks like something else": (
+        {"train.csv": b"instruction,response,text\nCount.,007,\n,,NA\n"},
+        '{"instruction": "Count.", "response": "007", "text": ""}\n{"instruction": "", "response": "", "text": "NA"}\n',
+    ),
+    "no text": (
+        {"train.jsonl": b'{"instruction": "a", "response": 7}\n'},
+        "DatasetInvalid: owner/rows[train]:1: response must be text, not a number\n",
+    ),
+    "other columns": (
+        {"train.jsonl": b'{"question": "a"}\n'},
+        (
+            "DatasetInvalid: owner/rows[train]: the data has the columns question; it needs instruction and response "
+            "(and context, if there is one), or text\n"
+        ),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HUB)
+def test_files_of_the_hub_are_read_as_text(tmp_path: Path, case: str) -> None:
+    files, wanted = HUB[case]
+    with fake_hub.serving("owner/rows", files) as hub:
+        more = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "", "HF_ENDPOINT": hub.address}
+        line = [sys.executable, "-c", FIND, str(tmp_path)]
+        done = subprocess.run(line, capture_output=True, text=True, env=os.environ | more)
+    assert done.stdout == wanted, done.stderr

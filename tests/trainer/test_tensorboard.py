@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TAGS = {
     "train/loss": "loss",
+    "train/grad_norm": "gradNorm",
     "train/learning_rate": "learningRate",
     "train/tokens_per_second": "tokensPerSecond",
     "train/memory_bytes": "memoryBytes",

@@ -179,7 +179,7 @@ def test_missing_model(command: Command) -> None:
     assert outcome.err.splitlines()[-1].startswith("error: org/none: cannot load the tokenizer from the Hugging Face hub")
     outcome = command.run("--model_dir", str(command.folder / "none"))
     assert outcome.code == 4
-    assert f"org/none: cannot load the tokenizer from folder {command.folder / 'none'}" in outcome.err
+    assert f"error: org/none: there is no folder {command.folder / 'none'}\n" in outcome.err
     assert outcome.progress["failure"]["reason"] == "ModelNotFound"
 
 

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_trainer import errors
+from finetune_trainer.config.training import Training
+from finetune_trainer.launch.ray_driver import scaling
 from finetune_trainer.tracking.progress import RAY_LOG_FILE
 
 if TYPE_CHECKING:
@@ -76,6 +78,30 @@ def test_sharded_job_in_a_cluster(command: Command, ray_head: RayHead) -> None:
     sharded = load_weights(two.output)
     assert sharded.keys() == weights.keys()
     assert all(torch.allclose(sharded[name], weights[name], atol=1e-3) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "ranks", "share"),
+    [(2, 8, 0, 2, 8), (2, 0.5, 0, 2, 1), (2, 8, 1, 2, 8), (2, 8, 4, 8, 2), (1, 8, 3, 3, 2), (1, 1, 3, 3, 0.3333)],
+)
+def test_each_gpu_of_a_worker_has_a_rank_of_its_own(workers: int, cpus: float, gpus: int, ranks: int, share: float) -> None:
+    sizes = {"num_training_workers": workers, "resources_per_worker": {"CPU": cpus, "GPU": gpus}}
+    training = Training.model_validate(sizes | {"device": "GPU" if gpus else "CPU"})
+    asked = scaling(training)
+    assert (training.ranks, asked.num_workers) == (ranks, ranks)
+    assert asked.resources_per_worker == {"CPU": share} | ({"GPU": 1} if gpus else {})
+    assert share * ranks <= workers * max(1, cpus)
+
+
+def test_one_worker_with_two_gpus_starts_two_ranks(command: Command) -> None:
+    """Ray takes our word for the GPUs; the ranks find none."""
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        pytest.skip("there is a GPU")
+    outcome = command.change("Training", device="GPU", resources_per_worker={"CPU": 1, "GPU": 2}).run_apart()
+    assert outcome.code == 5, outcome.err
+    assert "starting 2 workers" in outcome.stages
+    # The rank that fails first ends the run, and the other one may not have begun.
+    assert re.search(r"Ray assigned GPUs \['[01]'\]", outcome.err)
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

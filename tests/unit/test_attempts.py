@@ -151,6 +151,23 @@ def test_what_a_retry_cannot_mend_is_not_tried_again(reason: str) -> None:
     assert (life.phase, life.job.status.reason) == (Phase.FAILED, reason)
 
 
+@pytest.mark.parametrize(("retryable", "phase"), [(False, Phase.FAILED), (True, Phase.RETRYING), (None, Phase.RETRYING)])
+def test_the_trainers_word_on_a_failure_of_an_unknown_kind_counts(retryable: bool | None, phase: Phase) -> None:
+    life = running()
+    failure = {"reason": "TrainingFailed", "message": "RuntimeError: shapes", "retryable": retryable}
+    life.see(make_observed("FAILED", progress=make_progress(failure=failure)))
+    assert life.phase is phase
+    assert life.job.status.message is not None
+    assert "RuntimeError: shapes" in life.job.status.message
+
+
+def test_an_evicted_pod_is_replaced_whatever_its_trainer_says_of_the_error_that_followed() -> None:
+    life = running()
+    failure = {"reason": "TrainingFailed", "message": "RuntimeError: odd", "retryable": False}
+    life.see(make_observed("FAILED", lost=(make_pod("w", trouble=Reason.EVICTED),), progress=make_progress(failure=failure)))
+    assert life.phase is Phase.RETRYING
+
+
 def test_a_policy_of_one_attempt_fails_at_once() -> None:
     life = running(retryPolicy={"maxAttempts": 1})
     life.see(failed())
@@ -165,6 +182,7 @@ def test_active_time_is_summed_over_attempts_without_the_pauses() -> None:
     life.see(make_observed("RUNNING"))
     assert life.see(make_observed("RUNNING"), after=39).status.phase is Phase.RUNNING
     assert life.see(make_observed("RUNNING"), after=1).status.reason == Reason.DEADLINE_EXCEEDED
+    assert life.see(make_observed("STOPPED")).status.phase is Phase.FAILED
     assert life.job.status.active_seconds == 100
 
 

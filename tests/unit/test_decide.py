@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,11 +21,10 @@ from tests.support.builders import (
     make_progress,
 )
 
-from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
+from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJobStatus, Phase, Reason, dump
 from finetune_operator.decide import CreateCluster, DeleteCluster, Plan, Submit, decide
-from finetune_operator.decide.lifecycle import poll_seconds
 from finetune_operator.observed import Missing, Observed, RayJob
-from finetune_operator.status import condition_is_true, find_condition, progress_status
+from finetune_operator.status import condition_is_true, find_condition
 
 STARTING = make_cluster(head_ready=False, workers_ready=0)
 SUBMITTED = begun(Phase.PROVISIONING, submitted=True)
@@ -35,8 +34,6 @@ OOM = make_pod(trouble=Reason.WORKER_OOM_KILLED, detail="container ray-worker ra
 ONE_READY = make_observed("RUNNING", cluster=make_cluster(workers_ready=1))
 PULL = make_pod(trouble=Reason.IMAGE_PULL_FAILED, detail="registry.example/trainer:1: not found")
 NO_NODE = make_pod("a", trouble=Reason.UNSCHEDULABLE, detail="0/3 nodes are available: 3 Insufficient gpu.intel.com/i915.")
-
-
 CLAIM_A, CLAIM_B = (Missing.of_kind("PersistentVolumeClaim", key, name, "team") for key, name in (("a", "one"), ("b", "two")))
 ROWS = Missing.of_kind("ConfigMap", "dataset.configMap", "rows", "team")
 
@@ -50,6 +47,15 @@ class Expect:
     actions: tuple[Any, ...] = ()
     says: str = ""
     again: float | None = None
+
+
+VERIFIED = AttemptStatus(attempt=1, cluster="demo-1f0c3-1", submission_id="s", end_time=NOW, reason="OutputMissing")
+
+
+def ended_at(time: datetime, **changes: Any) -> FinetuneJobStatus:
+    """A running job whose end was first seen at that time."""
+    assert RUNNING.ray is not None
+    return RUNNING.model_copy(update={"ray": RUNNING.ray.model_copy(update={"end_time": time})} | changes)
 
 
 def failed(reason: Reason, says: str = "") -> Expect:
@@ -185,7 +191,7 @@ FOLLOW = [
     pytest.param(
         RUNNING,
         make_observed("Unknown"),
-        running(Reason.TRAINING_STARTING, "dashboard does not answer"),
+        running(Reason.TRAINING_STARTING, "2 workers on cluster demo-1f0c3-1"),
         id="Unknown keeps it Running",
     ),
     pytest.param(RUNNING, ONE_READY, running(Reason.TRAINING_STARTING, "1/2 workers"), id="a worker is not ready for a moment"),
@@ -255,15 +261,21 @@ FOLLOW = [
     ),
     pytest.param(
         RUNNING,
-        make_observed("SUCCEEDED", ended=NOW - timedelta(seconds=119)),
+        make_observed("SUCCEEDED"),
         running(Reason.TRAINING_RUNNING, "waiting for its manifest", again=0.5),
-        id="no report two minutes after the end",
+        id="no report when the end is first seen, whenever that was",
     ),
     pytest.param(
-        RUNNING,
-        make_observed("SUCCEEDED", ended=NOW - timedelta(seconds=121)),
+        ended_at(NOW - timedelta(seconds=121)),
+        make_observed("SUCCEEDED"),
+        Expect(Phase.RETRYING, Reason.RETRYING, says="another attempt verifies the output", again=0),
+        id="a report that does not come is looked for by another attempt",
+    ),
+    pytest.param(
+        ended_at(NOW - timedelta(seconds=121), attempt=2, attempt_history=(VERIFIED,)),
+        make_observed("SUCCEEDED"),
         failed(Reason.OUTPUT_MISSING, "its last report cannot be read"),
-        id="a report that never comes is not waited for for ever",
+        id="a report that never comes is not looked for for ever",
     ),
     pytest.param(
         RUNNING,
@@ -362,7 +374,7 @@ def test_success_tells_the_output_and_how_good_the_model_is() -> None:
     assert status["result"] == {"trainLoss": 1.5, "firstLoss": 3.0, "evalLoss": 1.75, "perplexity": 5.75}
     assert status["progress"]["display"] == "100%"
     assert {item["type"]: item["status"] for item in status["conditions"]} == {
-        "Validated": "True", "Submitted": "True", "Progressing": "False", "Complete": "True",
+        "Validated": "True", "Submitted": "False", "Progressing": "False", "Complete": "True", "Finished": "True",
     }  # fmt: skip
 
 
@@ -381,15 +393,6 @@ def test_start_time_is_when_training_was_first_seen() -> None:
     assert first.start_time == NOW
     later = decide(make_job(status=first), make_observed("RUNNING"), NOW.replace(year=2027)).status
     assert later.start_time == NOW
-
-
-@pytest.mark.parametrize(("eta", "pause"), [(None, 1.0), (0, 0.5), (1, 0.5), (8, 2.0), (40, 10.0), (100_000, 10.0)])
-def test_polls_are_a_quarter_of_the_expected_rest_within_bounds(eta: int | None, pause: float) -> None:
-    assert poll_seconds(begun(progress=progress_status(make_progress(etaSeconds=eta)))) == pause
-
-
-def test_polls_are_each_second_before_the_first_report() -> None:
-    assert poll_seconds(begun()) == 1.0
 
 
 def test_a_failed_poll_is_no_state_of_a_job() -> None:

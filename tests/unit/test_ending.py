@@ -1,7 +1,8 @@
-"""Cancellation, deadlines, stalls, and what is kept of a job that has ended."""
+"""Cancellation, deadlines, stalls, polls, and what is kept of a job that has ended."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +21,12 @@ from tests.support.builders import (
     raw_job,
 )
 
-from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
-from finetune_operator.decide import DeleteCluster, DeleteJob, Plan, decide
-from finetune_operator.observed import Missing, Observed
-from finetune_operator.reconciler import read_job
-from finetune_operator.status import find_condition, status_patch
+from finetune_operator.api.reading import read_job
+from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJobStatus, Phase, Reason, dump
+from finetune_operator.decide import DeleteCluster, DeleteJob, Plan, decide, decide_unreadable
+from finetune_operator.decide.lifecycle import poll_seconds
+from finetune_operator.observed import Missing, Observed, RayJob
+from finetune_operator.status import find_condition, progress_status, status_patch
 
 DELETE_CLUSTER = DeleteCluster("demo-1f0c3-1", CLUSTER_UID)
 FINISHED = make_progress(**finished_progress())
@@ -43,6 +45,13 @@ def after(seconds: float, status: FinetuneJobStatus, observed: Observed, **spec:
     return decide(make_job(spec=spec, status=status), observed, NOW + timedelta(seconds=seconds))
 
 
+def when_stopped(seconds: float, status: FinetuneJobStatus, observed: Observed, **spec: Any) -> Plan:
+    """The same once the driver has stopped that the decision asks to stop."""
+    plan = after(seconds, status, observed, **spec)
+    assert plan.status.phase not in TERMINAL
+    return after(seconds, stored(plan.status), replace(observed, ray_job=RayJob("STOPPED")), **spec)
+
+
 def stored(status: FinetuneJobStatus) -> FinetuneJobStatus:
     """As the next process of the operator reads it: times have whole seconds."""
     return FinetuneJobStatus.model_validate(dump(status))
@@ -55,7 +64,8 @@ def condition(status: FinetuneJobStatus, type_: ConditionType) -> tuple[str, str
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_job_is_cancelled_in_every_phase_and_its_cluster_deleted_afterwards(phase: str) -> None:
-    plan = after(5, PHASES[phase], make_observed("RUNNING"), cancel=True)
+    decision = when_stopped if phase in {"provisioning", "running"} else after
+    plan = decision(5, PHASES[phase], make_observed("RUNNING"), cancel=True)
     assert (plan.status.phase, plan.status.reason, plan.actions) == (Phase.CANCELLED, "CancelledByUser", ())
     assert (plan.status.completion_time, plan.requeue_after) == (NOW + timedelta(seconds=5), 0)
     assert condition(plan.status, ConditionType.PROGRESSING) == ("False", "CancelledByUser")
@@ -74,7 +84,7 @@ def test_a_job_that_was_never_begun_is_cancelled_without_a_look_at_what_it_misse
 @pytest.mark.parametrize("cancel", [True, False], ids=["cancelled", "taken back in an old object"])
 @pytest.mark.parametrize("state", ["Unknown", "Missing", "RUNNING", "FAILED", "SUCCEEDED"])
 def test_a_cancelled_job_stays_so_whatever_is_seen(state: Any, cancel: bool) -> None:
-    plan = after(5, PHASES["running"], make_observed("RUNNING"), cancel=True)
+    plan = when_stopped(5, PHASES["running"], make_observed("RUNNING"), cancel=True)
     assert after(9, plan.status, make_observed(state, progress=FINISHED), cancel=cancel).status == plan.status
 
 
@@ -88,7 +98,7 @@ def test_the_deadline_of_a_run_is_met_to_the_second() -> None:
     before = after(59, PHASES["running"], make_observed("RUNNING"), activeDeadlineSeconds=60)
     assert (before.status.phase, before.requeue_after) == (Phase.RUNNING, 1)
     assert after(59.5, PHASES["running"], make_observed("RUNNING"), activeDeadlineSeconds=60).requeue_after == 0.5
-    ended = after(60, PHASES["running"], make_observed("RUNNING"), activeDeadlineSeconds=60)
+    ended = when_stopped(60, PHASES["running"], make_observed("RUNNING"), activeDeadlineSeconds=60)
     assert (ended.status.phase, ended.status.reason) == (Phase.FAILED, "DeadlineExceeded")
     assert ended.status.message == "the training took longer than spec.activeDeadlineSeconds, 60 s"
     assert condition(ended.status, ConditionType.FAILED) == ("True", "DeadlineExceeded")
@@ -106,7 +116,7 @@ def test_the_time_before_the_training_is_not_that_of_the_training() -> None:
     started = after(3600, PHASES["provisioning"], make_observed("RUNNING"), activeDeadlineSeconds=60)
     assert (started.status.phase, started.requeue_after) == (Phase.RUNNING, 1)
     assert after(3659, started.status, make_observed("RUNNING"), activeDeadlineSeconds=60).status.phase is Phase.RUNNING
-    assert after(3660, started.status, make_observed("RUNNING"), activeDeadlineSeconds=60).status.phase is Phase.FAILED
+    assert when_stopped(3660, started.status, make_observed("RUNNING"), activeDeadlineSeconds=60).status.phase is Phase.FAILED
 
 
 def test_a_job_that_does_not_start_in_time_says_what_it_waited_for() -> None:
@@ -184,21 +194,24 @@ def test_a_run_without_a_new_step_is_stalled_and_recovers_with_the_next() -> Non
     plan = after(899, PHASES["running"], seen)
     assert plan.status.reason == Reason.TRAINING_RUNNING
     assert condition(plan.status, ConditionType.PROGRESSING) == ("True", "TrainingRunning")
-    stalled = after(900, plan.status, seen)
+    assert after(1798, plan.status, seen).status.reason == Reason.TRAINING_RUNNING
+    stalled = after(1799, plan.status, seen)
     assert (stalled.status.phase, stalled.status.reason) == (Phase.RUNNING, Reason.STALLED)
-    assert stalled.status.message == "no new step since 2026-01-02T03:04:05Z, after step 7"
+    assert stalled.status.message == "no new step since 2026-01-02T03:19:04Z, after step 7"
     assert condition(stalled.status, ConditionType.PROGRESSING) == ("False", "Stalled")
-    later = make_progress(step=8, lastReportTime="2026-01-02T03:20:05Z")
-    going = after(961, stalled.status, make_observed("RUNNING", progress=later))
+    later = make_progress(step=8, lastReportTime="2016-01-02T03:20:05Z")  # the clock of its node is ten years off
+    going = after(1800, stalled.status, make_observed("RUNNING", progress=later))
     assert going.status.reason == Reason.TRAINING_RUNNING
     assert condition(going.status, ConditionType.PROGRESSING) == ("True", "TrainingRunning")
 
 
 def test_a_stall_is_written_once_and_not_with_each_poll() -> None:
     seen = make_observed("RUNNING", progress=make_progress(step=7))
-    stalled = stored(after(900, PHASES["running"], seen).status)
+    running = stored(after(0, PHASES["running"], seen).status)
+    stalled = stored(after(900, running, seen).status)
+    assert stalled.reason == Reason.STALLED
     for seconds in (901, 960, 7200):
-        assert status_patch(stalled, after(seconds, stalled, seen).status) is None
+        assert status_patch(dump(stalled), after(seconds, stalled, seen).status) is None
 
 
 def test_a_run_that_never_makes_a_step_is_stalled_since_its_start() -> None:
@@ -226,7 +239,8 @@ def test_the_stall_timeout_is_the_jobs_own_and_ends_nothing() -> None:
     ids=["success", "failure", "deadline", "cancelled"],
 )
 def test_an_attempt_that_has_ended_goes_on_record(observed: Observed, spec: Any, reason: str, step: int | None) -> None:
-    status = dump(after(90.6, PHASES["running"], observed, **spec).status)
+    decision = when_stopped if spec else after
+    status = dump(decision(90.6, PHASES["running"], observed, **spec).status)
     assert status["activeSeconds"] == 91
     assert status["attemptHistory"] == [
         {
@@ -239,6 +253,17 @@ def test_an_attempt_that_has_ended_goes_on_record(observed: Observed, spec: Any,
         }
         | ({} if step is None else {"lastStep": step})
     ]
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["removed", "kept"])
+def test_the_checkpoint_of_a_job_that_has_succeeded_is_what_its_trainer_last_reported(keeps: bool) -> None:
+    checkpoint = {"step": 8, "path": "/output/checkpoints/step-00000008", "time": "2026-01-02T03:04:05Z"}
+    running = after(1, PHASES["running"], make_observed("RUNNING", progress=make_progress(checkpoint=checkpoint))).status
+    report = make_progress(**finished_progress(checkpoint=checkpoint if keeps else None))
+    status = after(9, stored(running), make_observed("SUCCEEDED", progress=report)).status
+    assert (status.checkpoint is not None) == keeps
+    available = ("True", "Checkpointed") if keeps else ("False", "Completed")
+    assert condition(status, ConditionType.CHECKPOINT_AVAILABLE) == available
 
 
 def test_an_attempt_that_never_trained_has_no_start_and_no_active_seconds() -> None:
@@ -302,4 +327,13 @@ def test_what_was_made_for_a_job_that_cannot_be_read_any_more_is_cleaned_up() ->
     raw = raw_job(spec={"config": {"Training": {"device": "HPU"}}, "ttlSecondsAfterFinished": 0}, status=begun(Phase.FAILED))
     job, refusal = read_job(raw)
     assert "HPU (Gaudi) is not supported" in (refusal or "")
-    assert decide(job, make_observed(), NOW).actions == (DELETE_CLUSTER,)
+    assert decide_unreadable(job, make_observed(), refusal or "", NOW).actions == (DELETE_CLUSTER,)
+
+
+@pytest.mark.parametrize(("eta", "pause"), [(None, 1.0), (0, 0.5), (1, 0.5), (8, 2.0), (40, 10.0), (100_000, 10.0)])
+def test_polls_are_a_quarter_of_the_expected_rest_within_bounds(eta: int | None, pause: float) -> None:
+    assert poll_seconds(begun(progress=progress_status(make_progress(etaSeconds=eta), None, NOW))) == pause
+
+
+def test_polls_are_each_second_before_the_first_report() -> None:
+    assert poll_seconds(begun()) == 1.0

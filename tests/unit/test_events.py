@@ -13,7 +13,7 @@ METADATA = {"name": "demo", "namespace": "team", "uid": UID}
 
 
 def status(phase: Phase, reason: Reason, restarts: int = 0, **changes: object) -> FinetuneJobStatus:
-    progress = progress_status(make_progress(restarts=restarts))
+    progress = progress_status(make_progress(restarts=restarts), None, NOW)
     return begun(phase, reason=str(reason), progress=progress, **changes)
 
 

@@ -8,19 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiohttp
 import pytest
 from tests.support.builders import NOW, UID, begun, make_job, make_observed, make_progress, raw_progress
 from tests.support.http_server import Canned, running
 
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import Phase, dump
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.decide import decide
 from finetune_operator.desired.submission import build_submission
 from finetune_operator.errors import RayError, RayUnavailableError
 from finetune_operator.observed import UNKNOWN, RayJob
-from finetune_operator.status import throttle_progress
 
 ID = f"{UID}-a1"
 SUBMISSION = build_submission(make_job(), 1)
@@ -29,7 +28,7 @@ HEAD_IP = "10.88.0.12"
 
 @asynccontextmanager
 async def asking(server: Canned) -> AsyncIterator[tuple[RayClient, Dashboard]]:
-    async with running(server) as url, aiohttp.ClientSession() as session:
+    async with running(server) as url, bounded_session() as session:
         yield RayClient(session), Dashboard(url + "/proxy", "token-1")
 
 
@@ -129,16 +128,34 @@ async def test_any_other_answer_is_unknown(server: Canned) -> None:
 async def test_a_dashboard_that_never_answers_is_unknown_within_seconds() -> None:
     server = Canned(silent=True)
     async with asking(server) as (ray, dashboard):
-        # the client's own limit is five seconds; a session may have a shorter one, and its errors are the same
-        assert await ray.job(dashboard, ID) == UNKNOWN
+        assert (await ray.job(dashboard, ID)).cause == "no answer within 5 s"
+
+
+@pytest.mark.parametrize(
+    ("server", "cause"),
+    [
+        (Canned(401, "Unauthorized"), "it refuses the operator's token (401): Unauthorized"),
+        (Canned(reset=True), "the connection was closed before an answer came"),
+        (Canned(502, "<html>Bad Gateway"), "it gives status 502 and not Ray's answer: <html>Bad Gateway"),
+        (Canned(200, "{}"), "it gives status 200 and not Ray's answer: {}"),
+    ],
+)
+async def test_what_is_unknown_has_its_cause(server: Canned, cause: str) -> None:
+    assert (await poll(server)).cause == cause
+
+
+async def test_a_name_that_cannot_be_resolved_is_named() -> None:
+    async with bounded_session() as session:
+        found = await RayClient(session).job(Dashboard("http://demo-head-svc.team.svc.invalid:8265", "t"), ID)
+    assert found.cause == "the name demo-head-svc.team.svc.invalid cannot be resolved"
 
 
 async def test_nobody_listening_is_unknown() -> None:
     async with running(Canned()) as url:
         pass
-    async with aiohttp.ClientSession() as session:
+    async with bounded_session() as session:
         ray, dashboard = RayClient(session), Dashboard(url, "t")
-        assert await ray.job(dashboard, ID) == UNKNOWN
+        assert (await ray.job(dashboard, ID)).cause == "no connection: Connection refused"
         assert await ray.progress(dashboard, HEAD_IP) is None
         with pytest.raises(RayUnavailableError):
             await ray.submit(dashboard, SUBMISSION)
@@ -193,7 +210,7 @@ async def test_no_report_of_any_image_can_stop_the_operator(changes: dict[str, A
     states: tuple[Any, ...] = ("RUNNING", "SUCCEEDED", "FAILED")
     for status, state in itertools.product((started, first), states):
         plan = decide(make_job(status=status), make_observed(state, progress=report), NOW)
-        written = json.loads(json.dumps(dump(throttle_progress(status, plan.status)), allow_nan=False))
+        written = json.loads(json.dumps(dump(plan.status), allow_nan=False))
         assert list(violations(crd_schema()["properties"]["status"], written, ("status",))) == []
 
 
@@ -201,4 +218,6 @@ def test_a_dashboard_is_reached_by_its_service_or_by_the_proxy() -> None:
     service = Dashboard.by_service("team", "demo-1f0c3-1", "t")
     proxy = Dashboard.by_proxy("https://api:6443", "team", "demo-1f0c3-1", "t")
     assert service.url == "http://demo-1f0c3-1-head-svc.team.svc.cluster.local:8265"
+    elsewhere = Dashboard.by_service("team", "demo-1f0c3-1", "t", "k8s.example")
+    assert elsewhere.url == "http://demo-1f0c3-1-head-svc.team.svc.k8s.example:8265"
     assert proxy.url == "https://api:6443/api/v1/namespaces/team/services/demo-1f0c3-1-head-svc:8265/proxy"

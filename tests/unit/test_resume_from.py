@@ -68,6 +68,17 @@ async def test_a_job_that_has_ended_or_is_suspended_is_begun_from(phase: Phase, 
     assert await look(Kube(job("first", ran(phase, step)))) == Observed(resume=FIRST)
 
 
+async def test_a_job_that_has_succeeded_is_begun_from_itself_and_not_from_what_it_was_begun_from() -> None:
+    """Whether it has kept checkpoints is for the trainer to say: the earlier job's would lose what this one has learned."""
+    assert await look(Kube(job("first", ran(Phase.SUCCEEDED, resume=BEFORE)))) == Observed(resume=FIRST)
+
+
+async def test_a_job_whose_status_cannot_be_read_whole_is_still_begun_from() -> None:
+    unreadable = job("first", ran(Phase.FAILED, 400))
+    unreadable["status"] |= {"phase": "Failed", "progress": {"step": "many"}}
+    assert await look(Kube(unreadable)) == Observed(resume=FIRST)
+
+
 @pytest.mark.parametrize("phase", [None, *sorted({*Phase} - {"Failed", "Cancelled", "Succeeded", "Suspended"})])
 async def test_a_job_that_goes_on_is_waited_for(phase: Phase | None) -> None:
     found = await look(Kube(job("first", ran(phase))))

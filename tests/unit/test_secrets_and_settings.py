@@ -26,14 +26,14 @@ def test_a_token_is_the_hmac_of_the_uid() -> None:
 
 def test_after_a_rotation_old_clusters_keep_their_token_and_new_ones_get_the_new_key() -> None:
     before, after = KeyRing((OLD,)), KeyRing((NEW, OLD))
-    assert after.token(UID, before.current_id) == before.token(UID)
-    assert after.token(UID, after.current_id) == after.token(UID) == KeyRing((NEW,)).token(UID)
+    assert after.token_of(UID, before.current_id) == before.token(UID)
+    assert after.token_of(UID, after.current_id) == after.token(UID) == KeyRing((NEW,)).token(UID)
     assert after.current_id != before.current_id
 
 
 @pytest.mark.parametrize("key_id", [None, "", "unknown"])
-def test_an_unknown_key_id_means_the_current_key(key_id: str | None) -> None:
-    assert KeyRing((NEW, OLD)).token(UID, key_id) == KeyRing((NEW,)).token(UID)
+def test_a_key_that_is_not_in_the_ring_is_replaced_by_no_other(key_id: str | None) -> None:
+    assert KeyRing((NEW, OLD)).token_of(UID, key_id) is None
 
 
 def test_the_secret_names_its_key_and_holds_the_token() -> None:
@@ -110,6 +110,9 @@ def test_without_a_word_nodes_are_looked_at_and_remote_code_is_not_allowed() -> 
     [
         ("IMAGE_PULL_POLICY", "Sometimes"),
         ("DASHBOARD_ROUTE", "pigeon"),
+        ("CLUSTER_DOMAIN", ""),
+        ("CLUSTER_DOMAIN", "cluster.local."),
+        ("CLUSTER_DOMAIN", "evil.example/?"),
         ("WORKERS", "0"),
         ("METRICS_PORT", "many"),
         ("CHECK_NODES", "perhaps"),

@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.builders import NOW, begun, make_progress, merge
 
+from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJobStatus, Phase, Reason, dump
-from finetune_operator.status import clip, condition_is_true, progress_status, set_condition, status_patch, throttle_progress
+from finetune_operator.status import (
+    checkpoint_status,
+    condition_is_true,
+    progress_status,
+    set_condition,
+    status_patch,
+    throttle,
+    with_api_trouble,
+    without_api_trouble,
+)
+from finetune_operator.text import clip
 
 LATER = NOW + timedelta(minutes=5)
 READY = ConditionType.CLUSTER_READY
@@ -95,7 +106,7 @@ statuses = st.fixed_dictionaries(
 
 @given(statuses, statuses)
 def test_the_patch_turns_the_old_status_into_the_new(old: FinetuneJobStatus, new: FinetuneJobStatus) -> None:
-    patch = status_patch(old, new)
+    patch = status_patch(dump(old), new)
     stored: Any = merge(dump(old), patch or {})
     assert FinetuneJobStatus.model_validate(stored) == new
     assert {key: value for key, value in stored.items() if value != {}} == {
@@ -105,13 +116,13 @@ def test_the_patch_turns_the_old_status_into_the_new(old: FinetuneJobStatus, new
 
 @given(statuses)
 def test_equal_statuses_need_no_patch(status: FinetuneJobStatus) -> None:
-    assert status_patch(status, status.model_copy()) is None
+    assert status_patch(dump(status), status) is None
 
 
 def test_the_patch_names_only_what_changes() -> None:
     old = begun()
     new = old.model_copy(update={"phase": Phase.RUNNING, "output": None})
-    assert status_patch(old, new) == {"phase": "Running", "output": None}
+    assert status_patch(dump(old), new) == {"phase": "Running", "output": None}
 
 
 def test_times_are_written_in_utc_with_seconds() -> None:
@@ -119,33 +130,62 @@ def test_times_are_written_in_utc_with_seconds() -> None:
 
 
 def test_progress_shows_four_digits_and_a_percentage() -> None:
-    shown = dump(progress_status(make_progress(epoch=1.23456789)))
+    shown = dump(progress_status(make_progress(epoch=1.23456789), None, NOW))
     assert (shown["display"], shown["loss"], shown["epoch"]) == ("50%", 2.346, 1.235)
     assert (shown["hosts"], shown["backend"]) == (["pod-a", "pod-b"], "gloo")
 
 
-def reported(seconds: float, percent: int) -> FinetuneJobStatus:
-    time = (NOW + timedelta(seconds=seconds)).isoformat()
-    return begun(Phase.RUNNING, progress=progress_status(make_progress(lastReportTime=time, percent=percent, step=int(seconds))))
+def reported(step: int, percent: int, **changes: Any) -> FinetuneJobStatus:
+    progress = progress_status(make_progress(percent=percent, step=step), None, NOW)
+    return begun(Phase.RUNNING, progress=progress).model_copy(update=changes)
 
 
 @pytest.mark.parametrize(
     ("seconds", "percent", "written"),
-    [(4, 51, False), (5, 51, True), (29, 50, False), (30, 50, True), (4, 60, False)],
+    [(4, 51, False), (5, 51, True), (29, 50, False), (30, 50, True), (4, 60, False), (None, 50, True)],
 )
 def test_progress_alone_is_written_each_5_s_with_a_percent_and_each_30_s_without(
-    seconds: int, percent: int, written: bool
+    seconds: float | None, percent: int, written: bool
 ) -> None:
-    old, new = reported(0, 50), reported(seconds, percent)
-    assert throttle_progress(old, new) == (new if written else old)
+    old, new = reported(1, 50), reported(2, percent)
+    assert throttle(old, new, seconds) == (new if written else old)
 
 
-def test_progress_goes_along_with_any_other_change_at_once() -> None:
-    old = reported(0, 50)
-    new = reported(1, 50).model_copy(update={"message": "other"})
-    assert throttle_progress(old, new) == new
+def test_times_and_checkpoints_of_a_trainer_that_leaps_do_not_make_more_writes() -> None:
+    far = make_progress(step=9, lastReportTime="2036-01-01T00:00:00Z")
+    leaping = progress_status(far, None, NOW)
+    new = reported(1, 50, progress=leaping, message="other", reason=Reason.TRAINING_RUNNING)
+    assert throttle(reported(1, 50), new, 4) == reported(1, 50)
 
 
-def test_the_first_progress_is_written_at_once() -> None:
-    new = reported(0, 1)
-    assert throttle_progress(begun(Phase.RUNNING), new) == new
+@pytest.mark.parametrize(
+    "change", [{"phase": Phase.SUCCEEDED}, {"reason": Reason.STALLED}, {"attempt": 2}, {"observed_generation": 9}]
+)
+def test_what_the_user_has_to_see_is_written_at_once(change: dict[str, Any]) -> None:
+    new = reported(2, 50, **change)
+    assert throttle(reported(1, 50), new, 0) == new
+
+
+def test_a_step_is_dated_by_the_clock_that_first_saw_it() -> None:
+    later = NOW + timedelta(seconds=40)
+    first = progress_status(make_progress(step=3, lastReportTime="2036-01-01T00:00:00Z"), None, NOW)
+    assert progress_status(make_progress(step=3), first, later).step_time == NOW
+    assert progress_status(make_progress(step=4), first, later).step_time == later
+
+
+def test_every_report_that_the_operator_takes_fits_into_the_status() -> None:
+    """By construction: each text of the report at its greatest length."""
+    checkpoint = {"step": 2**53 - 1, "path": "p" * 4096, "time": "2026-01-01T00:00:00Z"}
+    world = {"size": 1024, "hosts": ["h" * 512] * 1024, "devices": ["d" * 512] * 1024, "backend": "b" * 512}
+    report = make_progress(checkpoint=checkpoint, world=world, step=2**53 - 1, etaSeconds=2**53 - 1, percent=100)
+    status = reported(1, 1, progress=progress_status(report, None, NOW), checkpoint=checkpoint_status(report.checkpoint))
+    assert list(violations(crd_schema()["properties"]["status"], dump(status), ("status",))) == []
+    assert FinetuneJobStatus.model_validate(dump(status)) == status
+
+
+def test_a_failing_call_is_in_the_message_until_it_succeeds() -> None:
+    status = reported(1, 1, message="2 workers")
+    shown = with_api_trouble(status, "rayclusters is forbidden")
+    assert shown.message == "2 workers; a call of the Kubernetes API fails: rayclusters is forbidden"
+    assert without_api_trouble(shown) == status
+    assert without_api_trouble(status) == status

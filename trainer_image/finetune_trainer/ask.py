@@ -20,7 +20,7 @@ from finetune_trainer.tracking.console import say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROMPT_KEYS = ("data_preprocess_type", "chat_template")
+PROMPT_KEYS = ("data_preprocess_type", "chat_template", "bos")
 """Keys of Dataset that determine the format of a prompt; each is an option of this command."""
 
 
@@ -42,7 +42,7 @@ def command(folder: Path, dataset: Dataset, model_dir: Path | None, words: Seque
     options = [] if model_dir is None else ["--model_dir", str(model_dir)]
     for key in PROMPT_KEYS:
         if getattr(dataset, key) != Dataset.model_fields[key].default:
-            options += [f"--{key}", getattr(dataset, key)]
+            options += [f"--{key}", str(getattr(dataset, key))]
     return shlex.join([sys.executable, "-m", "finetune_trainer.ask", str(folder), *options, *words])
 
 

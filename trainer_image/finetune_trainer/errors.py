@@ -8,11 +8,12 @@
     ├── ModelAccessDenied    8  ModelAccessDenied the hub does not let this user download the model: it is gated or private
     ├── ModelInvalid         9  ModelInvalid      a file of the model is broken, or does not fit its config.json
     ├── DeviceNotFound       5  DeviceNotFound    the asked kind of device is missing
-    ├── LossNotFinite        6  LossNotFinite     the loss became NaN or infinite
+    ├── LossNotFinite        6  LossNotFinite     loss, gradients or weights became NaN or infinite
     ├── OutputNotWritable    7  TrainingFailed    the output folder is not writable
     │   ├── OutputVolumeFull 7  OutputVolumeFull  no space left below the output folder
     │   └── OutputInUse      7  TrainingFailed    another run, or a newer attempt at this one, has the output folder
-    ├── TrainingFailed      10  TrainingFailed    anything else
+    ├── TrainingFailed      10  TrainingFailed    anything else, which would occur again
+    │   ├── Interrupted     10  TrainingFailed    a lost connection or device
     │   └── WorkerLost      10  WorkerLost        Ray lost a worker, and restarting all workers did not help
     ├── ExportInvalid       10  TrainingFailed    the files of the result are not the model that was trained
     ├── OutOfMemory         11  OutOfMemory       host or device memory is exhausted
@@ -29,6 +30,7 @@ import traceback
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from finetune_trainer.redaction import redact
+from finetune_trainer.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,7 +124,7 @@ class DeviceNotFound(TrainerError):  # noqa: N818 - named after the reason in th
 
 
 class LossNotFinite(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The loss became NaN or infinite, so the weights are unusable."""
+    """The loss, the gradients or the weights became NaN or infinite."""
 
     reason = "LossNotFinite"
     exit_code = 6
@@ -145,9 +147,7 @@ class OutputInUse(OutputNotWritable):
 
 
 class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """A failure of an unknown kind."""
-
-    retryable = True
+    """A failure of an unknown kind, such as an error of the model's code: it would occur again."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -155,22 +155,28 @@ class TrainingFailed(TrainerError):  # noqa: N818 - named after the reason in th
         """When it happened, in seconds since 1970: the first of several failures is the cause of the others."""
 
 
+class Interrupted(TrainingFailed):
+    """A failure of a connection or a device, which may be gone after a restart."""
+
+    retryable = True
+
+
 class ExportInvalid(TrainerError):  # noqa: N818 - it says what the export is
     """The files of the result do not give the model that was trained: they are not declared a result."""
 
 
 class OutOfMemory(TrainerError):  # noqa: N818 - named after the reason in the job's status
-    """The memory of the host or of the device is exhausted."""
+    """The memory of the host or of the device is exhausted. That would happen again with the same configuration."""
 
     reason = "OutOfMemory"
     exit_code = 11
-    retryable = True
 
 
 class WorkerLost(TrainingFailed):
     """Ray lost a worker's process or node."""
 
     reason = "WorkerLost"
+    retryable = True
 
 
 class WorkerOOMKilled(TrainerError):  # noqa: N818 - named after the reason in the job's status
@@ -200,7 +206,8 @@ def in_words(error: BaseException, who: str = "") -> TrainingFailed:
     lines = [redact(line) for line in traceback.format_tb(error.__traceback__)]
     while lines and len("\n".join((head, "".join(lines))).encode()) > MESSAGE_BYTES:
         del lines[0]
-    return TrainingFailed("\n".join((head, "".join(lines))).rstrip())
+    kind = Interrupted if is_transient(error) else TrainingFailed
+    return kind("\n".join((head, "".join(lines))).rstrip())
 
 
 def output_error(folder: Path, error: OSError) -> OutputNotWritable:

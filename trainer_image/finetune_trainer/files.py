@@ -6,9 +6,19 @@ import hashlib
 import os
 import secrets
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LFS_POINTER = b"version https://git-lfs"
+"""How a pointer of Git LFS begins: a small file in the place of a large one."""
+
+CHUNK_BYTES = 16 * 2**20
+"""How much is written and added to the digest at a time: it stays in the CPU's cache between the two."""
 
 
 class Entry(BaseModel):
@@ -62,14 +72,23 @@ def describe_file(folder: Path, name: str) -> Entry:
     return Entry(path=name, size_bytes=path.stat().st_size, sha256=sha256)
 
 
-def sync_and_describe(path: Path) -> Entry:
-    """Sync a file that was just written to the disk; return its size and digest.
+def write_described(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
+    """Write a file, and sync it to the disk; return its size and digest, which are computed while it is written.
 
     Raises:
         OSError: the volume is full or not writable.
     """
-    sync(path)
-    return describe_file(path.parent, path.name)
+    whole, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for part in parts:
+            for start in range(0, len(part), CHUNK_BYTES):
+                chunk = part[start : start + CHUNK_BYTES]
+                file.write(chunk)
+                whole.update(chunk)
+            size += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return Entry(path=path.name, size_bytes=size, sha256=whole.hexdigest())
 
 
 def digest(*parts: bytes) -> str:

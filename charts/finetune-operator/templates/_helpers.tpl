@@ -29,7 +29,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   verbs: [patch]
 - apiGroups: [ray.io]
   resources: [rayclusters]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, delete, patch] # patch: labels that somebody has removed
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list] # why a job is queued

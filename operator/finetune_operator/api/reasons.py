@@ -22,6 +22,7 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     CREATION_REFUSED = "CreationRefused"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    KUBERAY_NOT_RESPONDING = "KubeRayNotResponding"
     QUEUED = "Queued"
     PREEMPTED = "Preempted"
     ADMITTED = "Admitted"
@@ -34,10 +35,13 @@ class Reason(StrEnum):
     EVICTED = "Evicted"
     WORKER_LOST = "WorkerLost"
     SUBMISSION_FAILED = "SubmissionFailed"
+    DASHBOARD_UNREACHABLE = "DashboardUnreachable"
+    TOKEN_KEY_LOST = "TokenKeyLost"  # noqa: S105 - a reason
     SUBMITTED = "Submitted"
     TRAINING_STARTING = "TrainingStarting"
     TRAINING_RUNNING = "TrainingRunning"
     STALLED = "Stalled"
+    OUTPUT_CLAIM_DELETING = "OutputClaimDeleting"
     RETRYING = "Retrying"
     SUSPENDED_BY_USER = "SuspendedByUser"
     CHECKPOINTED = "Checkpointed"
@@ -138,6 +142,12 @@ WAITING: dict[Reason, Explanation] = {
     Reason.KUBERAY_NOT_INSTALLED: Explanation(
         "The API server does not know RayClusters.", _TRIES, "Install KubeRay 1.6 or later."
     ),
+    Reason.KUBERAY_NOT_RESPONDING: Explanation(
+        "KubeRay has written no status of the job's RayCluster for 20 seconds.",
+        "It waits: KubeRay makes the pods when it runs again.",
+        "See whether KubeRay's operator runs and watches this namespace: `kubectl get pods -A -l "
+        "app.kubernetes.io/name=kuberay-operator`.",
+    ),
     Reason.QUEUED: Explanation(
         "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its reason.",
         "It waits. No deadline counts.",
@@ -153,7 +163,8 @@ WAITING: dict[Reason, Explanation] = {
     Reason.CLUSTER_STARTING: Explanation("Head and workers are starting; the message counts them.", "It waits.", _NOTHING),
     Reason.UNSCHEDULABLE: Explanation(
         "No node accepts a pod of the job; the message is the scheduler's.",
-        "The pod waits for a node.",
+        "The pod waits for a node. When pods of an older job wait, too, for 30 seconds, the job gives its own back and tries "
+        "again: as soon as no older job waits, or after a pause that doubles. Jobs with a queue are left to it.",
         "Add nodes, or ask for less; for device GPU see whether a node offers the resource (`kubectl describe node`).",
     ),
     Reason.IMAGE_PULL_FAILED: Explanation(
@@ -185,7 +196,25 @@ WAITING: dict[Reason, Explanation] = {
     ),
     Reason.CLUSTER_READY: Explanation("Head and workers are ready.", "It waits for the run to start.", _NOTHING),
     Reason.SUBMISSION_FAILED: Explanation(
-        "Ray refuses the driver; the message has its answer.", _TRIES, "Do what the message says."
+        "Ray refuses the driver, or has accepted it and does not know it; the message has its answer.",
+        "It tries again, after pauses of up to a minute.",
+        "Do what the message says.",
+    ),
+    Reason.DASHBOARD_UNREACHABLE: Explanation(
+        "The head is ready, and its Ray dashboard has not answered the operator for 15 seconds; the message says why. "
+        "A run goes on meanwhile, but nobody sees its progress or its end.",
+        "It asks again, after pauses of up to half a minute. The job neither fails nor begins another attempt by this.",
+        "No answer: let the operator's pod reach port 8265 of the namespace's pods (NetworkPolicy, service mesh). A name that "
+        "cannot be resolved: set the chart's `clusterDomain`. A token that is refused (401): see whether somebody has replaced "
+        "the job's Secret. Anything else: `kubectl logs` of the head pod.",
+    ),
+    Reason.TOKEN_KEY_LOST: Explanation(
+        "The job's Ray cluster has a token of a master key that the operator does not have any more; the message names the "
+        "key. The run goes on, but nobody sees its progress or its end.",
+        "It asks the dashboard nothing, and uses no other key: another key makes another token.",
+        "The administrator appends the old key to the operator's Secret, on a line of its own behind the current one, and "
+        "restarts the operator. If the key is gone, set `cancel: true`; a new job may resume from the checkpoint "
+        "(`resumeFrom`).",
     ),
     Reason.SUBMITTED: Explanation("Ray has the driver.", "It waits for the run to start.", _NOTHING),
     Reason.TRAINING_STARTING: Explanation(
@@ -204,6 +233,13 @@ WAITING: dict[Reason, Explanation] = {
         "After the pause of `retryPolicy` it begins the next attempt, from the newest checkpoint: on the same Ray cluster "
         "when that is healthy, else on a new one.",
         "Nothing; or set `cancel: true`.",
+    ),
+    Reason.OUTPUT_CLAIM_DELETING: Explanation(
+        "Somebody has deleted the output claim. Kubernetes keeps it as long as a pod of the job uses it; then the checkpoints "
+        "and the model are gone.",
+        "The run goes on. When it has ended, its pods are kept for an hour, so that the result can be copied; then the job "
+        "fails with this reason.",
+        "Copy the folder with the command in the message, then cancel the job. A deletion cannot be taken back.",
     ),
     Reason.SUSPENDED_BY_USER: Explanation(
         "`spec.suspend` was set to true.",
@@ -290,7 +326,8 @@ ENDED: dict[Reason, Explanation] = {
         "Use a trainer image for the GPU, on a node with a working driver.",
     ),
     Reason.LOSS_NOT_FINITE: Explanation(
-        "The loss became NaN or infinite; the message names the step.",
+        "The loss, the gradients or the weights became NaN or infinite; the message names the step and its rows. Nothing of it "
+        "is in a checkpoint or a result.",
         _ENDED,
         "Lower `learning_rate`, or use `mixed_precision: bf16` or `no` instead of `fp16`.",
     ),

@@ -39,8 +39,10 @@ class ConditionType(StrEnum):
     PROGRESSING = "Progressing"
     CHECKPOINT_AVAILABLE = "CheckpointAvailable"
     SUSPENDED = "Suspended"
+    OUTPUT_CLAIM_DELETING = "OutputClaimDeleting"
     COMPLETE = "Complete"
     FAILED = "Failed"
+    FINISHED = "Finished"
 
 
 class Condition(Model):
@@ -81,6 +83,8 @@ class RayStatus(Model):
     """When its training was first seen to run."""
     stop_time: Time | None = None
     """When the run was asked to stop."""
+    end_time: Time | None = None
+    """When the run was first seen to have ended without error; written while its report is awaited."""
 
 
 class ProgressStatus(Model):
@@ -111,7 +115,9 @@ class ProgressStatus(Model):
     restarts: int | None = None
     """How often the workers of this attempt were restarted after one was lost."""
     last_report_time: Time
-    """When the trainer reported it."""
+    """When the trainer reported it, by the clock of its node."""
+    step_time: Time | None = None
+    """When the operator first saw this step, by its own clock: a stall is counted from here."""
     hosts: Annotated[tuple[ShortText, ...], Field(max_length=256)] = ()
     """Pod of each rank of the process group, by rank."""
     backend: ShortText | None = None
@@ -170,7 +176,7 @@ class CheckpointStatus(Model):
 
     step: int
     """Optimizer steps that it holds."""
-    path: ShortText
+    path: Text
     """Its folder, as the pods see it."""
     time: Time
     """When it was completed."""
@@ -187,6 +193,25 @@ class ResumeStatus(Model):
     """Its output claim, if it has ever run."""
     path: ShortText | None = None
     """Its folder on that claim."""
+
+
+class ResolvedDefaults(Model):
+    """What the spec leaves open, as it was when the first attempt began: an upgrade of the operator does not change a job
+    that has begun.
+    """
+
+    image: ShortText
+    """The trainer image."""
+    head_cpu: ShortText
+    """CPU request of the head."""
+    head_memory: ShortText
+    """Memory of the head."""
+    worker_memory: ShortText
+    """Memory of a worker."""
+    checkpoint_every_steps: int
+    """Steps between two checkpoints; 0 leaves it to the trainer."""
+    checkpoint_keep: int
+    """Checkpoints that are kept."""
 
 
 class FinetuneJobStatus(Model):
@@ -217,6 +242,8 @@ class FinetuneJobStatus(Model):
     """The current attempt, from 1."""
     attempt_history: Annotated[tuple[AttemptStatus, ...], Field(max_length=5)] = ()
     """The last five attempts that have ended."""
+    defaults: ResolvedDefaults | None = None
+    """What the spec leaves open; written with the first attempt."""
     ray: RayStatus | None = None
     """The Ray cluster and job of the current attempt."""
     progress: ProgressStatus | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from finetune_operator.api.base import Model, dump
+from finetune_operator.api.base import Model, Time, dump
 from finetune_operator.api.pods import PodOptions
 from finetune_operator.api.reasons import Reason
 from finetune_operator.api.spec import FinetuneJobSpec, RetryPolicy
@@ -21,6 +21,7 @@ from finetune_operator.api.status import (
     Phase,
     ProgressStatus,
     RayStatus,
+    ResolvedDefaults,
     ResultStatus,
     ResumeStatus,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "FinetuneJob",
     "FinetuneJobSpec",
     "FinetuneJobStatus",
+    "JobIdentity",
     "Metadata",
     "OutputStatus",
     "Phase",
@@ -42,6 +44,7 @@ __all__ = [
     "ProgressStatus",
     "RayStatus",
     "Reason",
+    "ResolvedDefaults",
     "ResultStatus",
     "ResumeStatus",
     "RetryPolicy",
@@ -61,22 +64,29 @@ class Metadata(Model):
     generation: int = 1
     labels: dict[str, str] = Field(default_factory=dict)
     resource_version: str = ""
+    deletion_timestamp: Time | None = None
+    """When somebody has deleted the job; it stays while finalizers of others hold it."""
 
 
-class FinetuneJob(Model):
-    """One object."""
+class JobIdentity(Model):
+    """A job without its spec: all that is known of one whose spec this version cannot read."""
 
     metadata: Metadata
-    spec: FinetuneJobSpec
     status: FinetuneJobStatus = FinetuneJobStatus()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(namespace, name)."""
+        return self.metadata.namespace, self.metadata.name
+
+
+class FinetuneJob(JobIdentity):
+    """One object."""
+
+    spec: FinetuneJobSpec
 
     @model_validator(mode="after")
     def _resumes_another(self) -> Self:
         if self.spec.resume_from == self.metadata.name:
             raise ValueError(RESUMES_ITSELF)
         return self
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """(namespace, name)."""
-        return self.metadata.namespace, self.metadata.name

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
-from finetune_operator.constants import JOB_LABEL
+from finetune_operator.api.v1alpha1 import Phase, Reason
+from finetune_operator.constants import GROUP, JOB_LABEL, KIND, PLURAL
+from finetune_operator.desired.naming import scheduling_labels
 
 Key = tuple[str, str]
 """(namespace, name of the FinetuneJob)."""
@@ -17,6 +19,14 @@ DELETED_KEPT = 500
 """How many deleted pods are remembered: a failed pod is replaced within a second, and explains later failures."""
 
 
+class Waiting(NamedTuple):
+    """A job that waits for nodes. The first two fields order jobs by age."""
+
+    created: str
+    uid: str
+    phase: str
+
+
 class Cache:
     """Objects by kind and name, and the index from a job to its cluster and pods."""
 
@@ -24,6 +34,7 @@ class Cache:
         self._objects: dict[str, dict[Key, Object]] = defaultdict(dict)
         self._by_job: dict[str, dict[Key, set[Key]]] = defaultdict(lambda: defaultdict(set))
         self._deleted: OrderedDict[str, Object] = OrderedDict()
+        self._waiting: dict[Key, Waiting] = {}
 
     def put(self, plural: str, raw: Object) -> bool:
         """Keep an object without unused fields; False if a newer or equal one is already kept."""
@@ -34,6 +45,10 @@ class Cache:
         if old is not None:
             self._forget(plural, key, old)  # it may have belonged to another job
         self._objects[plural][key] = _slim(raw)
+        if plural == PLURAL and _waits(raw):
+            self._waiting[key] = Waiting(
+                raw["metadata"].get("creationTimestamp", ""), raw["metadata"]["uid"], raw["status"]["phase"]
+            )
         if (owner := job_of(raw)) is not None:
             self._by_job[plural][owner].add(key)
         return True
@@ -75,8 +90,14 @@ class Cache:
         """The last states of deleted pods with a job's label, in the order of their deletion; the oldest are forgotten."""
         return [raw for raw in self._deleted.values() if job_of(raw) == job]
 
+    def waiting(self) -> dict[Key, Waiting]:
+        """The jobs whose pods no node accepts, or which have given their pods back, and that are in no queue."""
+        return self._waiting
+
     def _forget(self, plural: str, key: Key, old: Object) -> None:
         del self._objects[plural][key]
+        if plural == PLURAL:
+            self._waiting.pop(key, None)
         if (owner := job_of(old)) is not None:
             owned = self._by_job[plural][owner]
             owned.discard(key)
@@ -85,10 +106,19 @@ class Cache:
 
 
 def job_of(raw: Object) -> Key | None:
-    """The job that an object's label names."""
+    """The job that owns an object; of a pod, which its cluster owns, the one that its label names. Others may edit labels."""
     metadata = raw["metadata"]
+    for owner in metadata.get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("kind") == KIND and owner.get("apiVersion", "").startswith(f"{GROUP}/"):
+            return metadata["namespace"], owner["name"]
     name = (metadata.get("labels") or {}).get(JOB_LABEL)
     return (metadata["namespace"], name) if name else None
+
+
+def _waits(raw: Object) -> bool:
+    status = raw.get("status") or {}
+    waits = status.get("reason") == Reason.UNSCHEDULABLE and status.get("phase") in {Phase.PROVISIONING, Phase.RETRYING}
+    return waits and not scheduling_labels(raw["metadata"].get("labels") or {})
 
 
 def _key(raw: Object) -> Key:

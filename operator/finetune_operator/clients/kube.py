@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client, config
 
+from finetune_operator.clients.bounded import bounded_session
 from finetune_operator.constants import FIELD_MANAGER, GROUP, PLURAL, RAY_GROUP, RAY_PLURAL, RAY_VERSION_API, VERSION
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError, NotFoundError
 
@@ -47,6 +48,8 @@ _KINDS_BY_NAME = {
     "Event": EVENTS,
 }
 
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+
 
 class KubeClient:
     """Requests to the API server with the pod's service account, or a kubeconfig outside a cluster.
@@ -79,7 +82,7 @@ class KubeClient:
             tls.load_cert_chain(options.cert_file, options.key_file)
         token = options.api_key.get("BearerToken") or options.api_key.get("authorization")
         headers = {"Authorization": token} if token else {}
-        return options.host, aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(ssl=tls))
+        return options.host, bounded_session(headers, connector=aiohttp.TCPConnector(ssl=tls))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """An object, or None if it does not exist. The namespace of a cluster-scoped object is empty."""
@@ -87,6 +90,17 @@ class KubeClient:
             return await self._request("GET", _path(kind, namespace, name))
         except NotFoundError:
             return None
+
+    async def list_metadata(self, kind: Kind, namespace: str) -> list[Object]:
+        """The metadata of all objects of a kind in a namespace, without their other parts."""
+        items: list[Object] = []
+        query = {"limit": "500"}
+        while True:
+            page = await self._request("GET", _path(kind, namespace), query=query, accept=_METADATA_ONLY)
+            items += page.get("items") or []
+            if not (token := (page.get("metadata") or {}).get("continue")):
+                return items
+            query |= {"continue": token}
 
     async def list(self, kind: Kind, namespace: str | None = None, label: str = "") -> list[Object]:
         """All objects of a kind, in pages; [] when the kind is unknown."""
@@ -101,6 +115,14 @@ class KubeClient:
             if not (token := (page.get("metadata") or {}).get("continue")):
                 return items
             query |= {"continue": token}
+
+    async def patch_labels(self, kind: Kind, namespace: str, name: str, uid: str, labels: dict[str, str]) -> Object | None:
+        """Merge labels into the object with this UID; None when it is gone, or another one has its name."""
+        body = {"metadata": {"uid": uid, "labels": labels}}
+        try:
+            return await self._request("PATCH", _path(kind, namespace, name), body=body, query={"fieldManager": FIELD_MANAGER})
+        except (ConflictError, NotFoundError):
+            return None
 
     async def create(self, manifest: Object) -> Object | None:
         """Create an object; None when one of that name exists already."""
@@ -135,9 +157,15 @@ class KubeClient:
             return None
 
     async def _request(
-        self, method: str, path: str, *, body: Object | None = None, query: dict[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Object | None = None,
+        query: dict[str, str] | None = None,
+        accept: str = "application/json",
     ) -> Object:
-        headers = {"Accept": "application/json"}
+        headers = {"Accept": accept}
         if body is not None:
             headers["Content-Type"] = "application/merge-patch+json" if method == "PATCH" else "application/json"
         try:

@@ -1,29 +1,30 @@
 """The Ray dashboard of one cluster: submit, state, and the trainer's progress file.
 
 A poll that fails is `observed.UNKNOWN`, never a failure of the job. The token goes into ``x-ray-authorization``, which,
-unlike ``Authorization``, passes the API server's proxy unchanged.
+unlike ``Authorization``, passes the API server's proxy unchanged. The user chooses the image that answers: `bounded` reads it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import aiohttp
 from pydantic import ValidationError
 
+from finetune_operator.clients.bounded import is_bounded, parse_object, read_body
 from finetune_operator.constants import DASHBOARD_PORT
 from finetune_operator.desired import naming
 from finetune_operator.errors import RayError, RayUnavailableError
-from finetune_operator.observed import UNKNOWN, RayJob
+from finetune_operator.observed import RayJob
+from finetune_operator.text import clip
 from finetune_trainer.tracking.progress import RAY_LOG_FILE, Progress
 
-POLL_TIMEOUT = aiohttp.ClientTimeout(total=5)
-SUBMIT_TIMEOUT = aiohttp.ClientTimeout(total=30)
-
-MAX_MILLISECONDS = 10**14
-"""Times beyond the year 5000 are rejected: Python could not represent much later ones."""
+POLL_SECONDS = 5.0
+SUBMIT_SECONDS = 30.0
+"""Within these a request has its whole answer, however the server sends it."""
 
 _STATES: dict[str, Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]] = {
     "PENDING": "PENDING",
@@ -42,9 +43,9 @@ class Dashboard:
     token: str
 
     @classmethod
-    def by_service(cls, namespace: str, cluster: str, token: str) -> Dashboard:
-        """From inside the Kubernetes cluster."""
-        return cls(f"http://{naming.dashboard_service(cluster)}.{namespace}.svc.cluster.local:{DASHBOARD_PORT}", token)
+    def by_service(cls, namespace: str, cluster: str, token: str, domain: str = "cluster.local") -> Dashboard:
+        """From inside the Kubernetes cluster, whose DNS domain it is."""
+        return cls(f"http://{naming.dashboard_service(cluster)}.{namespace}.svc.{domain}:{DASHBOARD_PORT}", token)
 
     @classmethod
     def by_proxy(cls, api_server: str, namespace: str, cluster: str, token: str) -> Dashboard:
@@ -54,9 +55,11 @@ class Dashboard:
 
 
 class RayClient:
-    """Requests to dashboards, over one connection pool."""
+    """Requests to dashboards, over a session of `bounded_session`."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
+        if not is_bounded(session):
+            raise ValueError("dashboards are asked over a session of clients.bounded.bounded_session only")
         self._session = session
 
     async def submit(self, dashboard: Dashboard, submission: dict[str, Any]) -> None:
@@ -66,12 +69,12 @@ class RayClient:
             RayUnavailableError: no answer; whether the job was submitted is unknown.
             RayError: Ray refuses the submission.
         """
-        status, body = await self._call("POST", dashboard, "/api/jobs/", SUBMIT_TIMEOUT, json=submission)
+        status, body = await self._call("POST", dashboard, "/api/jobs/", SUBMIT_SECONDS, json=submission)
         if status < 300 or "use a different submission_id" in body:
             return
         if status in {401, 403, 502, 503, 504}:
-            raise RayUnavailableError(f"{status}: {body[:500]}")
-        raise RayError(f"Ray refused the submission ({status}): {body[-2000:]}")
+            raise RayUnavailableError(_answers(status, body))
+        raise RayError(f"Ray refused the submission ({status}): {clip(body, 2000)}")
 
     async def stop(self, dashboard: Dashboard, submission_id: str) -> None:
         """Ask a run to stop; the call can be repeated. Ray sends SIGTERM, and SIGKILL after a time that is set on the head.
@@ -79,63 +82,72 @@ class RayClient:
         Raises:
             RayUnavailableError: no answer; whether it was asked is unknown.
         """
-        status, body = await self._call("POST", dashboard, f"/api/jobs/{submission_id}/stop", POLL_TIMEOUT)
+        status, body = await self._call("POST", dashboard, f"/api/jobs/{submission_id}/stop", POLL_SECONDS)
         if status >= 300 and status != 404:
-            raise RayUnavailableError(f"{status}: {body[:500]}")
+            raise RayUnavailableError(_answers(status, body))
 
     async def job(self, dashboard: Dashboard, submission_id: str) -> RayJob:
         """What Ray says about a submission."""
         try:
-            status, body = await self._call("GET", dashboard, f"/api/jobs/{submission_id}", POLL_TIMEOUT)
-        except RayUnavailableError:
-            return UNKNOWN
+            status, body = await self._call("GET", dashboard, f"/api/jobs/{submission_id}", POLL_SECONDS)
+        except RayUnavailableError as error:
+            return RayJob("Unknown", cause=str(error))
         if status == 404 and submission_id in body:
             return RayJob("Missing")  # this is Ray's own answer; a 404 of a proxy does not name the id
-        details = _json(body)
+        details = parse_object(body)
         state = _STATES.get(str(details.get("status")))
         if status >= 300 or state is None:
-            return UNKNOWN
-        return RayJob(state, str(details.get("message") or ""), _time(details.get("end_time")))
+            return RayJob("Unknown", cause=_answers(status, body))
+        return RayJob(state, str(details.get("message") or ""))
 
     async def progress(self, dashboard: Dashboard, head_ip: str) -> Progress | None:
         """The last report of the trainer; None: there is none, or the dashboard does not answer."""
         query = f"/api/v0/logs/file?node_ip={head_ip}&filename={RAY_LOG_FILE}&lines=1"
         try:
-            status, body = await self._call("GET", dashboard, query, POLL_TIMEOUT)
+            status, body = await self._call("GET", dashboard, query, POLL_SECONDS)
         except RayUnavailableError:
             return None
         start = body.find("{")  # Ray puts a status character before the file's text
         if status >= 300 or start < 0:
             return None
         try:
-            return Progress.model_validate_json(body[start:].strip())
+            return Progress.model_validate(parse_object(body[start:]))
         except ValidationError:
             return None
 
-    async def _call(
-        self, method: str, dashboard: Dashboard, path: str, limit: aiohttp.ClientTimeout, **body: Any
-    ) -> tuple[int, str]:
+    async def _call(self, method: str, dashboard: Dashboard, path: str, seconds: float, **body: Any) -> tuple[int, str]:
         headers = {"x-ray-authorization": f"Bearer {dashboard.token}"}
+        # the loop holds the time, from the look-up of the name to the last byte
+        options: dict[str, Any] = {"headers": headers, "timeout": aiohttp.ClientTimeout(total=None), **body}
         try:
             # no redirects: the user chose the image that answers, and no other server may get the credentials
-            async with self._session.request(
-                method, dashboard.url + path, headers=headers, timeout=limit, allow_redirects=False, **body
-            ) as answer:
-                return answer.status, await answer.text(errors="replace")
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise RayUnavailableError(f"the dashboard does not answer: {error!r}") from error
+            async with (
+                asyncio.timeout(seconds),
+                self._session.request(method, dashboard.url + path, allow_redirects=False, **options) as answer,
+            ):
+                return answer.status, await read_body(answer)
+        except RayUnavailableError:
+            raise
+        except Exception as error:  # whatever an answer brings about in a library, it is no answer of Ray
+            raise RayUnavailableError(_cause(error, seconds)) from error
 
 
-def _time(milliseconds: object) -> datetime | None:
-    """Ray's times are milliseconds since 1970."""
-    if not isinstance(milliseconds, int | float) or not 0 < milliseconds < MAX_MILLISECONDS:
-        return None
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+def _cause(error: Exception, seconds: float) -> str:
+    """Why there is no answer, in words that are the same each time, so that the status is not written anew each time."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"the name {error.host} cannot be resolved"
+    if isinstance(error, TimeoutError):
+        return f"no answer within {seconds:.0f} s"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"no connection: {os.strerror(error.os_error.errno) if error.os_error.errno else clip(str(error.os_error), 200)}"
+    if isinstance(error, aiohttp.ServerDisconnectedError | OSError):
+        return "the connection was closed before an answer came"
+    return f"its answer cannot be read: {clip(str(error), 200)}"
 
 
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = aiohttp.typedefs.DEFAULT_JSON_DECODER(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+def _answers(status: int, body: str) -> str:
+    """What came instead of Ray's answer."""
+    words = clip(body[:500], 200)
+    if status in {401, 403}:
+        return f"it refuses the operator's token ({status}){words and ': '}{words}"
+    return f"it gives status {status} and not Ray's answer{words and ': '}{words}"

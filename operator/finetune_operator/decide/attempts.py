@@ -6,18 +6,23 @@ After the loss of the cluster it uses a new one. The trainer itself resumes from
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 
-from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, RayStatus, Reason, RetryPolicy
-from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, fail
+from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, Phase, RayStatus, Reason, RetryPolicy
+from finetune_operator.decide import sharing
+from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, begin_again, fail
 from finetune_operator.decide.plan import DeleteCluster, Plan
 from finetune_operator.desired import naming
 from finetune_operator.observed import Cluster, Observed
-from finetune_operator.status import output_status, set_condition, set_phase
+from finetune_operator.status import output_status, set_phase
 
 MENDED_BY_A_RETRY = frozenset({Reason.TRAINING_FAILED, Reason.HEAD_LOST, Reason.WORKER_LOST, Reason.EVICTED, Reason.POD_FAILED})
 """Failures that another attempt may avoid. Others, such as a broken row, too little memory or a NaN loss, would recur."""
 
+
+_NEEDS_NEW_CLUSTER = frozenset({Reason.HEAD_LOST, Reason.UNSCHEDULABLE})
+"""Ends of an attempt after which its cluster is deleted, even if it looks healthy."""
 
 PODS_GONE_SECONDS = 60.0
 """How long to wait for the end of a lost cluster's pods, so that two attempts do not write at the same time. Pods of a dead
@@ -39,38 +44,42 @@ def begin_attempt(job: FinetuneJob, status: FinetuneJobStatus, cluster: str | No
     return status.model_copy(update={"attempt": attempt, "ray": ray, "output": output})
 
 
-def attempt_failed(job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
-    """Plan another attempt, or end the job if none would help or none is left."""
+def attempt_failed(
+    job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime, *, recurs: bool = False
+) -> Plan:
+    """Plan another attempt, or end the job if none is left, or if none would help: by the reason, or as `recurs` says."""
     policy = job.spec.retry_policy or RetryPolicy()
     count = (status.failed_attempts or 0) + 1
     if count > 1:
         message = f"attempt {count} of {policy.max_attempts}: {message}"
     status = status.model_copy(update={"failed_attempts": count})
-    ended = attempt_ended(status, reason, now)
-    deadline, active = job.spec.active_deadline_seconds, ended.get("active_seconds", 0)
+    deadline, active = job.spec.active_deadline_seconds, attempt_ended(status, reason, now).get("active_seconds", 0)
     if deadline is not None and active >= deadline:
         return fail(status, reason, f"{message}; spec.activeDeadlineSeconds, {deadline} s, are used up", now)
-    if reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
+    if recurs or reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
         return fail(status, reason, message, now)
-    status = status.model_copy(update=ended)
-    for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING):
-        status = set_condition(status, type_, False, Reason.RETRYING, "", now)
     message = f"attempt {count + 1} of {policy.max_attempts} begins in {_pause(policy, count)} s; {reason}: {message}"
-    return Plan(set_phase(status, Phase.RETRYING, Reason.RETRYING, message), requeue_after=0)
+    return begin_again(status, reason, message, now)
 
 
 def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     """Wait until the pause is over, delete a lost cluster, and begin the next attempt."""
+    if not status.attempt_history:
+        # Somebody has edited the status: nothing is known of the last attempt, so its cluster is not used again.
+        status = status.model_copy(update=attempt_ended(status, Reason.HEAD_LOST, now))
     cluster, last = observed.cluster, status.attempt_history[-1]
-    reusable = last.reason != Reason.HEAD_LOST and cluster is not None and _is_healthy(cluster)
+    reusable = last.reason not in _NEEDS_NEW_CLUSTER and cluster is not None and _is_healthy(cluster)
     if cluster is not None and not reusable:
         actions = () if cluster.deleting else (DeleteCluster(cluster.name, cluster.uid),)
         return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
     if observed.pods and not reusable and now < last.end_time + timedelta(seconds=PODS_GONE_SECONDS):
         return Plan(status, requeue_after=1.0)
-    due = last.end_time + timedelta(seconds=_pause(job.spec.retry_policy or RetryPolicy(), status.failed_attempts or 1))
+    pause, look = float(_pause(job.spec.retry_policy or RetryPolicy(), status.failed_attempts or 1)), math.inf
+    if last.reason == Reason.UNSCHEDULABLE:
+        pause, look = sharing.pause_seconds(status, observed), sharing.LOOK_SECONDS
+    due = last.end_time + timedelta(seconds=pause)
     if now < due:
-        return Plan(status, requeue_after=(due - now).total_seconds())
+        return Plan(status, requeue_after=min((due - now).total_seconds(), look))
     status = begin_attempt(job, status, cluster.name if cluster is not None else None, now)
     where = f"on cluster {status.ray.cluster}" if status.ray else ""
     status = set_phase(status, Phase.PENDING, Reason.ACCEPTED, f"attempt {status.attempt} begins {where}")

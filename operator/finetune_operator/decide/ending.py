@@ -5,7 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from finetune_operator.api.v1alpha1 import AttemptStatus, ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
+from finetune_operator.api.v1alpha1 import (
+    AttemptStatus,
+    ConditionType,
+    FinetuneJob,
+    FinetuneJobStatus,
+    JobIdentity,
+    Phase,
+    Reason,
+)
 from finetune_operator.constants import QUEUE_LABEL
 from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
 from finetune_operator.observed import Observed
@@ -20,14 +28,27 @@ CLEAN_UP_SECONDS = 5.0
 
 def end(status: FinetuneJobStatus, phase: Phase, reason: Reason, message: str, now: datetime, **changes: Any) -> Plan:
     """End the job. A later reconcile deletes its cluster, after this is stored."""
-    outcomes = {ConditionType.COMPLETE: phase is Phase.SUCCEEDED, ConditionType.FAILED: phase is Phase.FAILED}
+    status = status.model_copy(update=attempt_ended(status, reason, now))
+    status = conditions_without_cluster(status, reason, now)
     status = set_condition(status, ConditionType.PROGRESSING, False, reason, "", now)
+    outcomes = {ConditionType.COMPLETE: phase is Phase.SUCCEEDED, ConditionType.FAILED: phase is Phase.FAILED}
     for type_, holds in outcomes.items():
         if holds or type_ is ConditionType.COMPLETE:
             status = set_condition(status, type_, holds, reason, message if holds else "", now)
+    status = set_condition(status, ConditionType.FINISHED, True, reason, str(phase), now)
     status = set_phase(status, phase, reason, message)
-    update = attempt_ended(status, reason, now) | {"completion_time": now} | changes
-    return Plan(status.model_copy(update=update), requeue_after=0)
+    return Plan(status.model_copy(update={"completion_time": now} | changes), requeue_after=0)
+
+
+def conditions_without_cluster(status: FinetuneJobStatus, reason: Reason, now: datetime) -> FinetuneJobStatus:
+    """What is true of a job that has no pods, or is to have none."""
+    for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING, ConditionType.CLUSTER_READY):
+        if find_condition(status, type_) is not None:
+            status = set_condition(status, type_, False, reason, "", now)
+    if status.ray is None:
+        return status
+    workers = {"workers_ready": 0, "workers": f"0/{status.ray.workers_desired}"}
+    return status.model_copy(update={"ray": status.ray.model_copy(update=workers)})
 
 
 def fail(status: FinetuneJobStatus, reason: Reason, message: str, now: datetime) -> Plan:
@@ -56,6 +77,14 @@ def attempt_ended(status: FinetuneJobStatus, reason: Reason, now: datetime) -> d
     }
 
 
+def begin_again(status: FinetuneJobStatus, ended: Reason, message: str, now: datetime, why: Reason = Reason.RETRYING) -> Plan:
+    """Record the end of the attempt; another one follows: see `attempts.retry`."""
+    status = status.model_copy(update=attempt_ended(status, ended, now))
+    for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING):
+        status = set_condition(status, type_, False, why, "", now)
+    return Plan(set_phase(status, Phase.RETRYING, why, message), requeue_after=0)
+
+
 def is_over(status: FinetuneJobStatus) -> bool:
     """Whether the end of the current attempt is recorded."""
     return bool(status.attempt_history) and status.attempt_history[-1].attempt == status.attempt
@@ -70,12 +99,26 @@ def training_since(status: FinetuneJobStatus) -> datetime | None:
     return status.ray.start_time or (None if status.attempt_history else status.start_time)
 
 
+def gave_back(status: FinetuneJobStatus) -> int:
+    """How many of the last attempts have given their pods back to an older job, since no node accepted all of them."""
+    count = 0
+    for attempt in reversed(status.attempt_history):
+        if attempt.reason != Reason.UNSCHEDULABLE:
+            break
+        count += 1
+    return count
+
+
 def _begun_at(status: FinetuneJobStatus) -> datetime | None:
-    """When the current attempt was begun; as above."""
+    """When the wait for the current attempt's start began; as above. Attempts that gave their pods back have waited, too."""
     accepted = find_condition(status, ConditionType.VALIDATED)
     if status.ray is None or accepted is None or accepted.status != "True":
         return None
-    return status.ray.request_time or accepted.last_transition_time
+    count = gave_back(status)
+    if not count:
+        return status.ray.request_time or accepted.last_transition_time
+    earlier = status.attempt_history[:-count]
+    return earlier[-1].end_time if earlier else accepted.last_transition_time
 
 
 def within_deadlines(job: FinetuneJob, stored: FinetuneJobStatus, plan: Plan, now: datetime) -> Plan:
@@ -99,7 +142,7 @@ def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> 
     """
     provisioning, active = job.spec.provisioning_timeout_seconds, job.spec.active_deadline_seconds
     since, begun = training_since(status), _begun_at(status)
-    if status.phase is Phase.QUEUED or is_over(status):
+    if status.phase is Phase.QUEUED or (is_over(status) and not gave_back(status)):
         return []
     if since is not None:
         message = f"the training took longer than spec.activeDeadlineSeconds, {active} s"
@@ -111,7 +154,7 @@ def _deadlines(job: FinetuneJob, status: FinetuneJobStatus, waited_for: str) -> 
     return [(begun + timedelta(seconds=provisioning), Reason.PROVISIONING_TIMEOUT, message)]
 
 
-def after_the_end(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
+def after_the_end(job: JobIdentity, observed: Observed, now: datetime) -> Plan:
     """Delete the cluster and then the job itself, each when its time has come. Of the status only observedGeneration may
     still change: GitOps tools wait for it.
     """
@@ -131,11 +174,10 @@ def after_the_end(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     return Plan(status, actions, requeue_after=min(rests) if rests else None)
 
 
-def _times_to_live(job: FinetuneJob) -> tuple[int, int | None]:
-    """Seconds that the cluster and the job are kept. A job whose spec cannot be read has no spec: nothing is kept."""
-    spec = getattr(job, "spec", None)
-    if spec is None:
+def _times_to_live(job: JobIdentity) -> tuple[int, int | None]:
+    """Seconds that the cluster and the job are kept: of a job that is being deleted, or whose spec cannot be read, nothing."""
+    if not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp is not None:
         return 0, None
-    ttl = spec.cluster_ttl_seconds
+    ttl = job.spec.cluster_ttl_seconds
     kept = 0 if ttl is None else ttl.on_success if job.status.phase is Phase.SUCCEEDED else ttl.on_failure
-    return kept, spec.ttl_seconds_after_finished
+    return kept, job.spec.ttl_seconds_after_finished

@@ -24,6 +24,12 @@ def explain_failure(observed: Observed) -> tuple[Reason, str]:
     return Reason.TRAINING_FAILED, observed.ray_job.message or "the trainer ended without a word"
 
 
+def would_recur(observed: Observed, reason: Reason) -> bool:
+    """Whether the trainer says of this failure that another attempt would not mend it."""
+    failure = observed.progress.failure if observed.progress is not None else None
+    return failure is not None and failure.reason == reason and failure.retryable is False
+
+
 def explain_loss(observed: Observed) -> str:
     """What is known about the end of the head or of a worker, to append to a message; empty: nothing."""
     pod = _first_dead(observed)

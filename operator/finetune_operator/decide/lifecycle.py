@@ -9,25 +9,29 @@ anything is made.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
+from finetune_operator.api.reasons import TROUBLE
 from finetune_operator.api.v1alpha1 import (
     TERMINAL,
     ConditionType,
     FinetuneJob,
     FinetuneJobStatus,
+    JobIdentity,
     Phase,
     RayStatus,
     Reason,
 )
-from finetune_operator.constants import DASHBOARD_PORT
-from finetune_operator.decide import queueing, suspension
+from finetune_operator.constants import DASHBOARD_PORT, JOB_LABEL, OUTPUT_MOUNT
+from finetune_operator.decide import queueing, sharing, suspension
 from finetune_operator.decide.attempts import attempt_failed, begin_attempt, retry
-from finetune_operator.decide.ending import after_the_end, end, fail, training_since, within_deadlines
-from finetune_operator.decide.failures import describe, explain_failure, explain_loss
+from finetune_operator.decide.ending import after_the_end, begin_again, end, fail, training_since, within_deadlines
+from finetune_operator.decide.failures import describe, explain_failure, explain_loss, would_recur
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.decide.resumption import resume_note
+from finetune_operator.decide.stopping import stop_first
 from finetune_operator.desired import naming
-from finetune_operator.observed import Cluster, Observed
+from finetune_operator.observed import Cluster, Observed, Silence
 from finetune_operator.status import (
     checkpoint_status,
     condition_is_true,
@@ -50,8 +54,20 @@ POLL_SECONDS = (0.5, 10.0)
 """Shortest and longest pause between two polls of a run; a pause is a quarter of the remaining time."""
 
 
+SILENT_SECONDS = 30.0
+"""How often to look at a job whose dashboard does not answer; an answer wakes it."""
+
 LAST_REPORT_SECONDS = 120.0
-"""How long to poll for the last report of a finished run. Clocks of pods and operator may differ by seconds."""
+"""How long to poll for the last report of a finished run, counted from when its end was first seen."""
+
+COPY_SECONDS = 3600.0
+"""How long the pods of a finished run are kept when its output claim is being deleted: with them the claim would go."""
+
+TAKEN_UP_SECONDS = 20.0
+"""KubeRay writes a status of a new RayCluster within a second or two."""
+
+_OVER_BY_THE_CLOCK = frozenset({Reason.DEADLINE_EXCEEDED, Reason.PROVISIONING_TIMEOUT})
+"""Reasons that a job has before its end only while its driver is being stopped."""
 
 
 def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
@@ -59,16 +75,49 @@ def decide(job: FinetuneJob, observed: Observed, now: datetime) -> Plan:
     if job.status.phase in TERMINAL:
         return after_the_end(job, observed, now)
     status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
+    reported = _with_report(status, observed, now)
+    ordered = _ordered_end(job, reported, observed, now)
+    if ordered is not None:
+        return stop_first(job, reported, ordered, observed, now)
+    if not observed.asked:
+        return Plan(job.status)  # nothing is concluded from a silence that is ours; the answer wakes the job
+    plan = _go_on(job, _with_claim(reported, observed, now), observed, now)
+    if plan.status.phase not in TERMINAL:
+        plan = within_deadlines(job, status, plan, now)
+    return stop_first(job, reported, plan, observed, now)
+
+
+def decide_unreadable(job: JobIdentity, observed: Observed, problems: str, now: datetime) -> Plan:
+    """The same for a job whose spec cannot be read, or is not allowed: it fails, and what it has is deleted."""
+    if job.status.phase in TERMINAL:
+        return after_the_end(job, observed, now)
+    status = job.status.model_copy(update={"observed_generation": job.metadata.generation})
+    return stop_first(job, status, fail(status, Reason.INVALID_SPEC, problems, now), observed, now)
+
+
+def _ordered_end(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan | None:
+    """The end that the user or a deadline has ordered."""
+    if job.metadata.deletion_timestamp is not None:
+        return end(status, Phase.CANCELLED, Reason.CANCELLED_BY_USER, "the job is being deleted", now)
     if job.spec.cancel:
         return end(status, Phase.CANCELLED, Reason.CANCELLED_BY_USER, "spec.cancel is true", now)
-    plan = _go_on(job, status, observed, now)
-    return plan if plan.status.phase in TERMINAL else within_deadlines(job, status, plan, now)
+    if status.reason in _OVER_BY_THE_CLOCK and observed.ray_job.state != "SUCCEEDED":
+        return fail(status, Reason(status.reason), status.message or "", now)
+    return None
+
+
+def _with_claim(status: FinetuneJobStatus, observed: Observed, now: datetime) -> FinetuneJobStatus:
+    """Whether the output claim is being deleted, as a condition; absent as long as nobody has deleted it."""
+    if not observed.claim_deleting and find_condition(status, ConditionType.OUTPUT_CLAIM_DELETING) is None:
+        return status
+    reason = Reason.OUTPUT_CLAIM_DELETING if observed.claim_deleting else Reason.ACCEPTED
+    return set_condition(status, ConditionType.OUTPUT_CLAIM_DELETING, observed.claim_deleting, reason, "", now)
 
 
 def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     if suspension.is_wanted(job, status, observed):
-        return suspension.suspend(job, _with_report(status, observed, now), observed, now)
-    if status.ray is None:
+        return suspension.suspend(job, status, observed, now)
+    if status.ray is None or status.attempt is None:
         return _begin(job, status, observed, now)
     cluster = observed.cluster
     if cluster is not None and cluster.owner_uid != job.metadata.uid:
@@ -76,8 +125,9 @@ def _go_on(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         return fail(status, Reason.NAME_CONFLICT, message, now)
     if status.phase is Phase.RETRYING:
         return retry(job, status, observed, now)
-    if (queued := queueing.hold(job, status, observed, now)) is not None:
-        return queued
+    waiting = queueing.hold(job, status, observed, now) or sharing.give_back(job, status, observed, now)
+    if waiting is not None:
+        return waiting
     go_on = _follow if condition_is_true(status, ConditionType.SUBMITTED) else _provision
     return go_on(job, status, observed, now)
 
@@ -89,7 +139,9 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
         return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=PREFLIGHT_SECONDS)
-    status = status.model_copy(update={"resume": status.resume or observed.resume})
+    status = status.model_copy(
+        update={"resume": status.resume or observed.resume, "defaults": status.defaults or observed.defaults}
+    )
     notes = "; ".join([*config_notes(job.spec.config), *resume_note(status.resume)])
     status = set_condition(status, ConditionType.VALIDATED, True, Reason.ACCEPTED, notes, now)
     if find_condition(status, ConditionType.SUSPENDED) is not None:
@@ -125,7 +177,7 @@ def _submit(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clu
     if observed.ray_job.state == "Missing":
         return Plan(_provisioning(status, observed, cluster, now), (Submit(attempt),), requeue_after=0)
     if observed.ray_job.state == "Unknown":
-        return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=_until_told(observed, now))
     url = f"http://{naming.dashboard_service(cluster.name)}.{job.metadata.namespace}.svc:{DASHBOARD_PORT}"
     status = status.model_copy(update={"ray": _ray(status).model_copy(update={"dashboard_url": url})})
     status = set_condition(status, ConditionType.SUBMITTED, True, Reason.SUBMITTED, _ray(status).submission_id, now)
@@ -141,9 +193,9 @@ def _follow(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
     if cluster.head_lost or state == "Missing":
         message = f"the head pod of RayCluster {cluster.name} was lost, and the driver with it{explain_loss(observed)}"
         return attempt_failed(job, status, Reason.HEAD_LOST, message, now)
-    status = _with_report(status, observed, now)
     if state in {"FAILED", "STOPPED"}:
-        return attempt_failed(job, status, *explain_failure(observed), now)
+        reason, message = explain_failure(observed)
+        return attempt_failed(job, status, reason, message, now, recurs=would_recur(observed, reason))
     if state == "SUCCEEDED":
         return _complete(job, status, observed, now)
     return _watch(job, status, observed, cluster, now)
@@ -156,7 +208,7 @@ def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -
         return status
     if report.total_steps or status.progress is None:
         # until an attempt reports its total, show the steps of the previous one
-        status = status.model_copy(update={"progress": progress_status(report)})
+        status = status.model_copy(update={"progress": progress_status(report, status.progress, now)})
     if report.checkpoint is None:
         return status
     checkpoint = checkpoint_status(report.checkpoint)
@@ -165,8 +217,10 @@ def _with_report(status: FinetuneJobStatus, observed: Observed, now: datetime) -
 
 
 def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> Plan:
-    if observed.ray_job.state in {"PENDING", "Unknown"} and status.phase is not Phase.RUNNING:
-        return Plan(_provisioning(status, observed, cluster, now), requeue_after=POLL_SECONDS[0])
+    unknown = observed.ray_job.state == "Unknown"
+    if (unknown or observed.ray_job.state == "PENDING") and status.phase is not Phase.RUNNING:
+        after = _until_told(observed, now) if unknown else POLL_SECONDS[0]
+        return Plan(_provisioning(status, observed, cluster, now), requeue_after=after)
     if cluster.workers_ready < cluster.workers_desired and status.phase is not Phase.RUNNING:
         return Plan(_provisioning(status, observed, cluster, now), requeue_after=1.0)
     status = _started(_with_workers(status, cluster), now)
@@ -174,13 +228,15 @@ def _watch(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, clus
     status = set_condition(status, ConditionType.PROGRESSING, reason is not Reason.STALLED, reason, message, now)
     message = message or f"{cluster.workers_desired} workers on cluster {cluster.name}"
     whole = cluster.workers_ready >= cluster.workers_desired
-    if not whole:
+    if observed.claim_deleting:
+        reason, message = Reason.OUTPUT_CLAIM_DELETING, _claim_is_being_deleted(job)
+    elif not whole:
         reason, message = _incomplete(reason, observed, cluster)
     because = Reason.CLUSTER_READY if whole else reason
     status = set_condition(status, ConditionType.CLUSTER_READY, whole, because, _workers_ready(cluster), now)
-    if observed.ray_job.state == "Unknown":
-        message += "; its dashboard does not answer at the moment"
-    return Plan(set_phase(status, Phase.RUNNING, reason, message), requeue_after=poll_seconds(status))
+    reason, message = _with_silence(reason, message, observed, now)
+    after = _until_told(observed, now) if unknown else poll_seconds(status)
+    return Plan(set_phase(status, Phase.RUNNING, reason, message), requeue_after=after)
 
 
 def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[Reason, str]:
@@ -193,31 +249,81 @@ def _incomplete(reason: Reason, observed: Observed, cluster: Cluster) -> tuple[R
     return reason, message
 
 
+def _with_silence(reason: Reason, message: str, observed: Observed, now: datetime) -> tuple[Reason, str]:
+    """What the dashboard's silence adds once it has lasted. A reason that needs attention itself has precedence."""
+    silence = observed.silence
+    if silence is None or silence.rest(now):
+        return reason, message
+    return reason if reason in TROUBLE - {Reason.STALLED} else silence.reason, f"{message}; {_words(silence)}"
+
+
+def _words(silence: Silence) -> str:
+    if silence.reason is Reason.TOKEN_KEY_LOST:
+        return f"the Ray cluster cannot be asked: {silence.cause}"
+    return f"the Ray dashboard does not answer since {silence.since:%Y-%m-%dT%H:%M:%SZ}: {silence.cause}"
+
+
+def _until_told(observed: Observed, now: datetime) -> float:
+    """How long to wait for an answer, which wakes the job, before the silence is told or looked at again."""
+    rest = observed.silence.rest(now) if observed.silence else POLL_SECONDS[0]
+    return rest or SILENT_SECONDS
+
+
 def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[Reason, str]:
     """Whether the run makes progress. The message about a stall has no seconds, which would change at each poll."""
     progress = status.progress
     since, step = training_since(status) or now, 0
     if progress is not None:
-        since, step = max(since, progress.last_report_time), progress.step
+        since, step = max(since, progress.step_time or since), progress.step
     if (now - since).total_seconds() >= job.spec.stall_timeout_seconds:
         return Reason.STALLED, f"no new step since {since:%Y-%m-%dT%H:%M:%SZ}, after step {step}"
     return (Reason.TRAINING_RUNNING if step else Reason.TRAINING_STARTING), ""
 
 
 def _complete(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
-    progress, ended = observed.progress, observed.ray_job.ended
+    progress, ray = observed.progress, _ray(status)
+    ended = ray.end_time or now
+    waited = (now - ended).total_seconds()
+    status = status.model_copy(update={"ray": ray.model_copy(update={"end_time": ended})})
     if progress is None:
-        if ended is not None and (now - ended).total_seconds() > LAST_REPORT_SECONDS:
-            return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error, and its last report cannot be read", now)
-        message = "the run has ended; waiting for its manifest"
-        return Plan(set_phase(status, Phase.RUNNING, Reason.TRAINING_RUNNING, message), requeue_after=POLL_SECONDS[0])
+        return _without_report(status, waited, now)
     if progress.output is None:
         return fail(status, Reason.OUTPUT_MISSING, "the trainer ended without error and left no manifest", now)
     claim, path = naming.output_claim_name(job), naming.output_path(job)
     message = f"{progress.output.format} on claim {claim}, folder {path}"
     result = result_status(progress.result) if progress.result else None
-    changes = {"output": output_status(claim, path, progress), "result": result}
-    return end(_started(status, now).model_copy(update=changes), Phase.SUCCEEDED, Reason.COMPLETED, message, now)
+    changes: dict[str, Any] = {"output": output_status(claim, path, progress), "result": result}
+    status = _started(status, now).model_copy(update=changes)
+    if observed.claim_deleting:
+        if waited > COPY_SECONDS:
+            return fail(status, Reason.OUTPUT_CLAIM_DELETING, f"{message}; the claim was deleted", now)
+        message = f"the run is complete, {message}; {_claim_is_being_deleted(job)}"
+        return Plan(set_phase(status, Phase.RUNNING, Reason.OUTPUT_CLAIM_DELETING, message), requeue_after=POLL_SECONDS[1])
+    if status.checkpoint is not None and progress.checkpoint is None:  # the trainer has removed them
+        status = set_condition(status, ConditionType.CHECKPOINT_AVAILABLE, False, Reason.COMPLETED, "", now)
+        status = status.model_copy(update={"checkpoint": None})
+    return end(status, Phase.SUCCEEDED, Reason.COMPLETED, message, now)
+
+
+def _without_report(status: FinetuneJobStatus, waited: float, now: datetime) -> Plan:
+    """Wait for the last report of a finished run; then let another attempt, which finds the run finished, verify its manifest."""
+    if waited <= LAST_REPORT_SECONDS:
+        message = "the run has ended; waiting for its manifest"
+        return Plan(set_phase(status, Phase.RUNNING, Reason.TRAINING_RUNNING, message), requeue_after=POLL_SECONDS[0])
+    message = "the trainer ended without error, and its last report cannot be read"
+    if any(attempt.reason == Reason.OUTPUT_MISSING for attempt in status.attempt_history):
+        return fail(status, Reason.OUTPUT_MISSING, message, now)
+    return begin_again(status, Reason.OUTPUT_MISSING, f"{message}; another attempt verifies the output", now)
+
+
+def _claim_is_being_deleted(job: FinetuneJob) -> str:
+    """What a user has to know who has deleted the output claim. Pods keep it alive."""
+    claim, folder = naming.output_claim_name(job), naming.output_path(job)
+    pod = f"$(kubectl -n {job.metadata.namespace} get pods -l {JOB_LABEL}={job.metadata.name} -o name | head -n 1)"
+    return (
+        f"claim {claim} is being deleted, and goes with the last pod of this job: copy the folder now, with "
+        f"kubectl exec {pod} -- tar -C {OUTPUT_MOUNT} -c {folder} > {folder}.tar"
+    )
 
 
 def _started(status: FinetuneJobStatus, now: datetime) -> FinetuneJobStatus:
@@ -238,12 +344,17 @@ def poll_seconds(status: FinetuneJobStatus) -> float:
 def _provisioning(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> FinetuneJobStatus:
     status = _with_workers(status, cluster)
     reason, message = Reason.CLUSTER_STARTING, _workers_ready(cluster)
+    begun = _ray(status).request_time or now
+    if not cluster.taken_up and (now - begun).total_seconds() >= TAKEN_UP_SECONDS:
+        reason = Reason.KUBERAY_NOT_RESPONDING
+        message = f"KubeRay has not taken up RayCluster {cluster.name}: is the operator of KubeRay running?"
     if cluster.message:
         reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in cluster.message else reason
         message += f"; {cluster.message}"
     dead = next((pod for pod in reversed(observed.lost) if pod.trouble), None)
     if (pod := observed.trouble or dead) is not None and pod.trouble is not None:
         reason, message = pod.trouble, f"{message}; {describe(pod)}"
+    reason, message = _with_silence(reason, message, observed, now)
     status = set_condition(status, ConditionType.CLUSTER_READY, False, reason, message, now)
     return set_phase(status, Phase.PROVISIONING, reason, message)
 

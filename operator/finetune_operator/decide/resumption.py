@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_operator.api.reading import read_status
 from finetune_operator.api.v1alpha1 import TERMINAL, FinetuneJobStatus, Phase, Reason, ResumeStatus
 from finetune_operator.observed import Missing
 
@@ -15,7 +16,7 @@ def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
     A job waits until this one has ended or is suspended. A name: this one never started from the job of that name.
     """
     name, uid = raw["metadata"]["name"], raw["metadata"]["uid"]
-    status = FinetuneJobStatus.model_validate(raw.get("status") or {})
+    status = read_status(raw)
     if status.phase not in {*TERMINAL, Phase.SUSPENDED}:
         message = f"FinetuneJob {name!r} (spec.resumeFrom) is {status.phase or Phase.PENDING}: it has to end or to be suspended"
         return Missing(Reason.WAITING_FOR_JOB, message)
@@ -23,7 +24,8 @@ def resume_point(raw: Mapping[str, Any]) -> ResumeStatus | Missing | str:
     if output is None or status.start_time is None:
         before: str | None = raw["spec"].get("resumeFrom")
         return status.resume or before or ResumeStatus(job=name, uid=uid)
-    if status.resume is not None and not _has_own_checkpoint(status, output.path):
+    has_run_to_the_end = status.phase is Phase.SUCCEEDED
+    if status.resume is not None and not has_run_to_the_end and not _has_own_checkpoint(status, output.path):
         return status.resume
     return ResumeStatus(job=name, uid=uid, persistent_volume_claim=output.persistent_volume_claim, path=output.path)
 

@@ -6,13 +6,11 @@ from datetime import datetime
 
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
 from finetune_operator.constants import STOP_GRACE_SECONDS
-from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended
+from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, conditions_without_cluster
 from finetune_operator.decide.plan import DeleteCluster, Plan, StopRun
-from finetune_operator.observed import Cluster, Observed
-from finetune_operator.status import condition_is_true, find_condition, set_condition, set_phase
-
-STOP_POLL_SECONDS = 1.0
-"""How often to look at a run that was asked to stop."""
+from finetune_operator.decide.stopping import STOP_POLL_SECONDS, driver_runs
+from finetune_operator.observed import Observed
+from finetune_operator.status import condition_is_true, set_condition, set_phase
 
 
 def is_wanted(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed) -> bool:
@@ -31,21 +29,13 @@ def suspend(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now
         status = status.model_copy(update={"ray": ray})
         status = set_phase(status, Phase.SUSPENDING, Reason.SUSPENDED_BY_USER, "the run is asked for a checkpoint")
         return Plan(set_condition(status, ConditionType.SUSPENDED, False, Reason.SUSPENDED_BY_USER, "", now), requeue_after=0)
-    if not cluster.deleting and _still_stopping(status, observed, cluster, now):
+    since = status.ray.stop_time or now
+    if driver_runs(job, status, observed) and (now - since).total_seconds() < STOP_GRACE_SECONDS:
         return Plan(status, (StopRun(status.attempt or 1),), requeue_after=STOP_POLL_SECONDS)
     status = status.model_copy(update=attempt_ended(status, Reason.SUSPENDED_BY_USER, now))
     actions = () if cluster.deleting else (DeleteCluster(cluster.name, cluster.uid),)
     status = set_phase(status, Phase.SUSPENDING, Reason.SUSPENDED_BY_USER, f"cluster {cluster.name} is being deleted")
     return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
-
-
-def _still_stopping(status: FinetuneJobStatus, observed: Observed, cluster: Cluster, now: datetime) -> bool:
-    """Whether a checkpoint may still be written: the driver runs, or does not answer, and the grace period is not over."""
-    if not condition_is_true(status, ConditionType.SUBMITTED) or cluster.head_lost or cluster.suspended or status.ray is None:
-        return False
-    since = status.ray.stop_time or now
-    running = observed.ray_job.state in {"PENDING", "RUNNING", "Unknown"}
-    return running and (now - since).total_seconds() < STOP_GRACE_SECONDS
 
 
 def _suspended(status: FinetuneJobStatus, now: datetime) -> Plan:
@@ -55,8 +45,6 @@ def _suspended(status: FinetuneJobStatus, now: datetime) -> Plan:
     if status.checkpoint is not None:
         message += f" from step {status.checkpoint.step}"
     status = status.model_copy(update=attempt_ended(status, Reason.SUSPENDED_BY_USER, now) | {"ray": None})
-    for type_ in (ConditionType.SUBMITTED, ConditionType.PROGRESSING, ConditionType.CLUSTER_READY):
-        if find_condition(status, type_) is not None:
-            status = set_condition(status, type_, False, Reason.SUSPENDED_BY_USER, "", now)
+    status = conditions_without_cluster(status, Reason.SUSPENDED_BY_USER, now)
     status = set_condition(status, ConditionType.SUSPENDED, True, Reason.SUSPENDED_BY_USER, "", now)
     return Plan(set_phase(status, Phase.SUSPENDED, Reason.SUSPENDED_BY_USER, message))

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_operator.constants import API_VERSION, ATTEMPT_LABEL, FIELD_MANAGER, JOB_LABEL, KIND, MANAGED_BY_LABEL, UID_LABEL
+from finetune_operator.api.v1alpha1 import FinetuneJob, JobIdentity
+from finetune_operator.constants import (
+    API_VERSION,
+    ATTEMPT_LABEL,
+    FIELD_MANAGER,
+    JOB_LABEL,
+    KIND,
+    MANAGED_BY_LABEL,
+    SCHEDULING_LABELS,
+    UID_LABEL,
+)
 
 
 def short_uid(uid: str) -> str:
@@ -13,12 +23,12 @@ def short_uid(uid: str) -> str:
     return uid.replace("-", "")[:5]
 
 
-def cluster_name(job: FinetuneJob, attempt: int) -> str:
+def cluster_name(job: JobIdentity, attempt: int) -> str:
     """Name of the RayCluster of an attempt: at most 53 characters, since the API server holds jobs' names to 40."""
     return f"{job.metadata.name}-{short_uid(job.metadata.uid)}-{attempt}"
 
 
-def submission_id(job: FinetuneJob, attempt: int) -> str:
+def submission_id(job: JobIdentity, attempt: int) -> str:
     """Ray submission id of an attempt: the same after a restart, so that a second POST is refused by Ray."""
     return f"{job.metadata.uid}-a{attempt}"
 
@@ -53,10 +63,15 @@ def dashboard_service(cluster: str) -> str:
     return f"{cluster}-head-svc"
 
 
-def labels(job: FinetuneJob, attempt: int | None = None) -> dict[str, str]:
+def labels(job: JobIdentity, attempt: int | None = None) -> dict[str, str]:
     """Labels of every object made for a job."""
     result = {JOB_LABEL: job.metadata.name, UID_LABEL: job.metadata.uid, MANAGED_BY_LABEL: FIELD_MANAGER}
     return result if attempt is None else result | {ATTEMPT_LABEL: str(attempt)}
+
+
+def scheduling_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Those of a job's labels by which a queue or a batch scheduler takes it; empty: it shares nodes with others."""
+    return {name: value for name, value in labels.items() if name in SCHEDULING_LABELS}
 
 
 def owner_reference(job: FinetuneJob) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, dump
+from finetune_operator.api.spec import CheckpointPolicy
+from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, ResolvedDefaults, dump
 from finetune_operator.constants import (
     HUB_CACHE_MOUNT,
     KEY_ANNOTATION,
     RAY_CONTAINER_UID,
     RAY_VERSION,
-    SCHEDULING_LABELS,
     STOP_GRACE_SECONDS,
 )
 from finetune_operator.desired import naming
@@ -24,8 +24,11 @@ HEAD_ANNOTATIONS = {"ray.io/disable-provisioned-head-restart": "true"}
 was never submitted."""
 
 TERMINATION_SECONDS = 10
-"""Ray ends its processes at SIGTERM, and a run that is to be suspended is stopped before: nothing needs more time, and the
-resources of the pod are free sooner."""
+"""A run that is to be suspended is stopped before: nothing needs more time, and the resources of the pod are free sooner."""
+
+HEAD_ENVIRONMENT = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": "0"}]
+"""At SIGTERM Ray would wait 30 s for the end of its actors, some of which never end, and the kubelet would kill it after ten.
+Workers keep that wait: it ends with the training, and notifies it before."""
 
 OBJECT_STORE_BYTES = "209715200"
 """Ray's object store, 200 MiB: Ray Train moves no data through it here, and it counts against the pod's memory."""
@@ -46,8 +49,7 @@ _COPIED = ("affinity", "imagePullSecrets", "nodeSelector", "priorityClassName", 
 def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id: str) -> dict[str, Any]:
     """A head that runs the driver and never trains, and one worker pod for each training worker."""
     metadata = naming.metadata(job, naming.cluster_name(job, attempt), attempt=attempt)
-    scheduling = {name: value for name, value in job.metadata.labels.items() if name in SCHEDULING_LABELS}
-    labels = scheduling | metadata["labels"]
+    labels = naming.scheduling_labels(job.metadata.labels) | metadata["labels"]
     workers = job.spec.config.training.num_training_workers
     return {
         "apiVersion": "ray.io/v1",
@@ -83,17 +85,34 @@ def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, key_id
     }
 
 
+def resolved_defaults(job: FinetuneJob, settings: Settings) -> ResolvedDefaults:
+    """What the spec leaves open, by the settings of today."""
+    policy = job.spec.checkpoint or CheckpointPolicy()
+    return ResolvedDefaults(
+        image=job.spec.image or settings.image_for(job.spec.config.training.device),
+        head_cpu=settings.head_cpu,
+        head_memory=settings.head_memory,
+        worker_memory=settings.worker_memory,
+        checkpoint_every_steps=policy.every_steps,
+        checkpoint_keep=policy.keep,
+    )
+
+
 def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
     head = job.spec.head
-    memory = head.memory if head and head.memory else settings.head_memory
-    cpu = head.cpu if head and head.cpu else settings.head_cpu
+    defaults = job.status.defaults or resolved_defaults(job, settings)
+    memory = head.memory if head and head.memory else defaults.head_memory
+    cpu = head.cpu if head and head.cpu else defaults.head_cpu
     resources = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
-    return _pod_template(job, attempt, settings, "ray-head", resources, head)
+    template = _pod_template(job, attempt, settings, "ray-head", resources, head)
+    template["spec"]["containers"][0]["env"][:0] = HEAD_ENVIRONMENT
+    return template
 
 
 def _worker_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
     workers = job.spec.workers
-    memory = workers.memory if workers and workers.memory else settings.worker_memory
+    defaults = job.status.defaults or resolved_defaults(job, settings)
+    memory = workers.memory if workers and workers.memory else defaults.worker_memory
     cpu = f"{max(1, round(job.spec.config.training.resources_per_worker.CPU * 1000))}m"
     gpus = gpu_resources(job)
     # no CPU limit: throttling would delay one rank in the middle of a step, and all others would wait for it
@@ -112,7 +131,7 @@ def _pod_template(
     volumes, mounts = build_volumes(job)
     volumes.append({"name": "tmp", "emptyDir": {}})
     mounts.append({"name": "tmp", "mountPath": "/tmp"})  # noqa: S108 - Ray's session folder, in the pod's own volume
-    device = job.spec.config.training.device
+    defaults = job.status.defaults or resolved_defaults(job, settings)
     chosen = dump(options) if options else {}
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -130,7 +149,7 @@ def _pod_template(
         "containers": [
             {
                 "name": container,
-                "image": job.spec.image or settings.image_for(device),
+                "image": defaults.image,
                 "imagePullPolicy": settings.image_pull_policy,
                 "env": _environment(job) + chosen.get("env", []),
                 "resources": resources,

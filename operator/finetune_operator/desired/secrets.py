@@ -38,10 +38,17 @@ class KeyRing:
         """Id of the key that new clusters get."""
         return _key_id(self.keys[0])
 
-    def token(self, job_uid: str, key_id: str | None = None) -> str:
-        """The Ray token of a job: HMAC-SHA256(key, UID) in hex. An unknown key id gives the current key's."""
-        key = next((key for key in self.keys if _key_id(key) == key_id), self.keys[0])
-        return hmac.new(key, job_uid.encode(), hashlib.sha256).hexdigest()
+    def token(self, job_uid: str) -> str:
+        """The Ray token of a job's new cluster: HMAC-SHA256(key, UID) in hex, of the current key."""
+        return _token(self.keys[0], job_uid)
+
+    def token_of(self, job_uid: str, key_id: str | None) -> str | None:
+        """The Ray token of a cluster that names its key; None: it names no key of this ring, and no other key gives its token."""
+        return next((_token(key, job_uid) for key in self.keys if _key_id(key) == key_id), None)
+
+
+def _token(key: bytes, job_uid: str) -> str:
+    return hmac.new(key, job_uid.encode(), hashlib.sha256).hexdigest()
 
 
 def _key_id(key: bytes) -> str:

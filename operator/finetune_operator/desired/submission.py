@@ -52,8 +52,9 @@ def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
         arguments += ["--model_revision", job.spec.model.revision]
     if folder := resume_folder(job):
         arguments += ["--resume_from", folder]
-    policy = job.spec.checkpoint or CheckpointPolicy()
-    arguments += ["--checkpoint_every_steps", str(policy.every_steps), "--checkpoint_keep", str(policy.keep)]
+    policy, defaults = job.spec.checkpoint or CheckpointPolicy(), job.status.defaults
+    every, keep = (defaults.checkpoint_every_steps, defaults.checkpoint_keep) if defaults else (policy.every_steps, policy.keep)
+    arguments += ["--checkpoint_every_steps", str(every), "--checkpoint_keep", str(keep)]
     return f"exec {shlex.join(arguments)}"
 
 

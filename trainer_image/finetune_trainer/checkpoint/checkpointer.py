@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_trainer.checkpoint import store, tensors
 from finetune_trainer.checkpoint.identity import Identity, configuration_digest
 from finetune_trainer.checkpoint.marker import STATE, Marker, Unusable, check_files, read_marker
 from finetune_trainer.config.run import CHECKPOINTS
-from finetune_trainer.errors import OutputInUse, output_error
+from finetune_trainer.errors import LossNotFinite, OutputInUse, output_error
 from finetune_trainer.explain import explain
 from finetune_trainer.runtime import distributed
 from finetune_trainer.tracking.holder import check_still_held
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 _FINISHED = "its run has finished and kept no checkpoint; General.save_strategy epoch or steps would have kept them"
 
@@ -55,20 +57,23 @@ class Checkpointer:
             configuration=configuration_digest(engine),
             world_size=self._worker.size,
             strategy=self._run.config.training.strategy,
+            packed=engine.packed,
         )
 
     def save(self, step: int, running_loss: RunningLoss) -> Checkpoint:
         """Write a checkpoint, and remove the oldest ones. A collective.
 
         Raises:
+            LossNotFinite: a tensor is NaN or infinite.
             OutputVolumeFull: no space is left; the previous checkpoint is intact.
             OutputNotWritable: the folder is not writable.
         """
+        self.check_finite(step)
         try:
-            draft = distributed.broadcast_from_rank0(self._worker, lambda: self._begin(step))
+            draft = self._on_rank0(lambda: self._begin(step))
             written = distributed.all_gather(self._worker, lambda: self._write(draft, running_loss))
             files = tuple(entry for entries in written for entry in entries)
-            return distributed.broadcast_from_rank0(self._worker, lambda: self._complete(draft, step, files))
+            return self._on_rank0(lambda: self._complete(draft, step, files))
         except Exception as error:
             if self._worker.is_rank0 and not isinstance(error, OutputInUse):
                 store.discard(self._run.checkpoints, step)
@@ -101,6 +106,18 @@ class Checkpointer:
         store.prune(self._run.checkpoints, self._identity.run, self._run.saving.keep, path)
         return _describe(path, marker)
 
+    def check_finite(self, step: int) -> None:
+        """Refuse to keep weights, or tensors of the optimizer, that are NaN or infinite. A collective.
+
+        Raises:
+            LossNotFinite: there are some.
+        """
+        found = distributed.all_gather(self._worker, lambda: tensors.find_not_finite(self._engine))
+        broken = next((name for name in found if name is not None), None)
+        if broken is not None:
+            raise LossNotFinite(f"the tensor {broken} is not finite after step {step} of {self._engine.total_steps}; "
+                                "try a lower Training.learning_rate, or mixed_precision: no")  # fmt: skip
+
     def restore(self, is_finished: Callable[[Path], bool]) -> Start:
         """Resume from the newest checkpoint of this run, else of the earlier run, else from the given one; or start at
         step 0. A collective.
@@ -112,65 +129,100 @@ class Checkpointer:
             ConfigError: the earlier run has finished and kept none, or what it kept or General.resume_from_checkpoint
                 names does not fit.
         """
-        folder, worker = self._run.checkpoints, self._worker
-        for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.candidates(folder, self._identity))):
-            try:
-                return self._load(path, marker, exact=True)
-            except Unusable as reason:
-                if worker.is_rank0:
-                    store.skip(path, reason)
-        if self._run.resume_from is not None and (start := self._load_earlier(self._run.resume_from, is_finished)) is not None:
-            return start
-        given = self._run.given_checkpoint
-        if given is None:
-            return Start()
-        try:
-            return self._load_other(given, distributed.broadcast_from_rank0(worker, lambda: read_marker(given)))
-        except Unusable as reason:
-            raise store.refuse("General.resume_from_checkpoint", given, reason) from None
+        return self._resume_own() or self._resume_earlier(is_finished) or self._resume_given() or Start()
 
-    def _load_earlier(self, output: Path, is_finished: Callable[[Path], bool]) -> Start | None:
-        """Resume from the newest usable checkpoint of an earlier run; None: it has left no checkpoint."""
-        worker, refusal = self._worker, None
-        folder = output / CHECKPOINTS
-        for path, marker in distributed.broadcast_from_rank0(worker, lambda: list(store.complete_ones(folder))):
+    def _resume_own(self) -> Start | None:
+        """Resume from the newest usable checkpoint of this run."""
+        folder = self._run.checkpoints
+        for path, marker in self._on_rank0(lambda: list(store.candidates(folder, self._identity))):
             try:
-                return self._load_other(path, marker)
+                return self._restore_all(path, marker)
+            except Unusable as reason:
+                self._skip(path, reason)
+        return None
+
+    def _resume_earlier(self, is_finished: Callable[[Path], bool]) -> Start | None:
+        """Resume from the newest usable checkpoint of the run in `--resume_from`."""
+        output, refusal = self._run.resume_from, None
+        if output is None:
+            return None
+        folder = output / CHECKPOINTS
+        for path, marker in self._on_rank0(lambda: list(store.complete_ones(folder))):
+            try:
+                return self._resume_other(path, marker)
             except Unusable as reason:
                 refusal = refusal or store.refuse("--resume_from", path, reason)
-                if worker.is_rank0:
-                    store.skip(path, reason)
-        if refusal is None and distributed.broadcast_from_rank0(worker, lambda: is_finished(output)):
+                self._skip(path, reason)
+        if refusal is None and self._on_rank0(lambda: is_finished(output)):
             refusal = store.refuse("--resume_from", output, Unusable(_FINISHED))
         if refusal is not None:
             raise refusal
-        if worker.is_rank0:
+        if self._worker.is_rank0:
             log.warning("there is no complete checkpoint in %s to start from", folder)
         return None
 
-    def _load_other(self, path: Path, marker: Marker) -> Start:
+    def _resume_given(self) -> Start | None:
+        """Resume from the checkpoint in `General.resume_from_checkpoint`."""
+        given = self._run.given_checkpoint
+        if given is None:
+            return None
+        try:
+            return self._resume_other(given, self._on_rank0(lambda: read_marker(given)))
+        except Unusable as reason:
+            raise store.refuse("General.resume_from_checkpoint", given, reason) from None
+
+    def _resume_other(self, path: Path, marker: Marker) -> Start:
         """Resume from a checkpoint of another run: exactly if all else is the same, else with weights and optimizer only."""
         own, there = self._identity, marker.identity
         difference = marker.difference(own.model_copy(update={"run": there.run}))
-        if difference is not None and (own.sharded or there.sharded) and own.world_size != there.world_size:
+        if difference is None:
+            return self._restore_all(path, marker)
+        if (own.sharded or there.sharded) and own.world_size != there.world_size:
             raise Unusable(difference)
-        if difference is not None and self._worker.is_rank0:
+        if self._worker.is_rank0:
             log.info("only weights and optimizer are taken from the checkpoint, not its place in the data: %s", difference)
-        return self._load(path, marker, exact=difference is None)
+        self._restore_tensors(path, marker, self._read_rest(path, marker))
+        return Start()
 
-    def _load(self, path: Path, marker: Marker, *, exact: bool) -> Start:
+    def _restore_all(self, path: Path, marker: Marker) -> Start:
+        """Restore tensors, schedule, scale and place in the data."""
+        rest = self._read_rest(path, marker)
+        if len(rest["groups"]) != len(self._engine.optimizer.param_groups):
+            raise Unusable("its optimizer groups the weights in another way, since it is of another release")
+        self._restore_tensors(path, marker, rest)
+        return Start(marker.step, tensors.load_rest(self._engine, rest), _describe(path, marker))
+
+    def _read_rest(self, path: Path, marker: Marker) -> dict[str, Any]:
+        """Check the files that this rank needs, and read everything that is not a tensor.
+
+        Raises:
+            Unusable: a file has changed.
+        """
+        shard = marker.identity.shard(self._worker.rank)
+        distributed.all_gather(self._worker, lambda: check_files(path, marker, (shard, STATE)))
+        rest: dict[str, Any] = json.loads((path / STATE).read_bytes())
+        return rest
+
+    def _restore_tensors(self, path: Path, marker: Marker, rest: dict[str, Any]) -> None:
+        """Restore weights and optimizer.
+
+        Raises:
+            Unusable: they do not fit.
+        """
         engine, worker = self._engine, self._worker
         shard = marker.identity.shard(worker.rank)
-        distributed.all_gather(worker, lambda: check_files(path, marker, (shard, STATE)))
-        rest = json.loads((path / STATE).read_bytes())
         saved: dict[str, torch.Tensor] = {}
         distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
         tensors.put_tensors(engine, saved)
         if worker.is_rank0:
             log.info("resuming from checkpoint %s", path)
-        if not exact:
-            return Start()
-        return Start(marker.step, tensors.load_rest(engine, rest), _describe(path, marker))
+
+    def _on_rank0(self, make: Callable[[], Made]) -> Made:
+        return distributed.broadcast_from_rank0(self._worker, make)
+
+    def _skip(self, path: Path, reason: Unusable) -> None:
+        if self._worker.is_rank0:
+            store.skip(path, reason)
 
 
 def _describe(path: Path, marker: Marker) -> Checkpoint:

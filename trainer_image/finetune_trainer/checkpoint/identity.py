@@ -25,6 +25,8 @@ class Identity(BaseModel):
     """SHA-256, in hex, of the settings that the weights depend on and of the tokenised rows."""
     world_size: int
     strategy: Literal["DDP", "FSDP"]
+    packed: bool | None = None
+    """Whether the rows are packed without padding; None: unknown, the checkpoint is of a release that did not say."""
 
     @property
     def sharded(self) -> bool:

@@ -13,26 +13,68 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_trainer.checkpoint import marker
-from finetune_trainer.files import sync_and_describe
+from finetune_trainer.files import write_described
 from finetune_trainer.tracking.measurements import RunningLoss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from finetune_trainer.files import Entry
     from finetune_trainer.runtime.engine import Engine
+
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names that the format of safetensors gives to types."""
+
+ALIGNMENT = 8
+"""The header of a safetensors file is filled up with spaces to a multiple of this."""
 
 
 def save_tensors(engine: Engine, path: Path) -> Entry:
     """Write this rank's tensors; return size and digest of the file.
 
     Raises:
-        OSError, safetensors.SafetensorError: the volume is full or not writable.
+        OSError: the volume is full or not writable.
     """
-    from safetensors.torch import save_file
+    return write_described(path, _safetensors(_tensors(engine)))
 
-    save_file({name: tensor.contiguous() for name, tensor in _tensors(engine).items()}, path)
-    return sync_and_describe(path)
+
+def _safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file: https://huggingface.co/docs/safetensors#format.
+
+    The library's own writer returns no digest, and copies all tensors of a GPU into host memory at once.
+    """
+    header, offset = {}, 0
+    # The widest types come first, so that every tensor is aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    for name, tensor in ordered:
+        end = offset + tensor.nbytes
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        raw: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield memoryview(raw)
+
+
+def find_not_finite(engine: Engine) -> str | None:
+    """Name of a tensor of this rank with a NaN or an infinite value; None: there is none."""
+    return _not_finite(_tensors(engine))
+
+
+def _not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
+    return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
 def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
@@ -49,8 +91,7 @@ def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
         "scaler": engine.scaler.state_dict(),
         "sums": asdict(running_loss),
     }
-    path.write_text(json.dumps(rest, indent=1) + "\n", encoding="utf-8")
-    return sync_and_describe(path)
+    return write_described(path, [json.dumps(rest, indent=1).encode() + b"\n"])
 
 
 def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.Tensor]:
@@ -62,7 +103,7 @@ def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.
         optimizer: name of the optimizer whose tensors the file has; they are ignored unless the engine has the same one.
 
     Raises:
-        Unusable: the file has other weights than the model.
+        Unusable: the file has other tensors than the engine, or one that is not finite.
     """
     from safetensors.torch import load_file
 
@@ -77,6 +118,9 @@ def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.
         engine.optimizer.state.clear()
         differing = min(name for name in there.keys() | found.keys() if there.get(name) != found.get(name))
         raise marker.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
+    broken = _not_finite(saved)
+    if broken is not None:
+        raise marker.Unusable(f"its tensor {broken} is not finite")
     return saved
 
 
@@ -86,6 +130,11 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in saved.items():
             there[name].copy_(tensor)
+    for name, weight in _learning(engine):
+        state = engine.optimizer.state.get(weight, {})
+        for key, value in state.items():
+            if not isinstance(value, torch.Tensor) and (number := saved.get(f"optimizer:{name}:{key}")) is not None:
+                state[key] = type(value)(number.item())
 
 
 def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
@@ -114,14 +163,18 @@ def make_optimizer_state(engine: Engine) -> None:
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
     """The trainable weights and the optimizer's tensors of this rank, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, weight in engine.model.named_parameters():
-        if not weight.requires_grad:
-            continue
+    for name, weight in _learning(engine):
         found[f"weight:{name}"] = _local(weight)
         for key, value in engine.optimizer.state.get(weight, {}).items():
             if value is not None:
-                found[f"optimizer:{name}:{key}"] = _local(value)
+                # Some optimizers count their steps in a number.
+                found[f"optimizer:{name}:{key}"] = _local(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
     return found
+
+
+def _learning(engine: Engine) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The trainable weights, with their names."""
+    return ((name, weight) for name, weight in engine.model.named_parameters() if weight.requires_grad)
 
 
 def _local(tensor: Any) -> torch.Tensor:

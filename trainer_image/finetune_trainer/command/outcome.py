@@ -72,7 +72,7 @@ def record_failure(logs: Path, attempt: int, error: TrainerError) -> Progress:
     last = last_progress(path)
     if last is None or last.attempt != attempt:
         last = Progress(attempt=attempt, last_report_time=now())
-    failure = Failure(reason=error.reason, message=redact(str(error)))
+    failure = Failure(reason=error.reason, message=redact(str(error)), retryable=error.retryable)
     changes = {"state": "failed", "failure": failure, "eta_seconds": None, "last_report_time": now()}
     failed = last.model_copy(update=changes)
     with suppress(OSError):

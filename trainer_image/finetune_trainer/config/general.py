@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from finetune_trainer.config.objective import Objective
 from finetune_trainer.config.section import Section, choice, lower, yaml_no
 
 CREDENTIAL_MESSAGE = (
@@ -15,9 +16,25 @@ CREDENTIAL_MESSAGE = (
 
 
 def _no_literal_token(value: Any) -> Any:
-    if value not in (None, ""):
+    """Nothing: `false`, as transformers once took it, says that there is no token."""
+    if value not in (None, "", False):
         raise ValueError(CREDENTIAL_MESSAGE)
-    return value
+    return None
+
+
+_NO_TOKEN = Annotated[
+    str | None,
+    BeforeValidator(_no_literal_token),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "nullable": True,
+            "maxLength": 1024,
+            "x-kubernetes-validations": [{"rule": "size(self) == 0", "message": CREDENTIAL_MESSAGE}],
+        }
+    ),
+]
+"""Where llm-on-ray takes a token for the hub."""
 
 
 class HubConfig(Section):
@@ -25,21 +42,10 @@ class HubConfig(Section):
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless the administrator allows it."""
-    use_auth_token: (
-        Annotated[
-            str,
-            BeforeValidator(_no_literal_token),
-            WithJsonSchema(
-                {
-                    "type": "string",
-                    "maxLength": 1024,
-                    "x-kubernetes-validations": [{"rule": "size(self) == 0", "message": CREDENTIAL_MESSAGE}],
-                }
-            ),
-        ]
-        | None
-    ) = None
+    use_auth_token: _NO_TOKEN = None
     """Only null: a token belongs in a Secret (spec.model.tokenSecretRef of the FinetuneJob) or in HF_TOKEN."""
+    token: _NO_TOKEN = None
+    """Only null, as use_auth_token, whose later name it is."""
 
 
 class LoraConfig(Section):
@@ -93,6 +99,8 @@ class General(Section):
     lora_config."""
     enable_gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    trainer_type: Objective | None = None
+    """Only sft, default or null: other objectives, as dpo, are not supported."""
     gpt_base_model: bool | None = None
     """Obsolete, accepted and ignored."""
     gaudi_config_name: Annotated[str, Field(max_length=256)] | None = None

@@ -15,7 +15,6 @@ OBSOLETE_KEYS: dict[str, str] = {
 
 
 INACTIVE_KEYS: dict[str, str] = {
-    "Dataset.block_size": "the rows of a batch are packed whatever their length",
     "Dataset.padding": "the rows of a batch are padded to the longest, or packed without padding (Dataset.group)",
 }
 """Keys that this release accepts without effect → what happens instead. The user is warned about each that is not at

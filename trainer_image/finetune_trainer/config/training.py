@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from finetune_trainer.config.objective import Absent, Never, Objective, absent_rule
 from finetune_trainer.config.optimizer_names import OPTIMIZERS
 from finetune_trainer.config.section import Section, cel, choice, lower, yaml_no
 
@@ -27,7 +28,8 @@ class ResourcesPerWorker(Section):
     CPU: Annotated[float, Field(gt=0, le=1024)] = 1
     """CPUs of a worker: the CPU request of its pod, and its compute threads (rounded up)."""
     GPU: Annotated[int, Field(ge=0, le=64)] = 0
-    """GPUs of a worker: in a cluster the pod requests and limits gpu.intel.com/i915 (or spec.accelerator's resource)."""
+    """GPUs of a worker, each a rank: in a cluster the pod requests and limits gpu.intel.com/i915 (or spec.accelerator's
+    resource)."""
     HPU: Annotated[int, Field(ge=0, le=0)] = 0
     """Only 0: Gaudi is not supported."""
 
@@ -53,6 +55,7 @@ TRAINING_RULES: list[JsonValue] = [
         "!has(self.resources_per_worker.GPU) || self.resources_per_worker.GPU == 0",
         "message": "device CPU forbids resources_per_worker.GPU above 0",
     },
+    absent_rule("beta"),
 ]
 """Rules between the keys of Training for the API server; `Training._device_agrees` checks the same in Python."""
 
@@ -99,7 +102,7 @@ class Training(Section):
     optimizer: Annotated[str, BeforeValidator(_optimizer), cel(_OPTIMIZER_RULE, OPTIMIZER_MESSAGE)] = "AdamW"
     """Optimizer: torch's class names or Hugging Face's names; adamw_* mean AdamW."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 4
-    """Rows per worker and micro-step."""
+    """Rows per rank and micro-step. A worker on CPUs is one rank, and each GPU of a worker is one."""
     epochs: Annotated[int, Field(ge=1, le=100000)] = 3
     """Passes over the training rows."""
     max_train_steps: Annotated[int, Field(ge=1, le=1000000000)] | None = None
@@ -137,6 +140,14 @@ class Training(Section):
     """Optimizer steps between two log lines."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42
     """Seed of the split, the order of the rows, the initial adapter weights and dropout."""
+    finetuning_model: Objective | None = None
+    """Only sft, default or null: other objectives, as dpo, are not supported."""
+    FinetuningModel: Objective | None = None
+    """As finetuning_model."""
+    use_dpo: Never | None = None
+    """Only false: preference training is not supported."""
+    beta: Absent | None = None
+    """Only null: it belongs to preference training, which is not supported."""
     hpu_execution_mode: Annotated[str, Field(max_length=32)] | None = None
     """Obsolete, accepted and ignored."""
     deepspeed_config_file: Annotated[str, Field(max_length=256)] | None = None
@@ -146,6 +157,16 @@ class Training(Section):
     def strategy(self) -> AccelerateMode:
         """DDP or FSDP, without the device's prefix."""
         return "FSDP" if self.accelerate_mode.endswith("FSDP") else "DDP"
+
+    @property
+    def ranks_per_worker(self) -> int:
+        """Processes that train on a worker: one for each of its GPUs, or a single one on CPUs."""
+        return max(1, self.resources_per_worker.GPU)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train, on all workers."""
+        return self.num_training_workers * self.ranks_per_worker
 
     @property
     def torch_optimizer(self) -> str:

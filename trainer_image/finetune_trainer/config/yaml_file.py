@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from finetune_trainer.config.notes import config_notes
+from finetune_trainer.config.objective import other_objectives
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.config.unknown_keys import unknown_keys
 from finetune_trainer.errors import ConfigError
@@ -45,7 +46,7 @@ def load_config(path: str | os.PathLike[str], *, strict: bool = False) -> Loaded
     name = os.fspath(path)
     raw = read_mapping(name)
     unknown = [f"{name}: {line}" for line in unknown_keys(raw)]
-    errors = list(unknown) if strict else []
+    errors = [f"{name}: {line}" for line in other_objectives(raw)] + (unknown if strict else [])
     try:
         config = TrainerConfig.model_validate(raw)
     except ValidationError as error:

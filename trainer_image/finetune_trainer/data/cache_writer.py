@@ -62,6 +62,7 @@ class CacheWriter:
             sha256={},
             cut_prompts=before.cut_prompts.plus(encoded.cut_prompts),
             cut_responses=before.cut_responses.plus(encoded.cut_responses),
+            asked=before.asked or examples.asked,
         )
 
     def _write(self, name: str, values: NDArray[Any]) -> None:

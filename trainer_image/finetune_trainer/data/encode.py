@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from finetune_trainer.data.examples import Encoded, Examples
 from finetune_trainer.data.jsonl import BrokenRows
 from finetune_trainer.data.prompts import parts_of
-from finetune_trainer.data.truncation import TooLong, cut_prompt, cut_response
+from finetune_trainer.data.truncation import TooLong, cut_prompt, cut_response, split_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,25 +42,40 @@ def encode_rows(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str)
 
 
 def encode(rows: Sequence[Row], tokenizer: Any, config: Dataset, name: str) -> Encoded:
-    """Encode as `encode_rows` does, but return the rows that are too long instead of raising an error."""
+    """Encode as `encode_rows` does, but return the rows that are too long instead of raising an error.
+
+    A long text becomes several examples, one for each block.
+    """
     kept: list[tuple[int, list[int], int]] = []
     refused: list[tuple[int, str]] = []
     cut: tuple[list[int], list[int]] = ([], [])
     for row, parts in zip(rows, parts_of(rows, tokenizer, config), strict=True):
+        if row.text:
+            whole = [*parts.head, *parts.response, parts.end]
+            kept.extend((row.line, block, 0) for block in split_text(whole, config.longest_block))
+            continue
         try:
             prompt, prompt_is_cut = cut_prompt(parts, config)
             response, response_is_cut = cut_response(len(prompt), parts.response, config, f"{name}:{row.line}")
         except TooLong as error:
             refused.append((row.line, str(error)))
             continue
-        kept.append((row.line, [*prompt, *response, parts.end], 0 if row.text else len(prompt)))
+        kept.append((row.line, [*prompt, *response, parts.end], len(prompt)))
         for lines, is_cut in zip(cut, (prompt_is_cut, response_is_cut), strict=True):
             lines.extend([row.line] * is_cut)
-    return Encoded(_pack(kept, config, name), tuple(refused), tuple(cut[0]), tuple(cut[1]))
+    examples = replace(_pack(kept, config, name), asked=_first_asked(rows, set(cut[0])))
+    return Encoded(examples, tuple(refused), tuple(cut[0]), tuple(cut[1]))
+
+
+def _first_asked(rows: Sequence[Row], cut: set[int]) -> tuple[str, str] | None:
+    """Instruction and context of the first row whose prompt was not cut, else of the first row; None: there are only texts."""
+    asking = [row for row in rows if not row.text]
+    row = next((row for row in asking if row.line not in cut), asking[0] if asking else None)
+    return None if row is None else (row.instruction, row.context)
 
 
 def _pack(kept: list[tuple[int, list[int], int]], config: Dataset, name: str) -> Examples:
-    """Concatenate rows, each given by its line, its tokens, and the number of tokens of its prompt, 0 for a text."""
+    """Concatenate examples, each given by its line, its tokens, and the number of tokens of its prompt, 0 for a text."""
     lines = np.array([line for line, _, _ in kept], dtype=np.int64)
     lengths = np.array([len(ids) for _, ids, _ in kept], dtype=np.int64)
     prompts = np.array([prompt for _, _, prompt in kept], dtype=np.int64)

@@ -31,6 +31,9 @@ class Examples:
     """The highest token id."""
     digest: str = ""
     """SHA-256, in hex, of all fields above except lines and name; empty for rows that are not on disk."""
+    asked: tuple[str, str] | None = None
+    """Instruction and context of the first row that has them, one whose prompt is not cut if there is any; None: there are
+    only texts."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1

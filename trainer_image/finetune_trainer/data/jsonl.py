@@ -21,7 +21,15 @@ SHOWN_ROWS = 5
 PIECE_BYTES = 512 * 1024
 """Size of a piece: some thousand rows, which are tokenised together."""
 
-_TYPES = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+COLUMNS = ("instruction", "context", "response", "text")
+"""Columns that are read."""
+
+REQUIRED = frozenset({"instruction", "response", "text"})
+"""Columns of which every row has one."""
+
+_TYPES = {"bool": "true or false", "int": "a number", "float": "a number", "list": "a list", "dict": "an object",
+          "bytes": "binary data", "datetime": "a time", "date": "a date", "Decimal": "a decimal number"}  # fmt: skip
+"""Names of Python's types → what they are in words. Only the first ones are in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +64,19 @@ class BrokenRows:
     def __init__(self, name: str) -> None:
         self._name = name
         self._shown: list[str] = []
-        self._count = 0
+        self.count = 0
 
     def add(self, reasons: Iterable[tuple[int, str]]) -> None:
         """Add lines, each with what is wrong with it."""
         for line, why in reasons:
-            self._count += 1
+            self.count += 1
             if len(self._shown) < SHOWN_ROWS:
                 self._shown.append(f"{self._name}:{line}: {why}")
+
+    def join(self, other: BrokenRows) -> None:
+        """Add the broken rows of another file."""
+        self.count += other.count
+        self._shown = (self._shown + other._shown)[:SHOWN_ROWS]
 
     def refuse(self) -> None:
         """Raise an error for all broken rows, if there are any.
@@ -71,8 +84,8 @@ class BrokenRows:
         Raises:
             DatasetInvalid: there are broken rows.
         """
-        rest = self._count - len(self._shown)
-        more = [f"{self._name}: and {rest} more broken rows, {self._count} in all"] if rest > 0 else []
+        rest = self.count - len(self._shown)
+        more = [f"{self._name}: and {rest} more broken rows, {self.count} in all"] if rest > 0 else []
         if self._shown:
             raise DatasetInvalid("\n".join(self._shown + more))
 
@@ -134,7 +147,7 @@ def read_piece(path: Path, name: str, piece: Piece) -> tuple[list[Row], list[tup
     for line, data in enumerate(lines, start=piece.line):
         if data.strip():
             try:
-                rows.append(_row(data, line))
+                rows.append(check_row(parse_line(data, line), line))
             except ValueError as error:
                 broken.append((line, str(error)))
     return rows, broken
@@ -146,26 +159,48 @@ def unreadable(path: Path, name: str, error: OSError) -> DatasetNotFound:
     return DatasetNotFound(f"{name}: cannot read the data file{where}: {error.strerror}")
 
 
-def _row(data: bytes, line: int) -> Row:
-    """Check one line.
+def parse_line(data: bytes, line: int) -> Any:
+    """The value on one line.
 
     Raises:
         ValueError: the line is broken; the message is the reason.
     """
     try:
-        value = json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
+        return json.loads(data.decode("utf-8-sig" if line == 1 else "utf-8"))
     except UnicodeDecodeError:
         raise ValueError("the row is not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"the row is not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("the row is nested too deeply") from None
+
+
+def check_row(value: Any, line: int) -> Row:
+    """Check the value of one line. Of a row of the other kind the columns are missing or blank, as in a CSV file.
+
+    Raises:
+        ValueError: the row is broken; the message is the reason.
+    """
+    if isinstance(value, ValueError):
+        raise value
     if not isinstance(value, dict):
         raise ValueError("the row must be an object with instruction and response, or with text")  # noqa: TRY004 - one kind of error for all broken rows
-    if value.get("instruction") is None and value.get("text") is not None:
+    if _is_text(value):
         return Row("", "", "", line, _required(value, "text"))
     context = "" if value.get("context") is None else _text(value, "context")
     return Row(_required(value, "instruction"), context, _required(value, "response"), line)
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether a row is of the kind with a text, which may be blank where there is no instruction."""
+    if not _is_blank(row, "instruction") or not _is_blank(row, "response"):
+        return False
+    return not _is_blank(row, "text") or (row.get("text") is not None and row.get("instruction") is None)
+
+
+def _is_blank(row: dict[str, Any], key: str) -> bool:
+    value = row.get(key)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _required(row: dict[str, Any], key: str) -> str:
@@ -180,7 +215,7 @@ def _required(row: dict[str, Any], key: str) -> str:
 def _text(row: dict[str, Any], key: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be text, not {_TYPES.get(type(value), type(value).__name__)}")  # noqa: TRY004 - as above
+        raise ValueError(f"{key} must be text, not {_TYPES.get(type(value).__name__, type(value).__name__)}")  # noqa: TRY004 - as above
     try:
         value.encode()
     except UnicodeEncodeError:

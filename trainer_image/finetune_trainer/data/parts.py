@@ -14,6 +14,8 @@ class Parts(NamedTuple):
     response: list[int]
     end: int
     """The token that ends the response."""
+    least: int = 0
+    """Tokens that the prompt needs at least, with some of the user's text; 0: those of head and tail and some more."""
 
 
 def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -26,3 +28,16 @@ def ids_of_markup(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of texts in which special tokens are recognised."""
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return ids
+
+
+class SpecialTokens:
+    """All special tokens of a tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Find them: those that it names, and those that were added to it."""
+        added = {number for number, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+        self.ids = frozenset(added | set(tokenizer.all_special_ids))
+
+    def count(self, ids: list[int]) -> int:
+        """How many of the tokens are special."""
+        return sum(token in self.ids for token in ids)

@@ -1,4 +1,4 @@
-"""Find the data: a JSONL file; or a JSONL copy of another kind of file, of a folder, or of a data set of the hub.
+"""Find the data: a file of JSON lines; or a JSONL copy of another kind of file, of a folder, or of a data set of the hub.
 
 The driver makes the copy once, below the output folder: so the workers need no access to the hub, all data is tokenised
 in the same way, and a later attempt at the run uses the same rows.
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_trainer.data.copies import TABLES, copies_of
-from finetune_trainer.data.jsonl import check_rows
+from finetune_trainer.data.copies import copies_of
+from finetune_trainer.data.jsonl import check_rows, unreadable
+from finetune_trainer.data.readers import is_json_lines
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
@@ -27,7 +28,7 @@ TRAIN, VALIDATION = ("train",), ("validation", "test", "train")
 """Names of the split for train_file, and for validation_file: the first one that the data set has is used."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILE_NAME = re.compile(r".*\.(jsonl?|csv|parquet|txt|tsv|gz|zip)", re.IGNORECASE)
+_FILE_NAME = re.compile(r".*\.(jsonl?|ndjson|csv|parquet|txt|tsv|gz|bz2|xz|zip)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,19 @@ def _find(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) -> lis
         path: its place, if it is local.
         wanted: for each split its possible names, the preferred one first.
     """
-    table = path.is_file() and path.suffix.lower() in TABLES
     on_hub = not path.exists() and _HUB_NAME.fullmatch(name) and not _FILE_NAME.fullmatch(name)
-    if not table and not path.is_dir() and not on_hub:
+    if not path.is_dir() and not on_hub and _is_json_lines(path, name):
         return [Source(path, name)]
     folder = copies_of(run, name, path, wanted)
     copies = [_first_of(folder, splits) for splits in wanted]
-    return [Source(copy, name if table else f"{name}[{copy.stem}]") for copy in copies if copy]
+    return [Source(copy, name if path.is_file() else f"{name}[{copy.stem}]") for copy in copies if copy]
+
+
+def _is_json_lines(path: Path, name: str) -> bool:
+    try:
+        return is_json_lines(path)
+    except OSError as error:
+        raise unreadable(path, name, error) from None
 
 
 def _first_of(folder: Path, splits: tuple[str, ...]) -> Path | None:

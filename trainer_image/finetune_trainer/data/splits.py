@@ -27,11 +27,14 @@ class Data:
     pad: int
 
 
-def split_rows(count: int, percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split row numbers into those to train on and those to evaluate on, both in the file's order.
+def split_rows(lines: NDArray[np.int64], percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split examples, given by their lines, into those to train on and those to evaluate on, both in the file's order.
 
-    The number of evaluation rows is rounded up, as in llm-on-ray. At least one row is left to train on.
+    The number of evaluation rows is rounded up, as in llm-on-ray. At least one row is left to train on. The blocks of a
+    long text stay together.
     """
-    count_eval = min(math.ceil(count * percentage / 100), count - 1)
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[count_eval:]), np.sort(order[:count_eval])
+    rows, row_of = np.unique(lines, return_inverse=True)
+    count_eval = min(math.ceil(len(rows) * percentage / 100), len(rows) - 1)
+    evaluated = np.zeros(len(rows), dtype=bool)
+    evaluated[np.random.default_rng(seed).permutation(len(rows))[:count_eval]] = True
+    return np.flatnonzero(~evaluated[row_of]), np.flatnonzero(evaluated[row_of])

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 MARKER = "complete.json"
 
-FORMAT = 1
+FORMAT = 2
 """Part of each key. Change it when the same rows and settings give other tokens, or when the files change."""
 
 SETTINGS = {"max_length", "max_source_length", "truncation", "truncation_side", "mask_input", "mask_response",
-            "data_preprocess_type", "chat_template"}  # fmt: skip
+            "data_preprocess_type", "chat_template", "block_size", "bos"}  # fmt: skip
 """Keys of Dataset that the tokens depend on."""
 
 ARRAYS: dict[str, type[np.int32 | np.int64]] = {
@@ -73,6 +73,8 @@ class Contents(BaseModel):
     """Of each file, in hex."""
     cut_prompts: Cut = Cut()
     cut_responses: Cut = Cut()
+    asked: tuple[str, str] | None = None
+    """As in `Examples`."""
 
     def size(self, array: str) -> int:
         """Bytes of a file."""
@@ -130,4 +132,4 @@ def open_cache(folder: Path, key: str, name: str) -> Examples:
     contents = Contents.model_validate_json((path / MARKER).read_bytes())
     arrays: dict[str, Any] = {array: np.memmap(path / array, dtype=kind, mode="r") for array, kind in ARRAYS.items()}
     whole = digest(*(contents.sha256[array].encode() for array in ARRAYS if array != "lines"))
-    return Examples(**arrays, name=name, highest=contents.highest, digest=whole)
+    return Examples(**arrays, name=name, highest=contents.highest, digest=whole, asked=contents.asked)

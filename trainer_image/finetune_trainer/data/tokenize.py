@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer.config.dataset import DEFAULT_PROMPT
 from finetune_trainer.config.run import addresses_cluster
 from finetune_trainer.data import cache_writer, jsonl, sources, token_cache
 from finetune_trainer.data.copies import COPIES
@@ -74,9 +75,10 @@ def count_processes(run: Run, available: float, workers_here: int = 1) -> int:
     asked = run.config.dataset.preprocessing_num_workers
     if asked is not None:
         return asked
-    if run.config.training.num_training_workers > 1 or addresses_cluster():
+    if (training := run.config.training).ranks > 1 or addresses_cluster():
         # The pods of workers have no CPU limit, and other pods need the node's other CPUs.
-        available = min(available, workers_here * math.ceil(run.config.training.resources_per_worker.CPU))
+        cpus = math.ceil(training.resources_per_worker.CPU) / training.ranks_per_worker
+        available = min(available, workers_here * cpus)
     return max(1, int(available))
 
 
@@ -122,9 +124,12 @@ def encode_piece(
 
 
 def _warn_of_cuts(contents: token_cache.Contents, name: str, config: Dataset) -> None:
+    longer = f"raise Dataset.max_length (now {config.max_length})"
+    source = f"raise Dataset.max_source_length (now {config.longest_prompt})"
+    set_by_length = config.max_source_length is None and config.longest_prompt < DEFAULT_PROMPT
     limits = (
-        ("prompts", contents.cut_prompts, f"raise Dataset.max_source_length (now {config.max_source_length})"),
-        ("responses", contents.cut_responses, f"raise Dataset.max_length (now {config.max_length})"),
+        ("prompts", contents.cut_prompts, longer if set_by_length else source),
+        ("responses", contents.cut_responses, longer),
     )
     for what, cut, advice in limits:
         if cut.count:

@@ -18,7 +18,7 @@ def launch(run: Run) -> None:
     Raises:
         TrainerError: a failure with a known cause.
     """
-    if run.config.training.num_training_workers == 1 and not addresses_cluster():
+    if run.config.training.ranks == 1 and not addresses_cluster():
         _train_here(run)
     else:
         from finetune_trainer.launch.ray_driver import train_with_ray

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.config.run import addresses_cluster
 from finetune_trainer.launch.ray_worker import train_on_worker
-from finetune_trainer.launch.rendezvous import rendezvous
-from finetune_trainer.launch.worker_errors import final_errors, worker_error
+from finetune_trainer.launch.worker_errors import worker_error
 from finetune_trainer.runtime import stop
 from finetune_trainer.tracking import console
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from finetune_trainer.config.run import Run
+    from finetune_trainer.config.training import Training
 
 RAY_STORAGE = "ray"
 """Folder below the output folder where Ray Train keeps its own records."""
@@ -58,6 +58,9 @@ LOCAL_ENVIRONMENT = {
 }
 """Further defaults for a Ray that lives as long as this run."""
 
+CPU_PARTS = 10_000
+"""Ray divides a CPU into so many parts."""
+
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -65,22 +68,24 @@ def train_with_ray(run: Run) -> None:
     """Start the workers with Ray Train, and wait for their end."""
     console.stage("connecting to Ray" if addresses_cluster() else "starting Ray on this machine")
     with _ray(run):
-        console.stage(f"starting {run.config.training.num_training_workers} workers")
+        console.stage(f"starting {run.config.training.ranks} workers")
         from ray.train import TrainingFailedError
         from ray.train.v2.api.config import FailureConfig, RunConfig
 
+        from finetune_trainer.launch.ray_hooks import FinalErrors, RendezvousConfig, Trainer
+
         storage, failures = run.output_dir / RAY_STORAGE, run.max_worker_failures
-        trainer = _trainer_class()(
+        trainer = Trainer(
             train_on_worker,
             train_loop_config={"run": run},
-            backend_config=rendezvous(),
-            scaling_config=_scaling(run),
+            backend_config=RendezvousConfig(),
+            scaling_config=scaling(run.config.training),
             run_config=RunConfig(
                 name=run.run_name,
                 storage_path=str(storage),
                 # When Ray Train gives up, the operator decides what follows, since it knows more about the failure.
                 failure_config=FailureConfig(max_failures=failures, max_preemption_failures=failures),
-                callbacks=[final_errors(run)],
+                callbacks=[FinalErrors(run)],
                 worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
             ),
         )
@@ -122,25 +127,15 @@ def _ray(run: Run) -> Iterator[None]:
         ray.shutdown()
 
 
-def _trainer_class() -> Any:
-    """Ray Train's trainer without its handler of Ctrl-C, which would abort the run."""
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    class Trainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
-        def _register_sigint_handler(self, *args: Any) -> None:
-            pass
-
-    return Trainer
-
-
-def _scaling(run: Run) -> Any:
+def scaling(training: Training) -> Any:
+    """What Ray starts: a process for each rank. The ranks of a worker's GPUs share its CPUs."""
     from ray.train.v2.api.config import ScalingConfig
 
-    training = run.config.training
-    resources = {"CPU": math.ceil(training.resources_per_worker.CPU), "GPU": training.resources_per_worker.GPU}
+    shares, cpus = training.ranks_per_worker, math.ceil(training.resources_per_worker.CPU)
+    resources = {"CPU": cpus // shares if cpus >= shares else math.floor(CPU_PARTS * cpus / shares) / CPU_PARTS}
     return ScalingConfig(
-        num_workers=training.num_training_workers,
+        num_workers=training.ranks,
         use_gpu=training.device == "gpu",
-        resources_per_worker={name: amount for name, amount in resources.items() if amount},
+        resources_per_worker=resources | ({"GPU": 1} if training.device == "gpu" else {}),
         placement_strategy="SPREAD",
     )

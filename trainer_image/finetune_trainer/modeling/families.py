@@ -28,6 +28,8 @@ class Family:
     """Where the decoder layers are, which FSDP shards one by one; None: the longest list of modules."""
     plain_head: bool = False
     """Whether logits are the output layer on the last hidden state and nothing else: no scaling, no soft cap."""
+    limit: str | None = None
+    """Key of the configuration with the most tokens of a row; None: the model has no limit."""
     packs_rows: bool = False
     """Whether rows may be packed without padding: the model must accept our attention and explicit positions. Models with
     ALiBi have no positions, and GPT-J accepts only its own attention."""
@@ -35,24 +37,29 @@ class Family:
 
 QUERY_VALUE = ("q_proj", "v_proj")
 
+POSITIONS = "max_position_embeddings"
+
 FAMILIES: dict[str, Family] = {
-    # model_type          attention lora_targets          layers                  plain_head packs_rows
-    "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
-    "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
-    "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True,      True),
-    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True,      False),
-    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True,      False),
-    "opt":        Family("sdpa",  QUERY_VALUE,          "model.decoder.layers", True,      True),
-    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True,      False),
-    "gpt2":       Family("sdpa",  ("c_attn",),          "transformer.h",        True,      True),
-    "gemma":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
-    "phi":        Family("sdpa",  (*QUERY_VALUE, "fc1", "fc2"), "model.layers", True,      True),
-    "qwen2":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
-    "qwen3":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True,      True),
+    # model_type          attention lora_targets          layers                  plain_head, limit, packs_rows
+    "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
+    "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
+    "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True, POSITIONS,      True),
+    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True, "n_positions",  False),
+    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True, None,           False),
+    "opt":        Family("sdpa",  QUERY_VALUE,          "model.decoder.layers", True, POSITIONS,      True),
+    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True, "max_seq_len",  False),
+    "gpt2":       Family("sdpa",  ("c_attn",),          "transformer.h",        True, "n_positions",  True),
+    "gemma":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
+    "phi":        Family("sdpa",  (*QUERY_VALUE, "fc1", "fc2"), "model.layers", True, POSITIONS,      True),
+    "qwen2":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
+    "qwen3":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
 }  # fmt: skip
 
 UNKNOWN = Family()
 """Safe for any causal language model: padding, and the whole forward pass."""
+
+LIMITS = (POSITIONS, "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+"""Keys that name the limit of a model without a row."""
 
 
 def family_of(model_type: str) -> Family:
@@ -90,6 +97,14 @@ def has_plain_head(model: Any) -> bool:
     model = unwrapped(model)
     known = family_of(model.config.model_type).plain_head and model.base_model is not model
     return known and type(model.get_output_embeddings()) is nn.Linear
+
+
+def longest_input(model: Any) -> int | None:
+    """The most tokens that a row may have; None: there is no limit, or it is unknown."""
+    config = unwrapped(model).config.get_text_config()
+    known = FAMILIES.get(config.model_type)
+    keys = LIMITS if known is None else filter(None, (known.limit,))
+    return next((int(limit) for key in keys if (limit := getattr(config, key, None))), None)
 
 
 def takes_positions(model: Any) -> bool:

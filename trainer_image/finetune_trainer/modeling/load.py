@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import logging as hub_logging
 
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.modeling import families, load_errors
 from finetune_trainer.modeling.adapters import add_adapters
 
@@ -28,9 +29,11 @@ def load_tokenizer(run: Run) -> Any:
     from transformers import AutoTokenizer
 
     hub_logging.set_verbosity_error()
+    load_errors.check_source(run, "model", run.model_source)
+    load_errors.check_source(run, "tokenizer", run.tokenizer_source)
     try:
         return AutoTokenizer.from_pretrained(run.tokenizer_source, **_hub_options(run, run.tokenizer_source))
-    except load_errors.ERRORS as error:
+    except Exception as error:  # transformers raises whatever it stumbles over in a broken file
         raise load_errors.refuse(run, "tokenizer", run.tokenizer_source, error) from error
 
 
@@ -60,13 +63,6 @@ def load_model(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
     return model.train()
 
 
-def longest_input(model: Any) -> int | None:
-    """Number of positions of the model; None: no limit is known."""
-    config = model.config
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(limit) if limit else None
-
-
 def make_empty(run: Run, dtype: torch.dtype) -> Any:
     """Make the model of `load_model` on the device `meta`, without weights and memory; only its config.json is read.
 
@@ -88,8 +84,10 @@ def load_base(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
 
     hub_logging.disable_progress_bar()
     options = _hub_options(run, run.model_source)
+    load_errors.check_source(run, "model", run.model_source)
     try:
         config = AutoConfig.from_pretrained(run.model_source, **options)
+        load_errors.check_causal(run, config)
         attention = families.family_of(config.model_type).attention
         if empty:
             trust = run.config.general.config.trust_remote_code
@@ -98,7 +96,9 @@ def load_base(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
         model, found = AutoModelForCausalLM.from_pretrained(
             run.model_source, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True, **options
         )
-    except load_errors.ERRORS as error:
+    except TrainerError:
+        raise
+    except Exception as error:  # transformers raises whatever it stumbles over in a broken file
         raise load_errors.refuse(run, "model", run.model_source, error) from error
     load_errors.check_complete(run, found["missing_keys"])
     return model

@@ -16,6 +16,7 @@ from finetune_trainer.output import manifest, verify
 from finetune_trainer.output.answers import SAMPLES_FILE, take_over_samples
 from finetune_trainer.output.model_card import model_card
 from finetune_trainer.output.report import report
+from finetune_trainer.output.taught import teach_template
 from finetune_trainer.runtime import parallel
 from finetune_trainer.tracking.holder import check_still_held
 
@@ -91,6 +92,8 @@ def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     scratch = run.output_dir / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    if summary.taught is not None:
+        teach_template(inputs.tokenizer, summary.taught.template)
     adapted = hasattr(inputs.model, "peft_config")
     if adapted:
         _save_adapter(inputs, run.config.general.base_model, scratch)

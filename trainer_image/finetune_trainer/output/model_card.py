@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 
+from finetune_trainer.output.answers import ANSWER_TOKENS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from finetune_trainer.output.answers import Answer, Sample
     from finetune_trainer.output.summary import RunSummary
+    from finetune_trainer.output.taught import Taught
 
 FENCE = "`" * 8
 """Encloses text of the model and of the user, in which shorter fences may be."""
@@ -35,6 +38,7 @@ def model_card(summary: RunSummary) -> str:
         _table(rows),
         "## How to load it",
         f"```python\n{loading(config.general.base_model, adapted=adapted)}```",
+        *_prompt(summary.taught, config.general.base_model, adapted=adapted),
         *(["## Sample answers", *map(_sample, summary.samples)] if summary.samples else []),
         "## Configuration",
         "Keys that are not here have their defaults.",
@@ -43,6 +47,42 @@ def model_card(summary: RunSummary) -> str:
         _table(summary.environment),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _prompt(taught: Taught | None, base_model: str, *, adapted: bool) -> list[str]:
+    """The prompt as text and as ids, and Python that asks the model."""
+    if taught is None:
+        return []
+    parts = ["## The prompt"]
+    if taught.text:
+        parts += ["The tokenizer's chat template makes the prompt that was trained, id by id. For a row of the data it is:",
+                  f"{FENCE}text\n{taught.text}\n{FENCE}", f"Token ids: `{list(taught.ids)}`"]  # fmt: skip
+    else:
+        parts.append("The model was trained on texts, without a prompt.")
+    if taught.asked is not None:
+        ask = f"{loading(base_model, adapted=adapted)}{_asking(taught.asked, taught.stops)}"
+        parts += ["## How to ask it", "This prints the answer to the first sample below.", f"```python\n{ask}```"]
+    return parts
+
+
+def _asking(asked: dict[str, str] | tuple[int, ...], stops: tuple[int, ...]) -> str:
+    """Python that generates as for the samples."""
+    if isinstance(asked, dict):
+        prompt = (
+            f"messages = [{ {'role': 'user', **asked}!r}]\n"
+            "prompt = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
+            ")\n"
+        )
+    else:
+        prompt = f'import torch\n\nprompt = {{"input_ids": torch.tensor([{list(asked)}])}}\n'
+    return (
+        f"{prompt}"
+        f"answer = model.generate(\n"
+        f"    **prompt, max_new_tokens={ANSWER_TOKENS}, do_sample=False, eos_token_id={list(stops)}, pad_token_id={stops[0]}\n"
+        ")\n"
+        'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))\n'
+    )
 
 
 def loading(base_model: str, *, adapted: bool) -> str:

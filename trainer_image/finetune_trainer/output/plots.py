@@ -68,6 +68,7 @@ def draw(records: list[Record]) -> dict[str, str]:
         figure = Figure(figsize=SIZE)
         plots = {"Loss per token": _losses(figure, steps, evaluations, resumed)}
         for title, key, scale in (
+            ("Norm of the gradients", "gradNorm", 1),
             ("Learning rate", "learningRate", 1),
             ("Tokens per second, all workers", "tokensPerSecond", 1),
             ("Highest memory use of rank 0 so far, GiB", "memoryBytes", GIBIBYTE),

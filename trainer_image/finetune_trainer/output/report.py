@@ -34,6 +34,7 @@ def report(summary: RunSummary) -> str:
         _section("Why it ended early", f"<pre>{escape(summary.ended)}</pre>\n" if summary.ended else ""),
         _section("Curves", _curves(summary.records)),
         _section("Answers before and after", "".join(map(_sample, summary.samples))),
+        _section("Prompt", _prompt(summary)),
         _section("History", _list(_resumed(record) for record in summary.resumed)),
         _section("Warnings", _list(escape(text) for text in summary.warnings)),
         _section("Result", _table(summary.measured)),
@@ -83,6 +84,14 @@ def _curves(records: list[dict[str, Any]]) -> str:
     drawn = plots.draw(records).items()
     figures = (f"<figure><figcaption>{title}</figcaption>{svg}</figure>\n" for title, svg in drawn)
     return f'<div class="plots">\n{"".join(figures)}</div>\n'
+
+
+def _prompt(summary: RunSummary) -> str:
+    """The prompt that was trained, of one row."""
+    if summary.taught is None or not summary.taught.text:
+        return ""
+    ids = ", ".join(map(str, summary.taught.ids))
+    return f"<pre>{escape(summary.taught.text)}</pre>\n{_details('Its token ids', f'<pre>{ids}</pre>')}"
 
 
 def _sample(sample: Sample) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
     from finetune_trainer.data.splits import Data
     from finetune_trainer.output.answers import Sample
+    from finetune_trainer.output.taught import Taught
     from finetune_trainer.runtime.engine import Engine
     from finetune_trainer.tracking.progress import Progress
     from finetune_trainer.tracking.tracker import Tracker
@@ -46,6 +47,8 @@ class RunSummary:
     """Warnings during the run."""
     ended: str = ""
     """Why it ended early; empty: it did not."""
+    taught: Taught | None = None
+    """The prompt that was trained; None: unknown, since the run was interrupted."""
 
     @property
     def method(self) -> str:
@@ -81,7 +84,12 @@ def _number(value: float | None) -> str:
 
 
 def summarise(
-    engine: Engine, tracker: Tracker, samples: tuple[Sample, ...], environment: dict[str, str], warnings: list[str]
+    engine: Engine,
+    tracker: Tracker,
+    samples: tuple[Sample, ...],
+    environment: dict[str, str],
+    warnings: list[str],
+    taught: Taught | None = None,
 ) -> RunSummary:
     """Summarise a run whose training has ended.
 
@@ -100,6 +108,7 @@ def summarise(
         data=describe_data(run, engine.data),
         environment=environment,
         warnings=(*config_notes(run.config), *warnings),
+        taught=taught,
     )
 
 

@@ -29,7 +29,8 @@ GROUP_TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for the slowest rank. Loading a large model from a network volume takes minutes."""
 
 LONG_TIMEOUT = timedelta(days=7)
-"""How long ranks wait for work of rank 0 alone, such as tokenising or the export. Ray ends them if rank 0 is lost."""
+"""How long ranks wait for work that one rank does alone, such as tokenising, writing a checkpoint, or the export. Ray ends
+them if that rank is lost."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Worker:
     restarts: int = 0
     """How many groups of workers of this attempt have failed before this one."""
     long_timeout_group: dist.ProcessGroup | None = None
-    """A group of the same ranks for work of one rank that the others wait for; None: the default group is used."""
+    """A group of the same ranks for work that takes some ranks longer than others; None: the default group is used."""
 
     @property
     def is_rank0(self) -> bool:
@@ -116,11 +117,7 @@ def destroy_process_group() -> None:
 
 def describe(worker: Worker, strategy: Any, dtype: str) -> World:
     """Gather the hosts and devices of all ranks. A collective."""
-    mine = (socket.gethostname(), str(worker.device))
-    everyone: list[Any] = [mine]
-    if dist.is_initialized():
-        everyone = [None] * worker.size
-        dist.all_gather_object(everyone, mine)
+    everyone = all_gather(worker, lambda: (socket.gethostname(), str(worker.device)))
     backend = worker.backend.rpartition(":")[2]
     hosts, names = zip(*everyone, strict=True)
     return World(size=worker.size, hosts=hosts, devices=names, backend=backend, strategy=strategy, dtype=dtype)
@@ -144,7 +141,10 @@ def broadcast_from_rank0(worker: Worker, make: Callable[[], Made]) -> Made:
 
 
 def all_gather(worker: Worker, make: Callable[[], Made]) -> list[Made]:
-    """Let each rank make a value, and gather all values, by rank. Every rank raises an error of any rank. A collective."""
+    """Let each rank make a value, and gather all values, by rank. Every rank raises an error of any rank. A collective.
+
+    The ranks wait for the slowest one as long as it takes: it may be writing a checkpoint to a slow volume.
+    """
     mine: tuple[Any, Exception | None]
     try:
         mine = (make(), None)
@@ -153,7 +153,7 @@ def all_gather(worker: Worker, make: Callable[[], Made]) -> list[Made]:
     everyone: list[Any] = [mine]
     if dist.is_initialized():
         everyone = [None] * worker.size
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, mine, group=worker.long_timeout_group)
     failure = next((raised for _, raised in everyone if raised is not None), None)
     if failure is not None:
         raise failure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.data import batching, step_plan
-from finetune_trainer.modeling import load
+from finetune_trainer.data import batching
+from finetune_trainer.modeling import families
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.distributed import Worker
 
 
-@dataclass
+@dataclass(frozen=True)
 class Engine:
-    """The state that an optimizer step works on."""
+    """What an optimizer step works on: build_engine makes it, complete."""
 
     run: Run
     worker: Worker
@@ -34,30 +34,28 @@ class Engine:
     """The model, adapted or not."""
     loss: torch.nn.Module
     """SupervisedLoss, wrapped by DDP or FSDP."""
+    weights: tuple[torch.nn.Parameter, ...]
+    """The trainable ones."""
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    """The learning-rate schedule, of torch."""
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler
-    packs_rows: bool
+    packed: bool
     """Whether the rows of a batch are packed, without padding."""
-    optimizer: torch.optim.Optimizer = field(init=False)
-    schedule: Any = field(init=False)
-    weights: list[torch.nn.Parameter] = field(init=False)
-    """The trainable ones."""
+    total_steps: int
+    """Optimizer steps of the whole run."""
 
     @property
     def sorts_by_length(self) -> bool:
         """Whether rows of similar length share a batch."""
-        return self.run.config.dataset.group and not self.packs_rows
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return step_plan.total_steps(len(self.data.train_rows), self.worker.size, self.run.config)
+        return self.run.config.dataset.group and not self.packed
 
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:
     """The tensors of some rows on this worker's device."""
-    if engine.packs_rows:
+    if engine.packed:
         return batching.pack(examples, rows).to(engine.worker.device)
     side = engine.run.config.dataset.padding_side
-    longest = load.longest_input(engine.model)
+    longest = families.longest_input(engine.model)
     return batching.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

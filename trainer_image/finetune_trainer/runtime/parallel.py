@@ -62,10 +62,15 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
     return module
 
 
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> AbstractContextManager[None]:
     """Run forward passes without dropout and gradients; restore the module afterwards."""
-    module.eval()
+    return without_gradients(module, training=False)
+
+
+@contextmanager
+def without_gradients(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Run forward passes without gradients, with or without dropout; restore the module afterwards."""
+    module.train(training)
     with torch.no_grad():
         yield
     module.train()

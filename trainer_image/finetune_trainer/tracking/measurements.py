@@ -16,6 +16,8 @@ class StepDone:
     """Passes over the rows done."""
     loss: float
     """Mean loss per supervised token since the last logging step."""
+    grad_norm: float
+    """Norm of the gradients of this step, before clipping."""
     learning_rate: float
     """Of this step."""
     tokens: int

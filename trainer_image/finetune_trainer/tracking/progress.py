@@ -100,6 +100,8 @@ class Failure(Report):
 
     reason: FailureReason
     message: str
+    retryable: bool | None = None
+    """Whether another attempt may succeed; None: unknown, the trainer is of a release that did not say."""
 
 
 class Progress(Report):
@@ -117,6 +119,8 @@ class Progress(Report):
     eta_seconds: Count | None = None
     loss: Number | None = None
     eval_loss: Number | None = None
+    grad_norm: Number | None = None
+    """Norm of the gradients of the last step, before clipping."""
     learning_rate: Number | None = None
     tokens_per_second: Number | None = None
     """Non-padding input tokens of all ranks per second of steady steps."""

@@ -15,6 +15,7 @@ FOLDER = "tensorboard"
 
 TAGS = {
     "loss": "train/loss",
+    "gradNorm": "train/grad_norm",
     "learningRate": "train/learning_rate",
     "tokensPerSecond": "train/tokens_per_second",
     "memoryBytes": "train/memory_bytes",

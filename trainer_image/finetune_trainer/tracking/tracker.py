@@ -82,12 +82,13 @@ class Tracker:
             epoch=round(done.epoch, 4),
             percent=100 * done.step // self.progress.total_steps,
             loss=done.loss,
+            grad_norm=done.grad_norm,
             learning_rate=done.learning_rate,
             tokens_per_second=round(speed, 1),
             eta_seconds=round(pace * (self.progress.total_steps - done.step)),
         )
         if logs:
-            keys = {"step", "total_steps", "epoch", "loss", "learning_rate", "tokens_per_second", "eta_seconds"}
+            keys = {"step", "total_steps", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second", "eta_seconds"}
             record = self.progress.model_dump(mode="json", by_alias=True, include=keys)
             self._append(record | {"memoryBytes": done.memory})
         if logs or self.clock() - self._written >= WRITE_INTERVAL:

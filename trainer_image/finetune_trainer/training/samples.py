@@ -14,7 +14,7 @@ import torch
 
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import output_error
-from finetune_trainer.modeling import attention, families, load
+from finetune_trainer.modeling import attention, families
 from finetune_trainer.output.answers import ANSWER_TOKENS, Answer, Sample, keep_samples, read_samples
 from finetune_trainer.runtime import devices, distributed, parallel
 from finetune_trainer.tracking.holder import check_still_held
@@ -126,7 +126,7 @@ def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts, seconds: floa
     if not prompts.token_ids or not (sharded or engine.worker.is_rank0):
         return []
     ids, mask = (tensor.to(engine.worker.device) for tensor in pad(prompts.token_ids, engine.data.pad))
-    longest = load.longest_input(engine.model) or ids.shape[1] + ANSWER_TOKENS
+    longest = families.longest_input(engine.model) or ids.shape[1] + ANSWER_TOKENS
     module: Any = getattr(engine.loss, "module", engine.loss)  # of DDP
     with (
         parallel.evaluation_mode(engine.loss),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from finetune_trainer.data import batching, splits, tokenize, tokenize_options
+from finetune_trainer.data import batching, splits, step_plan, tokenize, tokenize_options
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
@@ -17,8 +17,10 @@ from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
+from finetune_trainer.training.seeding import seed_everything
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from finetune_trainer.config.run import Run
@@ -33,17 +35,18 @@ def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     options = tokenize_options.TokenizeOptions(tokenize.count_processes(run, host.available_cpus(), worker.local_size))
     made, apart = distributed.broadcast_from_rank0(worker, lambda: tokenize.tokenize_files(run, tokenizer, options))
     train = tokenize.open_tokens(run, made)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    # A token of the rows: padding is masked, and the model may not have the tokenizer's own pad token.
+    pad = int(train.row(0)[-1])
     if apart is not None:
         evaluation = tokenize.open_tokens(run, apart)
         return Data(train, np.arange(len(train)), evaluation, np.arange(len(evaluation)), pad)
-    train_rows, eval_rows = splits.split_rows(len(train), config.dataset.validation_split_percentage, config.training.seed)
+    train_rows, eval_rows = splits.split_rows(train.lines, config.dataset.validation_split_percentage, config.training.seed)
     return Data(train, train_rows, train, eval_rows, pad)
 
 
 def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> Engine:
-    """Load the model, wrap it for data-parallel training, and make optimizer and schedule."""
-    config, training = run.config, run.config.training
+    """Load the model, wrap it for data-parallel training, and make optimizer and schedule. A collective."""
+    training = run.config.training
     shards = training.strategy == "FSDP" and worker.size > 1
     model = one_reader.load_on_rank0(run, worker, dtype) if shards else load.load_model(run, dtype)
     if worker.is_rank0:
@@ -57,33 +60,62 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
 
-    packs = config.dataset.group and packs_rows(loss, model, worker.device)
-    scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
-    engine = Engine(run, worker, rows, model, loss, autocast, scaler, packs)
-    engine.weights = [weight for weight in loss.parameters() if weight.requires_grad]
-    engine.optimizer = make_optimizer(run, engine.weights)
+    optimizer = make_optimizer(run, model)
     if not parallel.is_sharded(loss):
-        devices.use_ipex(loss, engine.optimizer, worker.device)
-    engine.schedule = make_schedule(run, engine)
-    return engine
+        devices.use_ipex(loss, optimizer, worker.device)
+    total_steps = step_plan.total_steps(len(rows.train_rows), worker.size, run.config)
+    return Engine(
+        run=run,
+        worker=worker,
+        data=rows,
+        model=model,
+        loss=loss,
+        weights=tuple(weight for weight in model.parameters() if weight.requires_grad),
+        optimizer=optimizer,
+        schedule=make_schedule(run, optimizer, total_steps),
+        autocast=autocast,
+        scaler=torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16),
+        packed=run.config.dataset.group and pack_rows(loss, model, worker, autocast),
+        total_steps=total_steps,
+    )
 
 
-def packs_rows(loss: torch.nn.Module, model: Any, device: torch.device) -> bool:
-    """Switch the model to attention over packed rows if it keeps the rows apart; return whether it does.
+def pack_rows(
+    loss: torch.nn.Module, model: Any, worker: Worker, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> bool:
+    """Switch the model to attention over packed rows if it keeps the rows apart on every rank; return whether it does.
 
-    The check: the loss of a row is exactly the same when the row before it in the line is another one. A collective.
+    A collective.
     """
     model = families.unwrapped(model)
     family, before = model.config.model_type, model.config._attn_implementation  # noqa: SLF001 - it has no public name
     if not families.family_of(family).packs_rows:
         return False
     model.set_attn_implementation(attention.NAME)
-    with parallel.evaluation_mode(loss):
-        one, other = (float(loss(batch.to(device))) for batch in batching.batches_with_one_target())
-    if one != other:
+    keeps = keeps_rows_apart(loss, worker, autocast)
+    packed = all(distributed.all_gather(worker, lambda: keeps))
+    if not packed:
         model.set_attn_implementation(before)
-        log.warning("this model of type %s does not keep packed rows apart: rows are padded", family)
-    return one == other
+        if worker.is_rank0:
+            log.warning("this model of type %s does not keep packed rows apart: rows are padded", family)
+    return packed
+
+
+def keeps_rows_apart(loss: torch.nn.Module, worker: Worker, autocast: Callable[[], AbstractContextManager[Any]]) -> bool:
+    """Whether the loss of a row is exactly the same when the row before it in the line is another one. A collective.
+
+    It is computed as in a step and as in an evaluation, since attention with dropout has a kernel of its own. The seed
+    drops the same in both lines.
+    """
+    for training in (True, False):
+        losses = []
+        for batch in batching.batches_with_one_target():
+            seed_everything(0)
+            with parallel.without_gradients(loss, training=training), autocast():
+                losses.append(float(loss(batch.to(worker.device))))
+        if losses[0] != losses[1]:
+            return False
+    return True
 
 
 def check_fit(model: Any, rows: Data) -> None:
@@ -92,10 +124,10 @@ def check_fit(model: Any, rows: Data) -> None:
     Raises:
         ConfigError: the configuration does not fit the model.
     """
-    limit, longest = load.longest_input(model), int(max(rows.train.lengths.max(), rows.eval.lengths.max()))
+    limit, longest = families.longest_input(model), int(max(rows.train.lengths.max(), rows.eval.lengths.max()))
     if limit is not None and longest > limit:
         raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    highest = max(rows.train.highest, rows.eval.highest, rows.pad)
+    highest = max(rows.train.highest, rows.eval.highest)
     if highest >= vocabulary:
         raise ConfigError([f"General.tokenizer_name: the tokenizer gives token {highest}, the model knows {vocabulary}"])

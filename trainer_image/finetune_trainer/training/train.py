@@ -11,6 +11,7 @@ from finetune_trainer.checkpoint.checkpointer import Checkpointer
 from finetune_trainer.modeling import load
 from finetune_trainer.output import export, manifest, summary
 from finetune_trainer.output.environment import describe_environment
+from finetune_trainer.output.taught import describe_prompt
 from finetune_trainer.runtime import distributed
 from finetune_trainer.tracking.stages import enter_stage
 from finetune_trainer.tracking.tracker import Tracker
@@ -75,7 +76,8 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
         environment = describe_environment(world) | compute.environment()
 
     tracker.stage("writing the result")
-    run_summary = summary.summarise(engine, tracker, answered, environment, warnings.messages)
+    taught = describe_prompt(tokenizer, run.config.dataset, data.train.asked, prompts.token_ids, prompts.stops)
+    run_summary = summary.summarise(engine, tracker, answered, environment, warnings.messages, taught)
     tracker.finish(distributed.broadcast_from_rank0(worker, lambda: _export(run, inputs, run_summary)))
 
 
