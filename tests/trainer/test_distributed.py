@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 import pytest
+from tests.support.trainer import SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = """
@@ -64,3 +71,101 @@ def test_rows_are_packed_on_every_rank_or_on_none(tmp_path: Path) -> None:
     for rank in ranks:
         out, err = rank.communicate(timeout=120)
         assert out == "False sdpa\n", err
+
+
+GATHERS = """
+import sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
+from finetune_trainer.runtime import distributed, parallel
+
+rank = int(sys.argv[1])
+distributed.create_groups("gloo", rank, 2, f"file://{sys.argv[2]}/meeting")
+module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))
+for layer in module:
+    fully_shard(layer)
+fully_shard(module)
+worker = distributed.Worker(torch.device("cpu"), rank, 2, local_size=2, backend="gloo")
+
+class Count(TorchDispatchMode):
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found += "allgather" in str(function)
+        return function(*args, **(kwargs or {}))
+
+def gathers(block):
+    with parallel.evaluation_mode(module), block, Count() as seen:
+        for _ in range(5):
+            module(torch.ones(1, 8))
+    return seen.found
+
+from contextlib import nullcontext
+counts = [gathers(nullcontext()), gathers(parallel.gathered_once(module, worker)), gathers(nullcontext())]
+module(torch.ones(1, 8)).sum().backward()
+if rank == 0:
+    print(counts)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_gathered_once_for_many_passes(tmp_path: Path) -> None:
+    line = [sys.executable, "-W", "ignore", "-c", GATHERS]
+    ranks = [subprocess.Popen([*line, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    out, _ = ranks[0].communicate(timeout=300)
+    ranks[1].communicate(timeout=300)
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    each, once, again = ast.literal_eval(out)
+    assert (each, once, again) == (15, 3, 15)
+
+
+READS = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.modeling import families
+from finetune_trainer.runtime import distributed, one_reader
+from transformers import AutoModelForCausalLM
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+if rank:
+    AutoModelForCausalLM.from_pretrained = None  # only the reader may open the weights
+distributed.create_groups("gloo", rank, 2, f"file://{folder}/meeting")
+worker = distributed.Worker(torch.device("cpu"), rank, 2, local_size=2, backend="gloo")
+for base, lora in json.loads(sys.argv[3]):
+    config = {"General": {"base_model": base, "lora_config": lora}, "Dataset": {"train_file": "f"}, "Training": {}}
+    run = Run(config=TrainerConfig.model_validate(config), output_dir=folder)
+    torch.manual_seed(rank)
+    model = one_reader.load_on_rank0(run, worker, torch.float32)
+    assert not rank or all(weight.is_meta for weight in model.parameters()), base
+    for part in (*families.decoder_layers(model), model):  # as they are sharded
+        one_reader.send_from_rank0(part)
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.arange(1, 17)[None]).logits
+    learning = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    every = [None, None]
+    dist.all_gather_object(every, (logits, tied, learning, [str(value.dtype) for value in model.parameters()]))
+    assert torch.equal(every[0][0], every[1][0]), base
+    assert every[0][1:] == every[1][1:], base
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_model_that_one_rank_reads_is_the_same_on_the_other(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+    cases = [(str(model_folder(family)), lora) for family in SIZES for lora in (None, {"r": 4})]
+    line = [sys.executable, "-W", "ignore", "-c", READS]
+    ranks = [
+        subprocess.Popen([*line, str(rank), str(tmp_path), json.dumps(cases)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)

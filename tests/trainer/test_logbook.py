@@ -99,7 +99,7 @@ def test_secrets_are_nowhere(command: Command) -> None:
     outcome = command.change("General", base_model=name).run_apart(**SECRETS)
     assert outcome.code == 4
     kept = {path: path.read_text() for path in (outcome.output / "logs").rglob("*") if path.is_file()}
-    assert {path.name for path in kept} == {"progress.json", "driver.log", "rank-0.log"}
+    assert {path.name for path in kept} == {"progress.json", "run.lock", "driver.log", "rank-0.log"}
     for text in (outcome.out, outcome.err, *kept.values()):
         assert not [secret for secret in (*SECRETS.values(), TOKEN) if secret in text]
     hidden = f"org/{'-'.join(['[redacted]'] * 4)}: cannot load the tokenizer"

@@ -5,23 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.support.moments import just_before
 from tests.support.trainer import Apart
 
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.data import sources, tokenize
+from finetune_trainer.data.copies import COPIES
+from finetune_trainer.data.tokenize_options import TokenizeOptions
 from finetune_trainer.errors import OutputInUse
+from finetune_trainer.output import manifest
 from finetune_trainer.runtime import lock, stop
 from finetune_trainer.tracking.holder import LOCK_FILE, check_still_held, read_holder
+from finetune_trainer.tracking.progress import PROGRESS_FILE
+from finetune_trainer.training.cleanup import clean_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from tests.support.trainer import Command
 
@@ -78,6 +86,18 @@ def test_holder_of_another_host_lives_when_its_file_changes(elsewhere: Path) -> 
         thread.join()
 
 
+def test_start_knows_its_own_lock_when_the_network_volume_says_that_another_made_it(tmp_path: Path) -> None:
+    """The answer of an NFS server was lost, and the request that is sent again finds what the first one has made."""
+
+    def make_first(source: str, target: str, *_: int) -> None:
+        shutil.copy(source, target)
+
+    with just_before("os.link", make_first), lock.hold(claim(tmp_path)) as held:
+        holder = read_holder(tmp_path / "logs")
+        assert holder is not None
+        assert holder.token == held.token
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff"])
 def test_lock_that_cannot_be_read_keeps_nobody_out_for_ever(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "logs").mkdir()
@@ -128,6 +148,52 @@ def test_newer_attempt_takes_the_folder_and_an_older_one_writes_nothing_more(com
     (command.output / "logs" / LOCK_FILE).unlink()
     with pytest.raises(OutputInUse, match="its lock was deleted"):
         check_still_held(dataclasses.replace(older))
+
+
+def tokenise(run: Run, tokenizer: Any) -> None:
+    tokenize.tokenize_files(run, tokenizer, TokenizeOptions())
+
+
+def copy(run: Run, tokenizer: Any) -> None:
+    table = run.config.model_copy(update={"dataset": run.config.dataset.model_copy(update={"train_file": "data.csv"})})
+    sources.find_sources(dataclasses.replace(run, config=table))
+
+
+def declare(run: Run, tokenizer: Any) -> None:
+    manifest.write_manifest(run, [], manifest.Manifest(format="full-model", base_model="m"))
+
+
+def tidy(run: Run, tokenizer: Any) -> None:
+    clean_up(run)
+
+
+@pytest.mark.parametrize("write", [tokenise, copy, declare, tidy])
+def test_older_attempt_that_was_long_at_work_leaves_what_the_newer_one_makes(
+    command: Command, tokenizer: Any, write: Callable[[Run, Any], None]
+) -> None:
+    (command.folder / "data.csv").write_text("instruction,response\nName a colour.,Blue.\n")
+    with lock.hold(claim(command.output, "r", 1)) as first, lock.hold(claim(command.output, "r", 2)):
+        older = dataclasses.replace(run_of(command, first, 1), dataset_dir=command.folder)
+        for made in (older.tokens / ".draft.tmp", older.tokens / COPIES / "other", older.checkpoints / "step-00000001"):
+            made.mkdir(parents=True)
+        before = set(command.output.rglob("*"))
+        with pytest.raises(OutputInUse, match="attempt 2 at run r"):
+            write(older, tokenizer)
+        assert set(command.output.rglob("*")) == before
+
+
+def test_attempt_whose_folder_is_taken_at_its_end_does_not_say_that_it_finished(command: Command) -> None:
+    with ExitStack() as newer:
+
+        def take(source: str, target: str, *_: int) -> None:
+            if Path(target).name == PROGRESS_FILE and '"finished"' in Path(source).read_text():
+                newer.enter_context(lock.hold(claim(command.output, "r", 2)))
+
+        with just_before("os.rename", take):
+            outcome = command.run("--run_name", "r")
+    assert outcome.code == 7
+    assert "attempt 2 at run r" in outcome.err
+    assert "finished" not in outcome.out
 
 
 def test_signal_to_an_older_attempt_does_not_stop_the_newer_one(command: Command) -> None:

@@ -151,3 +151,24 @@ def test_ranks_agree_on_the_answers(command: Command, tmp_path: Path, model_fold
         assert one == other
         assert all(sample["before"] and sample["after"] for sample in one)
     assert losses["llama-FSDP-3"] == losses["llama-FSDP-0"]
+
+
+def test_answers_end_with_their_share_of_the_run() -> None:
+    now, chosen = 100.0, torch.tensor([5, 7])
+    allowance = samples.Allowance(lambda first: 300 * first, lambda: now)
+    now += 4.0  # the first pass: the run takes 1200 s, of which answers may take 12
+    assert torch.equal(allowance.check(chosen), chosen)
+    now += 7.9
+    assert torch.equal(allowance.check(chosen), chosen)
+    now += 0.2
+    assert allowance.check(chosen).tolist() == [-1, -1]
+
+
+@torch.no_grad()
+def test_answer_that_ran_out_of_time_is_what_was_made_until_then(model_folder: Callable[[str], Path]) -> None:
+    module = SupervisedLoss(AutoModelForCausalLM.from_pretrained(model_folder("llama"), dtype=torch.float32).eval())
+    ids, mask = samples.pad(([5, 6, 7], [8, 9]), 0)
+    whole = module.generate(ids, mask, torch.tensor([-5]), 6, lambda tokens: tokens)
+    left = iter([True, True, True, False])
+    cut = module.generate(ids, mask, torch.tensor([-5]), 6, lambda tokens: tokens if next(left) else torch.full_like(tokens, -1))
+    assert cut.tolist() == whole[:, :3].tolist()

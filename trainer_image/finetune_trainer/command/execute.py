@@ -95,6 +95,7 @@ def _execute(run: Run) -> int:
         raise  # the folder is another's by now
     except Exception as error:  # noqa: BLE001 - every failure has to be recorded and explained
         return _report_failure(run, error)
+    check_still_held(run)  # or the progress is another's
     progress = last_progress(run.logs / PROGRESS_FILE)
     if progress is not None and progress.state == "stopped":
         write_report(run, progress)

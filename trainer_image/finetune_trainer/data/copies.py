@@ -14,6 +14,7 @@ from finetune_trainer.data.jsonl import COLUMNS, REQUIRED, BrokenRows, check_row
 from finetune_trainer.data.readers import SUFFIXES, read_rows
 from finetune_trainer.errors import ConfigError, DatasetInvalid, DatasetNotFound, output_error
 from finetune_trainer.files import describe_file, digest, sync
+from finetune_trainer.tracking.holder import check_still_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,6 +45,7 @@ def copies_of(run: Run, name: str, path: Path, wanted: list[tuple[str, ...]]) ->
         try:
             draft.mkdir(parents=True)
             _write(splits, wanted, draft, name)
+            check_still_held(run)
             draft.replace(folder / key)
         except OSError as error:
             raise output_error(run.output_dir, error) from error

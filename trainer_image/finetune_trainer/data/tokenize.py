@@ -19,6 +19,7 @@ from finetune_trainer.data.process_pool import in_processes
 from finetune_trainer.data.progress_meter import progress_meter
 from finetune_trainer.data.tokenize_options import TokenizeOptions
 from finetune_trainer.errors import output_error
+from finetune_trainer.tracking.holder import check_still_held
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,7 @@ def tokenize_files(run: Run, tokenizer: Any, options: TokenizeOptions) -> tuple[
         DatasetNotFound, DatasetInvalid: as `sources.check`, and when rows are too long.
         ConfigError: the settings leave no room for a row, or do not fit the tokenizer.
         OutputVolumeFull, OutputNotWritable: the output folder cannot take the tokens.
+        OutputInUse: another run has taken the output folder.
     """
     train, evaluation = sources.find_sources(run)
     try:
@@ -92,6 +94,7 @@ def _tokens(run: Run, source: Source, tokenizer: Any, options: TokenizeOptions) 
     if contents is None:
         with cache_writer.CacheWriter(run.tokens, key) as draft:
             _fill(draft, source, tokenizer, config, options)
+            check_still_held(run)
             draft.complete()
         contents = draft.contents
     _warn_of_cuts(contents, source.name, config)
@@ -141,6 +144,7 @@ def _warn_of_cuts(contents: token_cache.Contents, name: str, config: Dataset) ->
 
 def _remove_others(run: Run, used: set[Path]) -> None:
     """Remove caches and copies of earlier starts with other data, settings or tokenizers."""
+    check_still_held(run)
     copies = run.tokens / COPIES
     for path in (*run.tokens.iterdir(), *copies.glob("*")):
         if path not in used and path != copies:

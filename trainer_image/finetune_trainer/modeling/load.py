@@ -37,12 +37,13 @@ def load_tokenizer(run: Run) -> Any:
         raise load_errors.refuse(run, "tokenizer", run.tokenizer_source, error) from error
 
 
-def load_model(run: Run, dtype: torch.dtype) -> Any:
+def load_model(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
     """Load the base model into host memory, with LoRA adapters and gradient checkpointing as configured, ready to train.
 
     Args:
         run: what to load.
         dtype: compute type. Frozen weights are held in it; trainable weights are held in float32.
+        empty: leave out the weights of the base model; see `make_empty`.
 
     Raises:
         ModelNotFound: nothing exists under this name or in this folder.
@@ -51,7 +52,7 @@ def load_model(run: Run, dtype: torch.dtype) -> Any:
         ConfigError: LoRA's target modules are not in the model.
     """
     general = run.config.general
-    model = load_base(run, torch.float32 if general.lora_config is None else dtype)
+    model = load_base(run, torch.float32 if general.lora_config is None else dtype, empty=empty)
     model.config.use_cache = False
     if general.lora_config is not None:
         model = add_adapters(model, run)
@@ -62,8 +63,17 @@ def load_model(run: Run, dtype: torch.dtype) -> Any:
     return model.train()
 
 
-def load_base(run: Run, dtype: torch.dtype) -> Any:
-    """Load the base model as it is, in host memory.
+def make_empty(run: Run, dtype: torch.dtype) -> Any:
+    """Make the model of `load_model` on the device `meta`, without weights and memory; only its config.json is read.
+
+    Raises: as `load_model`.
+    """
+    with torch.device("meta"):
+        return load_model(run, dtype, empty=True)
+
+
+def load_base(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
+    """Load the base model as it is, in host memory; empty: without its weights.
 
     Raises:
         ModelNotFound: nothing exists under this name or in this folder.
@@ -79,6 +89,10 @@ def load_base(run: Run, dtype: torch.dtype) -> Any:
         config = AutoConfig.from_pretrained(run.model_source, **options)
         load_errors.check_causal(run, config)
         attention = families.family_of(config.model_type).attention
+        if empty:
+            trust = run.config.general.config.trust_remote_code
+            made = AutoModelForCausalLM.from_config
+            return made(config, dtype=dtype, attn_implementation=attention, trust_remote_code=trust)
         model, found = AutoModelForCausalLM.from_pretrained(
             run.model_source, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True, **options
         )

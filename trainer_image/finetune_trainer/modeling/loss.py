@@ -68,7 +68,7 @@ class SupervisedLoss(nn.Module):
             mask: [B, T], int64: 0 where there is padding.
             stops: [S], tokens that end an answer.
             limit: tokens of the longest answer.
-            agree: makes the chosen tokens [B] the same on all participating ranks.
+            agree: makes the chosen tokens [B] the same on all participating ranks; negative ones end all answers here.
 
         Returns:
             [B, up to limit]; tokens after the first stop of a row do not belong to its answer.
@@ -80,6 +80,8 @@ class SupervisedLoss(nn.Module):
             extra = {"position_ids": positions} if self.positions else {}
             logits, cache = self._next(input_ids, {"attention_mask": mask, "past_key_values": cache, "use_cache": True, **extra})
             input_ids = agree(logits.argmax(dim=-1))[:, None]
+            if bool(input_ids[0] < 0):
+                break
             answers = torch.cat([answers, input_ids], dim=1)
             ended |= torch.isin(input_ids[:, 0], stops)
             mask, positions = torch.cat([mask, torch.ones_like(input_ids)], dim=1), positions[:, -1:] + 1

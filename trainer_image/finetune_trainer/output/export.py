@@ -116,13 +116,13 @@ def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     take_over_samples(run.logs)
     if summary.samples:
         files.append(f"{LOGS}/{SAMPLES_FILE}")
-    output = manifest.write_manifest(run.output_dir, files, about)
+    output = manifest.write_manifest(run, files, about)
     if not (adapted and run.config.general.merge_adapter):
         return output
     # The adapter is safe, whatever happens now.
     _save_merged(run, inputs, scratch / MERGED)
     check_still_held(run)
-    return manifest.write_manifest(run.output_dir, [*files, *_move(scratch, run.output_dir)], about)
+    return manifest.write_manifest(run, [*files, *_move(scratch, run.output_dir)], about)
 
 
 def _save_adapter(inputs: ExportInput, base_model: str, folder: Path) -> None:

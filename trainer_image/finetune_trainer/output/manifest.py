@@ -14,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.files import Entry, describe_file, write_atomically
+from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.progress import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from finetune_trainer.config.run import Run
 
 MANIFEST = "manifest.json"
 
@@ -37,20 +40,23 @@ class Manifest(BaseModel):
     files: tuple[Entry, ...] = ()
 
 
-def write_manifest(folder: Path, files: Iterable[str], about: Manifest) -> Output:
+def write_manifest(run: Run, files: Iterable[str], about: Manifest) -> Output:
     """Describe the files of the result and declare it complete.
 
     Args:
-        folder: the output folder.
-        files: the files of the result, relative to it.
+        run: its output folder has the files.
+        files: the files of the result, relative to the folder.
         about: the manifest without its files.
 
     Raises:
         OSError: the folder cannot be read or written.
+        OutputInUse: another run has taken the folder.
     """
+    folder = run.output_dir
     entries = tuple(describe_file(folder, name) for name in sorted(files))
     manifest = about.model_copy(update={"files": entries})
     text = json.dumps(manifest.model_dump(mode="json", by_alias=True), indent=2)
+    check_still_held(run)  # the digests of a large model take a while
     write_atomically(folder / MANIFEST, text.encode() + b"\n")
     return _summary(folder, manifest)
 

@@ -122,6 +122,17 @@ def peak_memory(device: torch.device) -> int:
     return host.peak_memory()
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device, on a CPU on this host; 0: unknown."""
+    if device.type == "cpu":
+        return host.available_memory()
+    library: Any = getattr(torch, device.type)
+    try:
+        return int(library.mem_get_info(device)[0])
+    except (AttributeError, RuntimeError):  # some drivers of Intel GPUs do not tell
+        return 0
+
+
 def _missing(ray_ids: list[str] | None) -> str:
     """Describe what this host lacks for a GPU."""
     lacks = []

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 import socket
 import sys
 from contextlib import suppress
@@ -106,6 +107,18 @@ def process_start(pid: int) -> str | None:
     except OSError:
         return ""
     return None if state in ("Z", "X") else fields[18]
+
+
+def available_memory(root: Path = CGROUPS) -> int:
+    """Bytes that processes may still take: what the host has, within the limit of the control group (v2); 0: unknown."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    free = int(found[1]) * 1024 if found else 0
+    with suppress(OSError, ValueError):  # without a limit the file says "max"
+        free = min(free, int((root / "memory.max").read_text()) - int((root / "memory.current").read_text()))
+    return max(free, 0)
 
 
 def is_x86() -> bool:

@@ -103,6 +103,8 @@ def _take(claim: Claim, path: Path, dead_after: float) -> str:
         if seen is None:
             if _create(path, _text(mine)):
                 return mine.token
+        elif seen.holder is not None and seen.holder.token == mine.token:
+            return mine.token  # NFS may say that a link exists which it has just made, when its first answer was lost
         elif _is_free(claim, seen, watched):
             write_atomically(path, _text(mine))
             time.sleep(SETTLE_SECONDS)

@@ -11,12 +11,17 @@ import torch.distributed as dist
 from torch import nn
 
 from finetune_trainer.modeling import families
+from finetune_trainer.runtime import devices, distributed
+from finetune_trainer.runtime.one_reader import send_from_rank0
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
     from finetune_trainer.runtime.distributed import Worker
+
+GATHERING_ROOM = 1.5
+"""Free memory that gathering a whole model takes, relative to its size: activations and the cache of keys and values, too."""
 
 
 def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
@@ -48,7 +53,9 @@ def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:
     mesh = init_device_mesh(worker.device.type, (worker.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for layer in families.decoder_layers(module.model):
+        send_from_rank0(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy)
+    send_from_rank0(module)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     for method in ("generate", "logits"):
         register_fsdp_forward_method(module, method)
@@ -71,6 +78,29 @@ def without_gradients(module: nn.Module, *, training: bool) -> Iterator[None]:
     if reshard is not None:
         # Without a backward pass the outermost group stays gathered, and its parameters are other objects.
         reshard()
+
+
+@contextmanager
+def gathered_once(module: nn.Module, worker: Worker) -> Iterator[None]:
+    """Keep each layer of a sharded module gathered after its first forward pass in the block, if all ranks have the memory.
+
+    Otherwise each forward pass gathers all weights. A collective.
+    """
+    parts: list[Any] = [part for part in module.modules() if hasattr(part, "set_reshard_after_forward")]
+    size = sum(weight.numel() * weight.element_size() for weight in module.parameters())
+    share = devices.free_memory(worker.device) // (worker.local_size if worker.device.type == "cpu" else 1)
+    lacking = distributed.sum_over_ranks(share < GATHERING_ROOM * size)[0] if parts else 1
+    if lacking:
+        yield
+        return
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not module, recurse=False)  # as torch has them by default
+            part.reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer.checkpoint import store
 from finetune_trainer.data import sources
+from finetune_trainer.tracking.holder import check_still_held
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
 
 
 def clean_up(run: Run) -> None:
-    """Remove tokens and copies of the data; and the checkpoints, unless General.save_strategy keeps them."""
+    """Remove tokens and copies of the data; and the checkpoints, unless General.save_strategy keeps them.
+
+    Raises:
+        OutputInUse: another run has taken the output folder, and makes its own there.
+    """
+    check_still_held(run)
     sources.remove(run)
     if not run.saving.after_export:
         store.prune(run.checkpoints, run.checkpoint_owner, keep=0)

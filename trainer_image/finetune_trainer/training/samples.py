@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
+
+
+SHARE = 0.01
+"""Largest part of the run for the answers of a sharded model before training, and again for those after it."""
+
+LEAST_SECONDS = 5.0
+"""Time for them even if the run takes minutes only."""
+
+PASSES = 3
+"""Forward passes that take as long as a forward and a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,14 @@ def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts
     return _keep(engine, prompts, "before", before)
 
 
-def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> tuple[Sample, ...]:
-    """Answer the prompts after training. A collective.
+def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts, seconds: float) -> tuple[Sample, ...]:
+    """Answer the prompts after training, which took some seconds. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
         OutputNotWritable: the folder is not writable.
     """
-    return _keep(engine, prompts, "after", answer(engine, tokenizer, prompts)).samples
+    return _keep(engine, prompts, "after", answer(engine, tokenizer, prompts, seconds)).samples
 
 
 def _keep(engine: Engine, prompts: SamplePrompts, when: str, answers: list[Answer | None]) -> SamplePrompts:
@@ -100,24 +111,66 @@ def split(examples: Examples, row: int) -> tuple[list[int], list[int]]:
     return ids[:end], ids[end:]
 
 
-def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts) -> list[Answer | None]:
-    """Let the model answer all prompts; ranks whose answers are not needed return none. A collective."""
+def answer(engine: Engine, tokenizer: Any, prompts: SamplePrompts, seconds: float | None = None) -> list[Answer | None]:
+    """Let the model answer all prompts; ranks whose answers are not needed return none. A collective.
+
+    A sharded model answers as far as the time allows, since each token may need all weights of all ranks.
+
+    Args:
+        engine: the model.
+        tokenizer: as it was loaded.
+        prompts: what is asked.
+        seconds: how long the run has trained; None: it has not begun.
+    """
     sharded = parallel.is_sharded(engine.loss)
     if not prompts.token_ids or not (sharded or engine.worker.is_rank0):
         return []
     ids, mask = (tensor.to(engine.worker.device) for tensor in pad(prompts.token_ids, engine.data.pad))
     longest = families.longest_input(engine.model) or ids.shape[1] + ANSWER_TOKENS
     module: Any = getattr(engine.loss, "module", engine.loss)  # of DDP
-    with parallel.evaluation_mode(engine.loss), own_attention(engine.model), engine.autocast():
+    with (
+        parallel.evaluation_mode(engine.loss),
+        parallel.gathered_once(engine.loss, engine.worker),
+        own_attention(engine.model),
+        engine.autocast(),
+    ):
+        allowance = Allowance(lambda first: estimate(engine, len(ids), first) if seconds is None else seconds)
         made = module.generate(
             input_ids=ids,
             mask=mask,
             stops=torch.tensor(prompts.stops, device=ids.device),
             limit=min(ANSWER_TOKENS, longest - ids.shape[1]),
-            agree=distributed.broadcast_tensor if sharded else lambda tokens: tokens,
+            agree=lambda tokens: distributed.broadcast_tensor(allowance.check(tokens)) if sharded else tokens,
         )
     devices.empty_cache(engine.worker.device)
     return [_read(tokenizer, line, prompts.stops) for line in made.tolist()]
+
+
+@dataclass
+class Allowance:
+    """The time for answers, from now on."""
+
+    run_seconds: Callable[[float], float]
+    """How long the run takes, by the seconds of the first forward pass."""
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._allowed: float | None = None
+
+    def check(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The chosen tokens, or negative ones when the time is over. Called after each forward pass."""
+        spent = self.clock() - self._began
+        if self._allowed is None:
+            self._allowed = max(SHARE * self.run_seconds(spent), LEAST_SECONDS)
+        return tokens if spent < self._allowed else torch.full_like(tokens, -1)
+
+
+def estimate(engine: Engine, prompts: int, first: float) -> float:
+    """How many seconds a run takes at least, by those of a forward pass over some prompts."""
+    training = engine.run.config.training
+    passes = PASSES * training.gradient_accumulation_steps * engine.total_steps
+    return first * passes * min(1, training.batch_size / prompts)
 
 
 def _read(tokenizer: Any, ids: list[int], stops: tuple[int, ...]) -> Answer:

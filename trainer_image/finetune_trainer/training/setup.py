@@ -14,7 +14,7 @@ from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.runtime import devices, distributed, host, parallel
+from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 from finetune_trainer.training.seeding import seed_everything
@@ -47,7 +47,8 @@ def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
 def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> Engine:
     """Load the model, wrap it for data-parallel training, and make optimizer and schedule. A collective."""
     training = run.config.training
-    model = load.load_model(run, dtype)
+    shards = training.strategy == "FSDP" and worker.size > 1
+    model = one_reader.load_on_rank0(run, worker, dtype) if shards else load.load_model(run, dtype)
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)

@@ -70,7 +70,7 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
         tracker.export(result)
         if prompts.samples:
             tracker.stage(f"answering {len(prompts.samples)} sample prompts after training")
-        answered = samples.answer_after(engine, tokenizer, prompts)
+        answered = samples.answer_after(engine, tokenizer, prompts, tracker.seconds)
         reference = take_reference(engine)
         inputs = export.ExportInput(engine.model, export.gather_weights(engine.model), tokenizer, dtype, reference)
         environment = describe_environment(world) | compute.environment()
