@@ -23,7 +23,10 @@ SHARED_SECONDS = 5.0
 """How long an answer is reused at least."""
 
 READS_PER_SECOND = 6.0
-"""Different things that are read in a second, on average, and so the longest reuse of an answer."""
+"""Different things that are read again in a second, and so the longest reuse of an answer."""
+
+READS_AT_ONCE = 30
+"""How many of them after a time without reads."""
 
 NODES_SECONDS = 15.0
 """The same for nodes: a LIST of thousands of them is many requests."""
@@ -47,6 +50,7 @@ class SharedReads:
         self.kube = kube
         self._clock = clock
         self._answers: OrderedDict[Hashable, _Answer] = OrderedDict()
+        self._reads_left, self._counted = float(READS_AT_ONCE), clock()
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Object | None:
         """An object as it was a moment ago; an object that may not be read is taken to be there."""
@@ -91,11 +95,21 @@ class SharedReads:
         self._forget_the_unasked()
         async with answer.reading:  # those who come meanwhile share the answer, too
             now = self._clock()
-            if answer.read is None or now - answer.read >= max(seconds, len(self._answers) / READS_PER_SECOND):
+            old = answer.read is not None and now - answer.read >= max(seconds, len(self._answers) / READS_PER_SECOND)
+            if answer.read is None or (old and self._may_read_again(now)):
                 answer.value = await read()
                 answer.read = now
             result: T = answer.value
             return result
+
+    def _may_read_again(self, now: float) -> bool:
+        """Whether another request can be made now: what was read for the first time all at once gets old all at once."""
+        self._reads_left = min(self._reads_left + (now - self._counted) * READS_PER_SECOND, READS_AT_ONCE)
+        self._counted = now
+        if self._reads_left < 1:
+            return False
+        self._reads_left -= 1
+        return True
 
     def _forget_the_unasked(self) -> None:
         while next(iter(self._answers.values())).asked < self._clock() - UNASKED_SECONDS:

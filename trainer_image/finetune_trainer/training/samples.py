@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SHARE = 0.01
 """Largest part of the run for the answers of a sharded model before training, and again for those after it."""
 
-LEAST_SECONDS = 5.0
+LEAST_SECONDS = 2.0
 """Time for them even if the run takes minutes only."""
 
 PASSES = 3
