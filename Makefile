@@ -2,12 +2,15 @@
 .DEFAULT_GOAL := help
 .PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs lock intel benchmark images cluster-up cluster-down clean
 
+# Python keeps what it compiles, whatever the environment says: to compile torch and transformers takes each process seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 MODELS := $(CACHE)/models
-QUICK := $(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
+QUICK := HYPOTHESIS_EXAMPLES=50 $(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
 
 help: ## Show this list
@@ -41,14 +44,14 @@ unit: unit-trainer unit-operator unit-system ## The quick tests
 
 # Of these, only the first imports torch.
 unit-trainer: venv
-	$(QUICK) tests/trainer
+	$(QUICK) tests/trainer --numprocesses 2
 
 unit-operator: venv
 	$(QUICK) tests/unit tests/packaging
 
 # They mostly wait for each other's answers.
 unit-system: venv
-	$(QUICK) tests/system --numprocesses 4
+	$(QUICK) tests/system --numprocesses 3
 
 test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
 	$(BIN)/python -m tests.run

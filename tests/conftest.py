@@ -8,12 +8,24 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
-settings.register_profile("bounded", max_examples=200, deadline=None, derandomize=bool(os.environ.get("CI")), database=None)
+EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "200"))
+"""Of a property that names no number of its own. `make check` tries fewer."""
+
+settings.register_profile("bounded", max_examples=EXAMPLES, deadline=None, derandomize=bool(os.environ.get("CI")), database=None)
 settings.load_profile("bounded")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many slow tests come first: workers of pytest-xdist then end at about the same time."""
+    """Of a test that is `sampled`, every n-th case is quick. Files with many slow tests come first: workers of pytest-xdist
+    then end at about the same time.
+    """
+    cases: Counter[str] = Counter()
+    for item in items:
+        if (sampled := item.get_closest_marker("sampled")) is not None:
+            test = item.nodeid.partition("[")[0]
+            if cases[test] % sampled.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cases[test] += 1
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
 import shutil
@@ -56,6 +58,11 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def render(*options: str) -> list[dict[str, Any]]:
     """What `helm template` makes of the chart."""
+    return copy.deepcopy(_rendered(options))
+
+
+@functools.cache
+def _rendered(options: tuple[str, ...]) -> list[dict[str, Any]]:
     done = helm("template", "fto", str(CHART), "--namespace", "finetune-system", "--kube-version", "1.36.0", *options)
     assert done.returncode == 0, done.stderr
     return [document for document in YAML(typ="safe", pure=True).load_all(done.stdout) if document]

@@ -73,6 +73,7 @@ async def test_a_lost_run_is_taken_up_again(world: World, what: str) -> None:
     assert told.count("Retrying") == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", LOSSES)
 async def test_a_run_that_is_lost_each_time_fails_with_all_attempts_on_record(world: World, what: str) -> None:
     lose, reason, _cluster = LOSSES[what]
@@ -124,6 +125,7 @@ RETRY_WRITES = ("status Retrying", "DELETE rayclusters", "status Pending", "POST
 SUSPEND_WRITES = ("status Suspending", "POST stop", "DELETE rayclusters", "status Suspended")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("label", RETRY_WRITES)
 async def test_a_crash_at_any_write_of_a_retry_changes_nothing_about_it(world: World, label: str, after: bool) -> None:
@@ -136,6 +138,7 @@ async def test_a_crash_at_any_write_of_a_retry_changes_nothing_about_it(world: W
     assert world.made("rayclusters") == 2
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("label", SUSPEND_WRITES)
 async def test_a_crash_at_any_write_of_a_suspension_changes_nothing_about_it(world: World, label: str, after: bool) -> None:

@@ -48,6 +48,7 @@ async def test_it_waits_for_the_job_its_end_and_its_claim_and_says_so(world: Wor
     assert requests <= set(rights(namespace_rules()))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("label", ["status Pending", "POST persistentvolumeclaims", "POST rayclusters", "POST job"])
 async def test_once_stored_the_place_outlives_the_earlier_job_and_a_crash(world: World, label: str, after: bool) -> None:

@@ -133,6 +133,7 @@ HALF_WRITTEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("how", HALF_WRITTEN)
 def test_a_checkpoint_that_cannot_be_relied_on_is_named_and_the_one_before_is_taken(killed: Command, how: str) -> None:
     harm, words = HALF_WRITTEN[how]
@@ -161,6 +162,7 @@ def test_no_checkpoint_of_another_run_or_of_a_run_without_name_is_taken(killed: 
     assert steps(killed.run()) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("strategy", "options", "expected"),
     [

@@ -75,6 +75,7 @@ def test_training_is_the_same_without_evaluation(held_out: Command) -> None:
     assert (without.output / "adapter_model.safetensors").read_bytes() == adapter
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("ended", "reached"), [(7, 4), (9, 8), (STEPS, STEPS)], ids=["after an evaluation", "before one", "stopped in place of one"]
 )

@@ -51,6 +51,7 @@ def with_adapter(command: Command) -> Any:
     return peft.PeftModel.from_pretrained(load(command.config["General"]["base_model"]), command.output)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
 @pytest.mark.parametrize(
     ("family", "targets"),
@@ -134,6 +135,7 @@ MISTAKES: dict[str, tuple[int, str, dict[str, Any]]] = {
 """Exit code, and what is changed in which section."""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_failed_run_costs_no_older_result(command: Command, mistake: str) -> None:
     if mistake == "device" and torch.cuda.is_available():

@@ -80,6 +80,7 @@ def is_finite(path: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in load_file(path).values())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_gradient_that_is_not_finite_ends_the_run_at_its_own_step_and_rows(command: Command, step: int, value: str) -> None:

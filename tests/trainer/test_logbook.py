@@ -151,6 +151,7 @@ def test_log_that_cannot_be_written(command: Command, trouble: str) -> None:
     assert "Error" not in outcome.err
 
 
+@pytest.mark.slow
 def test_log_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = "x" * 2**16
     with logbook.keep(tmp_path, 1, "driver"):

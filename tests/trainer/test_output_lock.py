@@ -98,6 +98,7 @@ def test_start_knows_its_own_lock_when_the_network_volume_says_that_another_made
         assert holder.token == held.token
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff"])
 def test_lock_that_cannot_be_read_keeps_nobody_out_for_ever(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "logs").mkdir()
@@ -123,6 +124,7 @@ def test_living_process_of_this_machine_keeps_the_folder(tmp_path: Path) -> None
             lock.hold(claim(tmp_path, "other", 2)).__enter__()
 
 
+@pytest.mark.slow
 def test_holder_is_watched_where_the_system_does_not_tell_when_a_process_began(tmp_path: Path) -> None:
     def hide(path: object, *_: object) -> None:
         if str(path) == f"/proc/{os.getpid()}/stat":
@@ -176,6 +178,7 @@ def tidy(run: Run, tokenizer: Any) -> None:
     clean_up(run)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("write", [tokenise, copy, declare, tidy])
 def test_older_attempt_that_was_long_at_work_leaves_what_the_newer_one_makes(
     command: Command, tokenizer: Any, write: Callable[[Run, Any], None]

@@ -173,6 +173,7 @@ LOST: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lost", LOST)
 def test_whatever_is_not_restored_shows(learning: Command, whole: Outcome, stopped: Path, lost: str) -> None:
     edit_checkpoint(stopped, LOST[lost])
@@ -188,6 +189,7 @@ def test_randomness_that_is_not_restored_would_show(learning: Command, whole: Ou
     assert all(ours != theirs for ours, theirs in zip(whole.losses[1:], without.losses[1:], strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dropout", [0.1, 0.0])
 def test_dropout_of_another_seed_shows(learning: Command, dropout: float) -> None:
     """The order of the rows is fixed and the weights are in the checkpoint: the seed decides about dropout alone.
@@ -209,6 +211,7 @@ def test_dropout_of_another_seed_shows(learning: Command, dropout: float) -> Non
     assert (apart(whole, resumed) > 1e-4) == (dropout > 0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("optimizer", ["SGD", "Adafactor", "NAdam", "Rprop", "ASGD", "RMSprop", "Adagrad", "Adadelta", "RAdam"])
 def test_every_optimizer_resumes(learning: Command, optimizer: str) -> None:
     learning.change("Training", optimizer=optimizer, epochs=1)

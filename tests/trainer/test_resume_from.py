@@ -73,6 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("lora", [True, False])
 def test_another_run_continues_as_the_first_would_have(learning: Command, lora: bool) -> None:
     if not lora:

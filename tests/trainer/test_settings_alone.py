@@ -28,6 +28,7 @@ def model_without_pad(folder: Path, *tokens: str) -> str:
     return str(folder)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("group", [True, False])
 def test_pad_token_that_the_model_lacks_is_not_needed(command: Command, tmp_path: Path, group: bool, side: str) -> None:

@@ -174,5 +174,5 @@ class World(RuleBasedStateMachine):
         assert self.cluster is None
 
 
-World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+World.TestCase.settings = settings(max_examples=settings.default.max_examples * 3 // 2, stateful_step_count=40, deadline=None)
 TestWorld = World.TestCase

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     Record = dict[str, Any]
     Points = tuple[list[float], list[float]]
@@ -66,35 +67,27 @@ def draw(records: list[Record]) -> dict[str, str]:
     resumed = [record["step"] for record in records if "event" in record]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE)
-        plots = {"Loss per token": _losses(figure, steps, evaluations, resumed)}
+        axes = _axes(figure, resumed)  # one for all plots: to make it takes longer than to draw it
+        (line,) = axes.plot([], [], color=LINE, linewidth=1.4, markersize=4, label="training")
+        _set(line, _points(steps, "loss"))
+        plots = {"Loss per token": _losses(axes, evaluations)}
         for title, key, scale in (
             ("Norm of the gradients", "gradNorm", 1),
             ("Learning rate", "learningRate", 1),
             ("Tokens per second, all workers", "tokensPerSecond", 1),
             ("Highest memory use of rank 0 so far, GiB", "memoryBytes", GIBIBYTE),
         ):
-            axes = _axes(figure, resumed)
             points = _points(steps, key, scale)
-            _line(axes, points, LINE)
+            _set(line, points)
             axes.set_ylim(0, 1.08 * max(points[1], default=0) or 1)
             plots[title] = _svg(figure)
     return plots
-
-
-def _losses(figure: Figure, steps: list[Record], evaluations: list[Record], resumed: list[int]) -> str:
-    axes = _axes(figure, resumed)
-    _line(axes, _points(steps, "loss"), LINE, label="training")
-    if evaluations:
-        axes.plot(*_points(evaluations, "evalLoss"), "o-", color=MARK, markersize=4, linewidth=1.2, label="evaluation")
-        axes.legend(loc="upper right")
-    return _svg(figure)
 
 
 def _axes(figure: Figure, resumed: list[int]) -> Axes:
     """An empty plot over the steps, with a line where the run went on from a checkpoint."""
     from matplotlib.ticker import MaxNLocator
 
-    figure.clear()
     axes = figure.add_axes(MARGINS)  # to measure the text instead would take twice as long
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(TICKS, integer=True))
@@ -104,9 +97,27 @@ def _axes(figure: Figure, resumed: list[int]) -> Axes:
     return axes
 
 
-def _line(axes: Axes, points: Points, colour: str, **options: Any) -> None:
-    few = len(points[0]) <= 2
-    axes.plot(*points, color=colour, linewidth=1.4, marker="o" if few else None, markersize=4, **options)
+def _losses(axes: Axes, evaluations: list[Record]) -> str:
+    """The plot of the losses; what it has besides the line is removed afterwards."""
+    figure: Any = axes.figure
+    if not evaluations:
+        return _svg(figure)
+    points = _points(evaluations, "evalLoss")
+    (evaluation,) = axes.plot(*points, "o-", color=MARK, markersize=4, linewidth=1.2, label="evaluation")
+    legend = axes.legend(loc="upper right")
+    drawn = _svg(figure)
+    evaluation.remove()
+    legend.remove()
+    return drawn
+
+
+def _set(line: Line2D, points: Points) -> None:
+    """Have a line go through these points, and the plot show them."""
+    line.set_data(*points)
+    line.set_marker("o" if len(points[0]) <= 2 else "")
+    axes: Any = line.axes
+    axes.relim()
+    axes.autoscale_view()
 
 
 def _points(records: list[Record], key: str, scale: float = 1) -> Points:
