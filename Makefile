@@ -51,7 +51,7 @@ unit-operator: venv
 
 # They mostly wait for each other's answers.
 unit-system: venv
-	$(QUICK) tests/system --numprocesses 3
+	$(QUICK) tests/system --numprocesses 4
 
 test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
 	$(BIN)/python -m tests.run

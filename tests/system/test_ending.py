@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.support.builders import NAMESPACE, OTHER_UID, UID, finished_progress, merge, raw_progress
 from tests.support.chart import namespace_rules, request_right, rights
-from tests.system.world import CLUSTER, JOB, WORKER, World, bring_up, run_to_the_end, run_training
+from tests.system.world import CLUSTER, JOB, WORKER, World, bring_up, run_training
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,8 @@ async def test_a_cluster_is_kept_to_be_looked_at_and_then_goes_by_itself(world: 
 async def test_a_job_is_deleted_by_its_uid_when_its_time_is_over_and_the_chart_allows_it(world: World) -> None:
     world.add_job(spec={"ttlSecondsAfterFinished": 0})
     await world.start_operator()
-    await run_to_the_end(world, raw_progress(), finished_progress())
+    await run_training(world, raw_progress())
+    world.ray_says("SUCCEEDED", progress=finished_progress())
     await world.until(lambda: not world.kube.objects["finetunejobs"], "the job is deleted", nudge=False)
     (deletion,) = [seen for seen in world.kube.writes() if seen.method == "DELETE" and "finetunejobs" in seen.path]
     assert json.loads(deletion.text)["preconditions"] == {"uid": UID}
