@@ -31,7 +31,7 @@ format: venv ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format --quiet
 	$(BIN)/ruff check --quiet --fix
 
-check: venv ## Format, lint, types, layers and quick tests, in about 90 seconds
+check: venv ## Format, lint, types, layers and quick tests, in one and a half to two minutes
 	@$(MAKE) --no-print-directory -j 4 --output-sync=target lint unit-trainer unit-operator unit-system
 
 lint: venv ## Format, lint, types and layers

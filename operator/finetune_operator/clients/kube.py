@@ -39,7 +39,6 @@ CLAIMS = Kind("/api/v1", "persistentvolumeclaims")
 CONFIG_MAPS = Kind("/api/v1", "configmaps")
 SECRETS = Kind("/api/v1", "secrets")
 EVENTS = Kind("/api/v1", "events")
-SERVICES = Kind("/api/v1", "services")
 NODES = Kind("/api/v1", "nodes")
 WORKLOADS = Kind("/apis/kueue.x-k8s.io/v1beta1", "workloads")
 PRIORITY_CLASSES = Kind("/apis/scheduling.k8s.io/v1", "priorityclasses")
@@ -106,14 +105,7 @@ class KubeClient:
 
     async def list_metadata(self, kind: Kind, namespace: str) -> list[Object]:
         """The metadata of all objects of a kind in a namespace, without their other parts."""
-        items: list[Object] = []
-        query = {"limit": "500"}
-        while True:
-            page = await self._request("GET", _path(kind, namespace), query=query, accept=_METADATA_ONLY)
-            items += page.get("items") or []
-            if not (token := (page.get("metadata") or {}).get("continue")):
-                return items
-            query |= {"continue": token}
+        return [raw async for page in self.pages(kind, namespace, accept=_METADATA_ONLY) for raw in page.items]
 
     async def list(self, kind: Kind, namespace: str | None = None, label: str = "") -> list[Object]:
         """All objects of a kind at once: for kinds with few of them, or with small ones."""
@@ -121,10 +113,7 @@ class KubeClient:
 
     async def names(self, kind: Kind, namespace: str) -> frozenset[str]:
         """The names of all objects of a kind in a namespace; nothing else of them is sent."""
-        accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
-        return frozenset(
-            [raw["metadata"]["name"] async for page in self.pages(kind, namespace, accept=accept) for raw in page.items]
-        )
+        return frozenset(raw["metadata"]["name"] for raw in await self.list_metadata(kind, namespace))
 
     async def pages(
         self, kind: Kind, namespace: str | None = None, label: str = "", *, accept: str = "application/json"
