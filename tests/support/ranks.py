@@ -16,6 +16,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+WHOLE_ANSWERS_SECONDS = 600.0
+"""Time that sharded models have for their answers: a busy machine must not cut them, or they differ by its load."""
+
 
 def start(folder: Path, runs: list[dict[str, Any]], size: int) -> None:
     """Run all of them over this many ranks, and wait for the end.
@@ -44,7 +47,9 @@ def main(folder: Path, rank: int, size: int) -> None:
     import torch.distributed as dist
 
     from finetune_trainer.runtime import devices, distributed
+    from finetune_trainer.training import samples
 
+    samples.LEAST_SECONDS = WHOLE_ANSWERS_SECONDS
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if gpu else torch.device("cpu")
     devices.select_device(device)
