@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_client.grammar import DEFAULT_OUTPUT_SIZE, add_convert_options
+from finetune_client.grammar import DEFAULT_OUTPUT_SIZE, add_conversion
 from finetune_client.validate import check_object
 from finetune_client.yaml_text import render
 from finetune_operator.api.schema import crd_schema, format_path, unknown_fields, violations
@@ -63,11 +63,11 @@ def convert(options: argparse.Namespace) -> Converted:
     return convert_config(read_mapping(options.config_file), options)
 
 
-def options_of(file: str, arguments: Sequence[str] = ()) -> argparse.Namespace:
+def options_of(file: str) -> argparse.Namespace:
     """The options of ``finetune convert`` for a file, the others as they are by default."""
     parser = argparse.ArgumentParser(add_help=False)
-    add_convert_options(parser)
-    return parser.parse_args(arguments, argparse.Namespace(config_file=file))
+    add_conversion(parser)
+    return parser.parse_args([], argparse.Namespace(config_file=file))
 
 
 def convert_config(given: Mapping[str, Any], options: argparse.Namespace) -> Converted:

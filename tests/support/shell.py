@@ -46,6 +46,8 @@ class Cluster(WatchedKube):
         self.seen: list[Seen] = []
         self.dropped_watches = 0
         """How many watches are answered by an end at once."""
+        self.expired_watches = 0
+        """How many watches are answered by 410."""
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         headers = CIMultiDict(request.headers)
@@ -53,10 +55,17 @@ class Cluster(WatchedKube):
         self.seen.append(seen)
         if (answer := self._answer(seen)) is not None:
             return answer
-        if "watch" in seen.query and self.dropped_watches:
-            self.dropped_watches -= 1
-            return web.Response(text="")
+        if "watch" in seen.query and (self.dropped_watches or self.expired_watches):
+            return self._refuse_watch()
         return await super()._handle(request)
+
+    def _refuse_watch(self) -> web.Response:
+        if self.expired_watches:
+            self.expired_watches -= 1
+            gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version"}
+            return web.Response(text=json.dumps({"type": "ERROR", "object": gone}) + "\n")
+        self.dropped_watches -= 1
+        return web.Response(text="")
 
     def _answer(self, seen: Seen) -> web.Response | None:
         if self.unknown_user:

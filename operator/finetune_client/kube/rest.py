@@ -191,9 +191,8 @@ class Rest:
         refusal: RefusedError | UnreachableError
         match status:
             case 401:
-                refusal = ForbiddenError(
-                    401, f"the API server at {server} does not know you (401)", "log in again", said * (said != "Unauthorized")
-                )
+                message = f"the API server at {server} does not know you (401)"
+                refusal = ForbiddenError(401, message, "log in again", said.replace("Unauthorized", ""))
             case 403:
                 hint = "ask the cluster's administrator; `finetune doctor` lists which rights are there and which are missing"
                 refusal = ForbiddenError(403, f"the API server says: {said}", hint)

@@ -79,6 +79,8 @@ def cause(error: Exception) -> tuple[str, str]:
             words, see = "the connection was closed before the whole answer came", f"try again; {see}"
         case OSError(errno=int(code)):
             words = f"no connection: {os.strerror(code)}"
+        case OSError() if str(error):
+            words = str(error)[:200]  # a proxy's refusal
         case _:
             words, see = f"its answer is not HTTP ({type(error).__name__})", "see server of the kubeconfig"
     return words, see
