@@ -46,7 +46,7 @@ def build() -> Parser:
         epilog=ENDING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_Version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_files(commands)
     _add_views(commands)
@@ -55,18 +55,19 @@ def build() -> Parser:
     return parser
 
 
-class _Version(str):
-    """The version, which is looked up when it is printed: reading the package's metadata takes time."""
+class _Version(argparse.Action):
+    """Prints the version, which is looked up when it is asked for: reading the package's metadata takes time."""
 
-    __slots__ = ()
-
-    def __mod__(self, _values: Any) -> str:
+    def __call__(self, parser: argparse.ArgumentParser, *_values: Any) -> None:
+        """Print it and exit."""
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            return f"finetune {version('finetune-operator')}"
+            told = version("finetune-operator")
         except PackageNotFoundError:
-            return "finetune (not installed: run from its sources)"
+            told = "of its sources, which are not installed"
+        sys.stdout.write(f"finetune {told}\n")
+        parser.exit()
 
 
 def later(module: str, function: str = "run") -> Run:
