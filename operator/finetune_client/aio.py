@@ -99,6 +99,14 @@ class AsyncFinetuneClient:
         async for text in _in_threads(self.sync.logs(name, attempt=attempt, follow=follow, stop=stop), stop):
             yield text
 
+    async def download(self, name: str, folder: str | Path, **options: Any) -> Path:
+        """Copy the result of a job here; the options are those of `FinetuneClient.download`."""
+        return await asyncio.to_thread(self.sync.download, name, folder, **options)
+
+    async def upload(self, files: Sequence[str | Path], claim: str, path: str = "", **options: Any) -> Sequence[str]:
+        """Copy files to a claim; the options are those of `FinetuneClient.upload`."""
+        return await asyncio.to_thread(self.sync.upload, files, claim, path, **options)
+
     async def suspend(self, name: str) -> Job:
         """Have a job write a checkpoint and give all its pods back."""
         return await asyncio.to_thread(self.sync.suspend, name)

@@ -36,6 +36,7 @@ from finetune_operator.api.phases import Phase
 from finetune_operator.constants import API_VERSION, JOB_LABEL, PLURAL
 
 if TYPE_CHECKING:
+    from finetune_client.transfer.copies import Progress
     from finetune_operator.api.spec import FinetuneJobSpec
     from finetune_operator.api.status import FinetuneJobStatus
     from finetune_operator.api.v1alpha1 import FinetuneJob
@@ -224,6 +225,60 @@ class FinetuneClient:
             NoLogError: the Ray cluster is not there (any more); the hint says where the log is.
         """
         return driver_log.read(self, name, attempt, stop or Stop() if follow else None)
+
+    def download(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        image: str | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Path:
+        """Copy the result of a job into a folder here, by a helper pod that mounts its claim.
+
+        Each file is held against the manifest, and the manifest against the job's status. What an earlier call has copied is
+        not copied again.
+
+        Args:
+            name: the job.
+            folder: the folder, which is made.
+            image: image of the helper pod, with Python 3.11 or newer; the trainer's by default.
+            progress: is told how far it is.
+            say: is told what the helper pod waits for.
+
+        Raises:
+            JobEndedError: there is no complete result.
+        """
+        from finetune_client.transfer.api import download
+
+        return download(self, name, folder, image, progress, say)
+
+    def upload(
+        self,
+        files: Sequence[str | Path],
+        claim: str,
+        path: str = "",
+        *,
+        image: str | None = None,
+        create: str | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Sequence[str]:
+        """Copy files, and folders with all that is in them, to a folder of a claim; give their paths there.
+
+        Args:
+            files: files and folders of this machine.
+            claim: the claim.
+            path: the folder on it; its root by default.
+            image: as for `download`.
+            create: size of the claim, which is made if it is not there.
+            progress: as for `download`.
+            say: as for `download`.
+        """
+        from finetune_client.transfer.api import upload
+
+        return upload(self, files, claim, path, image, create, progress, say)
 
     def suspend(self, name: str) -> Job:
         """Have a job write a checkpoint and give all its pods back."""

@@ -51,6 +51,7 @@ def build() -> Parser:
     _add_files(commands)
     _add_views(commands)
     _add_changes(commands)
+    _add_copies(commands)
     _add_others(commands)
     return parser
 
@@ -166,6 +167,26 @@ def _add_changes(commands: Any) -> None:
         ("retry", "make a new job NAME-rN that takes up one that has failed or was cancelled, from its newest checkpoint"),
     ):
         _add_job(_add(commands, name, purpose, later("commands.change", name)))
+
+
+def _add_copies(commands: Any) -> None:
+    upload = _add(
+        commands,
+        "upload",
+        "copy files and folders to a claim, and take up a copy that was cut off",
+        later("commands.copy", "upload"),
+    )
+    upload.add_argument("files", nargs="+", metavar="FILE", help="files, and folders with all that is in them")
+    upload.add_argument("target", metavar="CLAIM:PATH", help="the claim, and the folder on it (empty: its root)")
+    upload.add_argument("--create", metavar="SIZE", help="make the claim if it is not there, as --create 10Gi")
+    download = _add(
+        commands, "download", "copy the result of a job here, held against its manifest", later("commands.copy", "download")
+    )
+    download.add_argument("job", metavar="NAME", help="name of the FinetuneJob")
+    download.add_argument("folder", metavar="DIR", help="the folder that it is copied to")
+    for parser in (upload, download):
+        _add_login(parser)
+        parser.add_argument("--image", help="image of the helper pod, with Python 3.11 or newer (default: the trainer's)")
 
 
 def _add_others(commands: Any) -> None:

@@ -169,6 +169,7 @@ class FakeKube:
     def _create(self, plural: str, namespace: str, seen: Seen) -> web.Response:
         obj = json.loads(seen.text, parse_constant=_no_constant)
         name = obj["metadata"]["name"]
+        obj["metadata"].setdefault("namespace", namespace)
         if (namespace, name) in self.objects[plural]:
             return refuse(409, "AlreadyExists", f'{plural} "{name}" already exists', name)
         if seen.query.get("dryRun"):

@@ -17,7 +17,8 @@ from multidict import CIMultiDict
 from tests.support.builders import KEYS, NAMESPACE, UID, raw_job
 from tests.support.fake_kube import PATH, FakeKube
 from tests.support.fake_ray import FakeRay
-from tests.support.http_server import Seen
+from tests.support.helper_pods import HelperPods
+from tests.support.http_server import ResetConnection, Seen
 from tests.support.watched_kube import WatchedKube
 
 from finetune_client.cli import main
@@ -39,6 +40,7 @@ class Cluster(WatchedKube):
     def __init__(self, kube: FakeKube) -> None:
         self.ray = FakeRay(token_of=lambda _namespace, _cluster: TOKEN)
         super().__init__(kube, self._dashboard)
+        self.helpers = HelperPods(kube)
         self.missing_groups = {"kueue.x-k8s.io"}
         self.denied: set[str] = set()
         """``VERB RESOURCE`` of what the user may not do."""
@@ -50,6 +52,8 @@ class Cluster(WatchedKube):
         """How many watches are answered by 410."""
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if "/pods/" in request.path and "/proxy/" in request.path:
+            return await self._forward(request)
         headers = CIMultiDict(request.headers)
         seen = Seen(request.method, request.path, dict(request.query), headers, await request.text())
         self.seen.append(seen)
@@ -58,6 +62,14 @@ class Cluster(WatchedKube):
         if "watch" in seen.query and (self.dropped_watches or self.expired_watches):
             return self._refuse_watch()
         return await super()._handle(request)
+
+    async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self.helpers.forward(request)
+        except ResetConnection:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
 
     def _refuse_watch(self) -> web.Response:
         if self.expired_watches:
@@ -181,4 +193,7 @@ async def shell_at(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     async with cluster.serve() as url:
         monkeypatch.setenv("KUBECONFIG", str(login(folder, url)))
         monkeypatch.setenv("COLUMNS", "100")
-        yield Shell(cluster, capsys)
+        try:
+            yield Shell(cluster, capsys)
+        finally:
+            cluster.helpers.close()

@@ -47,8 +47,7 @@ def commands(job: Job) -> list[tuple[str, str]]:
     found = [follow, cancel]
     match job.phase:
         case Phase.SUCCEEDED:
-            claim = job.read("status", "output", "persistentVolumeClaim") or ""
-            found = [(f"kubectl get pvc -n {job.namespace} {claim}".rstrip(), "the claim with the result")]
+            found = [(f"finetune download {name} {name}", "copy the result here, held against its checksums")]
         case Phase.FAILED | Phase.CANCELLED:
             found = [log] if job.read("status", "attempt") else []
             found += [(f"finetune retry {name}", "a new job, from the newest checkpoint")]

@@ -162,8 +162,9 @@ class Rest:
     ) -> http.client.HTTPResponse:
         target = self._prefix + path + (f"?{urlencode(query)}" if query else "")
         media = MERGE_PATCH if method == "PATCH" else "application/json"
+        media = "application/octet-stream" if isinstance(body, bytes) else media
         given = {"Accept": "application/json", "User-Agent": "finetune"} | self._credentials.headers()
-        data = None if body is None else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         content = {} if data is None else {"Content-Type": media}
         connection.request(method, target, data, given | content | dict(headers or {}))
         return connection.getresponse()
