@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import pty
 import re
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +18,7 @@ from typing import Any
 
 import pytest
 from tests.support.builders import DATA, NAMESPACE, UID
+from tests.support.http_server import until
 from tests.support.shell import CLUSTER, SUBMISSION, Shell, login, shell_at
 
 Object = dict[str, Any]
@@ -202,10 +207,40 @@ async def test_an_unknown_user_is_told_to_log_in(shell: Shell) -> None:
     assert_page("unknown_user", "\n".join([await said(shell, *command) for command in (*STATUS_COMMANDS, ("doctor",))]))
 
 
+async def test_on_a_terminal_the_table_is_drawn_in_its_place(shell: Shell) -> None:
+    running(shell)
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "finetune_client.cli", "watch", "demo"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=child, stderr=child)
+    os.close(child)
+    try:
+        await until(lambda: shell.cluster.watches, "it watches")
+        shell.add(phase=None, status=RUNNING | {"progress": PROGRESS | {"loss": 0.9}})
+        shell.add(phase=None, status=RUNNING | {"phase": "Succeeded", "reason": "Completed"})
+        drawn = b""
+        while chunk := await asyncio.to_thread(_read, parent):
+            drawn += chunk
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+        os.close(parent)
+    text = drawn.decode()
+    assert "NAME   PHASE     PROGRESS   LOSS    WORKERS   ATTEMPT   AGE" in text
+    assert "█████████░░░░░░░░░░░ █▁" in text
+    assert text.count("\x1b[2K") >= 6
+    assert "Succeeded" in text.rpartition("\x1b[3A")[2]
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # its other end is closed
+        return b""
+
+
 @pytest.fixture
 def free_port() -> int:
-    import socket
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
