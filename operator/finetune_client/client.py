@@ -212,19 +212,28 @@ class FinetuneClient:
             look_at(name),
         )
 
-    def logs(self, name: str, *, attempt: int | None = None, follow: bool = False, stop: Stop | None = None) -> Iterator[str]:
+    def logs(
+        self,
+        name: str,
+        *,
+        attempt: int | None = None,
+        follow: bool = False,
+        stop: Stop | None = None,
+        waiting: Callable[[Job], None] = lambda _: None,
+    ) -> Iterator[str]:
         """The output of a job's driver, in pieces.
 
         Args:
             name: the job.
             attempt: the number of an attempt; the current one by default.
-            follow: go on with what is written later, until the attempt has ended.
+            follow: go on with what is written later, and with later attempts unless one is named, until the job has ended.
             stop: ends the following.
+            waiting: is told the job while there is no output yet.
 
         Raises:
             NoLogError: the Ray cluster is not there (any more); the hint says where the log is.
         """
-        return driver_log.read(self, name, attempt, stop or Stop() if follow else None)
+        return driver_log.read(self, name, attempt, stop or Stop() if follow else None, waiting)
 
     def download(
         self,

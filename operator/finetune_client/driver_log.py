@@ -10,18 +10,16 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from finetune_client.access import Access
 from finetune_client.errors import ForbiddenError, MissingError, MissingKindError, NoLogError, UnreachableError, look_at
 from finetune_client.job import Job
 from finetune_client.kube.rest import Answer, Stop, part
 from finetune_operator.api.phases import Phase
 from finetune_operator.constants import DASHBOARD_PORT, RAY_GROUP, RAY_PLURAL, RAY_VERSION_API, TOKEN_SECRET_KEY
-
-if TYPE_CHECKING:
-    from finetune_client.client import FinetuneClient
 
 POLL_SECONDS = 2.0
 """Pause between two looks at a log that is followed."""
@@ -31,6 +29,9 @@ PATIENCE = 15
 
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
 _CONTROLS = re.compile(r"[^\n\t\x20-\x7e\x85\xa0-\U0010ffff]")
+
+
+Tell = Callable[[Job], None]
 
 
 @dataclass(frozen=True)
@@ -44,31 +45,53 @@ class _Attempt:
     """How it has ended; empty: it has not."""
 
 
-def read(client: FinetuneClient, name: str, number: int | None, follow: Stop | None) -> Iterator[str]:
+def read(client: Access, name: str, number: int | None, follow: Stop | None, tell: Callable[[Job], None]) -> Iterator[str]:
     """The log of an attempt, in pieces; see `FinetuneClient.logs`."""
-    job = client.get(name)
-    attempt = _find(job, number)
+    job, last = client.get(name), 0
     if follow is None:
-        yield _text(client, job, attempt)
+        yield _text(client, job, _find(job, number))
         return
+    while True:
+        attempt = _find(job, number) if number or job.has_ended or (job.status.attempt or 0) > last else None
+        if attempt is not None and attempt.number > last:
+            yield from _follow(client, job, attempt, follow, tell)
+            last = attempt.number
+        job = client.get(name)
+        if number or (job.has_ended and (job.status.attempt or 0) <= last):
+            return
+        if not job.has_ended:
+            tell(job)
+        if follow.wait(POLL_SECONDS):
+            return
+
+
+def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell) -> Iterator[str]:
+    """The log of an attempt until it has ended; a cluster that starts, or is silent for a while, is waited for."""
     seen, failures = 0, 0
     while True:
-        ended = bool(_find(job, attempt.number).reason) or job.has_ended
+        ended = _has_ended(job, attempt)
         try:
             text, failures = _text(client, job, attempt), 0
         except (NoLogError, UnreachableError):
             failures += 1
-            if seen and ended:
-                return  # it ended, and its cluster went, between two looks
-            if (ended or failures > PATIENCE) and not _is_starting(job):
+            if not seen and job.has_ended:
+                raise
+            if failures > PATIENCE and not ended and not _is_starting(job):
                 raise
             text = ""
         if len(text) > seen:
             yield text[seen:]
             seen = len(text)
-        if ended or follow.wait(POLL_SECONDS):
+        if not seen and not ended:
+            tell(job)
+        if ended or stop.wait(POLL_SECONDS):
             return
-        job = client.get(name)
+        job = client.get(job.name)
+
+
+def _has_ended(job: Job, attempt: _Attempt) -> bool:
+    known = {item.attempt for item in job.status.attempt_history}
+    return job.has_ended or attempt.number in known or (job.status.attempt or 0) > attempt.number
 
 
 def _is_starting(job: Job) -> bool:
@@ -98,7 +121,7 @@ def _find(job: Job, number: int | None) -> _Attempt:
     raise NoLogError(f"{job} has no attempt {number} that is still known", f"its attempts are: {known}")
 
 
-def _text(client: FinetuneClient, job: Job, attempt: _Attempt) -> str:
+def _text(client: Access, job: Job, attempt: _Attempt) -> str:
     namespace = f"namespaces/{part(job.namespace)}"
     token = _token(client, job, attempt, namespace)
     service = f"{part(attempt.cluster)}-head-svc:{DASHBOARD_PORT}"
@@ -111,7 +134,7 @@ def _text(client: FinetuneClient, job: Job, attempt: _Attempt) -> str:
     return printable(text)
 
 
-def _token(client: FinetuneClient, job: Job, attempt: _Attempt, namespace: str) -> str:
+def _token(client: Access, job: Job, attempt: _Attempt, namespace: str) -> str:
     try:
         path = f"/apis/{RAY_GROUP}/{RAY_VERSION_API}/{namespace}/{RAY_PLURAL}/{part(attempt.cluster)}"
         cluster = client.rest.get(path)

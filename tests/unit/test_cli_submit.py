@@ -118,13 +118,27 @@ async def test_a_wait_tells_what_the_job_waits_for_and_how_it_ends(shell: Shell,
     assert lines[-2].startswith("  -> The message says what to change")
 
 
-async def test_a_job_that_is_followed_prints_its_log(shell: Shell, folder: Path) -> None:
+async def test_a_job_that_is_followed_prints_the_logs_of_its_attempts(shell: Shell, folder: Path) -> None:
     following = asyncio.create_task(shell.run("submit", "-f", "job.yaml", "--follow"))
-    await until(lambda: shell.kube.get("finetunejobs", (NAMESPACE, "new")), "it is created")
+    gets = f"/apis/llmonray.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs/new"
+    await until(lambda: any(seen.path == gets for seen in shell.cluster.seen), "it looks at the job")
+    first = {"attempt": 1, "ray": {"cluster": CLUSTER, "submissionId": SUBMISSION}}
+    shell.add("new", phase="Provisioning", status=first, metadata=shell.job("new")["metadata"])
     shell.cluster.start_ray(log="step 1\n")
-    status = {"attempt": 1, "ray": {"cluster": CLUSTER, "submissionId": SUBMISSION}}
-    shell.add("new", phase="Succeeded", status=status, metadata=shell.job("new")["metadata"])
-    assert await following == (0, "finetunejob/new created\nstep 1\n", "")
+    await until(lambda: shell.cluster.ray.requests, "the first log is read")
+    shell.cluster.ray.heads[CLUSTER].logs["second"] = "step 2\n"
+    history = {
+        "attempt": 1,
+        "cluster": CLUSTER,
+        "submissionId": SUBMISSION,
+        "endTime": "2026-01-02T03:04:05Z",
+        "reason": "HeadLost",
+    }
+    second = {"attempt": 2, "ray": {"cluster": CLUSTER, "submissionId": "second"}, "attemptHistory": [history]}
+    shell.add("new", phase="Succeeded", status=second, metadata=shell.job("new")["metadata"])
+    code, out, err = await following
+    assert (code, out) == (0, "finetunejob/new created\nstep 1\nstep 2\n")
+    assert set(err.splitlines()) <= {"finetunejob/new: Pending", "finetunejob/new: Provisioning"}
 
 
 async def test_a_wait_has_an_end_and_its_own_exit_code(shell: Shell, folder: Path) -> None:

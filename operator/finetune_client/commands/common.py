@@ -46,6 +46,20 @@ def print_objects(jobs: Sequence[Job], form: str, *, as_list: bool = False) -> N
     sys.stdout.write(render(json.loads(json.dumps(value))))
 
 
+class Waiting:
+    """Tells on standard error what a job waits for, once each time that this changes."""
+
+    def __init__(self) -> None:
+        self._told = ""
+
+    def __call__(self, job: Job) -> None:
+        """Tell it, if it has changed."""
+        words = f"{job}: {job.phase}" + (f" ({plain(job.reason)})" if job.reason else "")
+        if words != self._told:
+            note(words)
+            self._told = words
+
+
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with aligned columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

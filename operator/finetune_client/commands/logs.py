@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from finetune_client.commands.common import client_of, note
+from finetune_client.commands.common import Waiting, client_of, note
 
 
 def run(options: argparse.Namespace) -> int:
@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     client = client_of(options)
     last = ""
     try:
-        for text in client.logs(options.job, attempt=options.attempt, follow=options.follow):
+        for text in client.logs(options.job, attempt=options.attempt, follow=options.follow, waiting=Waiting()):
             sys.stdout.write(text)
             sys.stdout.flush()
             last = text or last

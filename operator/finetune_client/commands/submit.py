@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_client import submission
 from finetune_client.client import FinetuneClient
-from finetune_client.commands.common import client_of, note, print_objects, say
+from finetune_client.commands.common import Waiting, client_of, note, print_objects, say
 from finetune_client.commands.watch import timer, verdict
 from finetune_client.errors import ClientError, ExistsError, NoLogError
 from finetune_client.files import expand
@@ -85,16 +85,13 @@ def _end(client: FinetuneClient, job: Job, options: argparse.Namespace) -> int:
     if options.follow:
         _follow(client, job, options.timeout)
     left = None if options.timeout is None else max(0.0, options.timeout - (time.monotonic() - started))
-    told = [""]
+    tell = (lambda _: None) if options.follow else Waiting()
 
-    def tell(now: Job) -> bool:
-        words = f"{now}: {now.phase} ({now.reason})"
-        if words != told[0] and not options.follow:
-            note(words)
-            told[0] = words
+    def until(now: Job) -> bool:
+        tell(now)
         return now.has_ended
 
-    return verdict(client.wait(job.name, timeout=left, until=tell))
+    return verdict(client.wait(job.name, timeout=left, until=until))
 
 
 def _follow(client: FinetuneClient, job: Job, seconds: float | None) -> None:
@@ -102,7 +99,7 @@ def _follow(client: FinetuneClient, job: Job, seconds: float | None) -> None:
     stop = Stop()
     end = timer(seconds, stop)
     try:
-        for text in client.logs(job.name, follow=True, stop=stop):
+        for text in client.logs(job.name, follow=True, stop=stop, waiting=Waiting()):
             sys.stdout.write(text)
             sys.stdout.flush()
     except NoLogError as error:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from finetune_client.access import Access
 from finetune_client.errors import ClientError, ExistsError, JobEndedError, MissingError, RefusedError, look_at
 from finetune_client.job import Job
 from finetune_client.kube.rest import part
 from finetune_client.transfer.copies import Count, Tell, fetch, files_of, manifest_of, send
 from finetune_client.transfer.pod import helper
 from finetune_trainer.output.manifest import MANIFEST
-
-if TYPE_CHECKING:
-    from finetune_client.client import FinetuneClient
 
 Object = dict[str, Any]
 Say = Callable[[str], None]
@@ -24,7 +22,7 @@ EXTRAS = ("report.html",)
 """Files beside the result that are worth having; they are not in its manifest."""
 
 
-def download(client: FinetuneClient, name: str, folder: str | Path, image: str | None, progress: Tell, say: Say) -> Path:
+def download(client: Access, name: str, folder: str | Path, image: str | None, progress: Tell, say: Say) -> Path:
     """Copy the result of a job here; see `FinetuneClient.download`."""
     job = client.get(name)
     output = job.status.output
@@ -51,7 +49,7 @@ def download(client: FinetuneClient, name: str, folder: str | Path, image: str |
 
 
 def upload(
-    client: FinetuneClient,
+    client: Access,
     files: Sequence[str | Path],
     claim: str,
     path: str,
@@ -76,11 +74,11 @@ def upload(
     return sent
 
 
-def _claims(client: FinetuneClient) -> str:
+def _claims(client: Access) -> str:
     return f"/api/v1/namespaces/{part(client.namespace)}/persistentvolumeclaims"
 
 
-def _require_claim(client: FinetuneClient, claim: str) -> None:
+def _require_claim(client: Access, claim: str) -> None:
     try:
         client.rest.get(f"{_claims(client)}/{part(claim)}")
     except MissingError as error:
@@ -88,14 +86,14 @@ def _require_claim(client: FinetuneClient, claim: str) -> None:
         raise MissingError(404, message, "--create SIZE, as --create 10Gi, makes it") from error
 
 
-def _create_claim(client: FinetuneClient, claim: str, size: str) -> None:
+def _create_claim(client: Access, claim: str, size: str) -> None:
     spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
     body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": spec}
     with suppress(ExistsError):
         client.rest.call("POST", _claims(client), body=body)
 
 
-def _image(client: FinetuneClient, job: Job | None) -> str:
+def _image(client: Access, job: Job | None) -> str:
     """An image with Python that the cluster has: the job's, that of another job, or the operator's setting."""
     jobs = [job] if job else client.list()
     for item in jobs:

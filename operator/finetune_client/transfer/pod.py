@@ -10,14 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from finetune_client.access import Access
 from finetune_client.errors import ClientError, ForbiddenError, RefusedError, UnreachableError
 from finetune_client.job import Job
 from finetune_client.kube.rest import Answer, part
-
-if TYPE_CHECKING:
-    from finetune_client.client import FinetuneClient
 
 Object = dict[str, Any]
 
@@ -38,7 +36,7 @@ LABEL = "llmonray.dev/copies-files"
 class Helper:
     """A pod that serves a claim."""
 
-    client: FinetuneClient
+    client: Access
     name: str
     token: str
 
@@ -98,7 +96,7 @@ class Helper:
 
 
 @contextmanager
-def helper(client: FinetuneClient, claim: str, image: str, *, read_only: bool, tell: Callable[[str], None]) -> Iterator[Helper]:
+def helper(client: Access, claim: str, image: str, *, read_only: bool, tell: Callable[[str], None]) -> Iterator[Helper]:
     """A pod for a claim, deleted at the end.
 
     Raises:
@@ -153,7 +151,7 @@ def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool) 
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {LABEL: "true"}}, "spec": spec}
 
 
-def _wait(client: FinetuneClient, path: str, claim: str, tell: Callable[[str], None]) -> None:
+def _wait(client: Access, path: str, claim: str, tell: Callable[[str], None]) -> None:
     deadline, told = monotonic() + START_SECONDS, ""
     while True:
         pod = Job(client.rest.get(path))
