@@ -18,6 +18,9 @@ WATCH_SECONDS = 60
 PATIENCE_SECONDS = 120.0
 """How long an API server may be silent, as during an upgrade, before a watch gives up."""
 
+SHORT_SECONDS = 5.0
+"""A watch that ends sooner and has told nothing is followed by a pause: the server may end each one at once."""
+
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between two tries, the last one again and again."""
 
@@ -48,8 +51,8 @@ def changes(rest: Rest, path: str, name: str | None, stop: Stop, deadline: float
                 silent_since, failures, begun = None, 0, 0.0
                 yield change
             silent_since, failures = None, 0
-            if monotonic() - begun < PAUSES[0] and not watch.is_over():
-                stop.wait(PAUSES[2])  # a server that ends each watch at once is not asked without a pause
+            if monotonic() - begun < SHORT_SECONDS and not watch.is_over():
+                stop.wait(PAUSES[2])
         except UnreachableError:
             if stop.is_set:
                 return
