@@ -2,81 +2,88 @@
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
+from contextlib import suppress
 
-from finetune_client import cluster, convert, local, validate
-from finetune_trainer.errors import USAGE_EXIT_CODE, ConfigError
+from finetune_client import grammar
+from finetune_client.errors import ClientError, NotInTimeError
+from finetune_trainer.errors import ConfigError, TrainerError
 
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that exits with code 1 on an error: 2 is for errors in a file."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and exit."""
-        self.print_usage(sys.stderr)
-        self.exit(USAGE_EXIT_CODE, f"{self.prog}: error: {message}\n")
-
-
-def parser() -> Parser:
-    """The command line's grammar."""
-    parser = Parser(prog="finetune", description="Work with FinetuneJobs.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run a FinetuneJob manifest here, without Kubernetes")
-    run.add_argument("-f", "--filename", required=True, metavar="FILE", help="the FinetuneJob, as for kubectl apply")
-    run.add_argument("--local", action="store_true", required=True, help="on this machine; in a cluster use kubectl apply")
-    run.add_argument(
-        "--claim",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        type=_claim,
-        help="the folder that stands for a PersistentVolumeClaim of the manifest; may be repeated",
-    )
-    run.add_argument(
-        "--claims-dir",
-        type=Path,
-        default=Path("finetune-output"),
-        metavar="DIR",
-        help="folder for the claims that are not named by --claim: each is DIR/NAME (default: finetune-output)",
-    )
-    run.set_defaults(run=lambda options: local.run(options.filename, dict(options.claim), options.claims_dir))
-    check = commands.add_parser("validate", help="check FinetuneJob manifests as the API server would, without a cluster")
-    validate.add_arguments(check)
-    check.set_defaults(run=validate.run)
-    change = commands.add_parser("convert", help="make a FinetuneJob manifest of a finetuning YAML of llm-on-ray")
-    convert.add_arguments(change)
-    change.set_defaults(run=convert.run)
-    cluster.add_commands(commands)
-    return parser
-
-
-def _claim(text: str) -> tuple[str, Path]:
-    name, separator, folder = text.partition("=")
-    if not (name and separator and folder):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
-    return name, Path(folder).expanduser()
+INVALID_FILE, NOT_IN_TIME, INTERRUPTED, NOBODY_READS = 2, 124, 130, 141
+"""Exit codes, as `timeout`, and a shell of processes that end at SIGINT and SIGPIPE, have them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0 done, 1 failed, refused or wrong usage, 2 an invalid file."""
+    """Run the command line; return the exit code. Nothing that a user can cause ends in a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments:
-        parser().print_help(sys.stderr)
-        return USAGE_EXIT_CODE
-    options = parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    except cluster.ClusterError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        code = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (TrainerError, ClientError, OSError) as error:
+        return _fail(error, verbose=bool({"-v", "--verbose"} & set(arguments)))
     return code
+
+
+def _fail(error: Exception, *, verbose: bool) -> int:
+    """Say on standard error what is wrong; give the exit code."""
+    match error:
+        case ConfigError():
+            return _tell(f"{error}\n", INVALID_FILE)
+        case ClientError():
+            return _tell(_words(error, verbose=verbose), NOT_IN_TIME if isinstance(error, NotInTimeError) else 1)
+        case BrokenPipeError():
+            _drop_output()
+            return NOBODY_READS
+        case OSError(filename=None):
+            _drop_output()
+            return _tell(f"error: standard output cannot be written: {error.strerror or error}\n", 1)
+        case OSError():
+            return _tell(f"error: {error.filename}: {error.strerror}\n", 1)
+        case _:
+            return _tell(f"error: {error}\n", 1)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if not arguments:
+        return grammar.usage()
+    options = grammar.build().parse_args(arguments)
+    code: int = options.run(options)
+    return code
+
+
+def _words(error: ClientError, *, verbose: bool) -> str:
+    """What is wrong, and what to do: a line each, and the details if they are asked for."""
+    lines = [f"error: {_one_line(error.message)}"]
+    if error.hint:
+        lines.append(f"  -> {_one_line(error.hint)}")
+    if error.details:
+        lines += [f"   | {line}" for line in error.details.splitlines()] if verbose else ["  -v tells the details"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def _tell(text: str, code: int) -> int:
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    return code
+
+
+def _drop_output() -> None:
+    """Python flushes standard output again when it exits, and would fail again."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 if __name__ == "__main__":

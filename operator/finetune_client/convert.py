@@ -7,7 +7,6 @@ open, is changed or left out, and reported on stderr.
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.representer import RoundTripRepresenter
 
+from finetune_client.grammar import DEFAULT_OUTPUT_SIZE, add_conversion
 from finetune_client.validate import check_object
+from finetune_client.yaml_text import render
 from finetune_operator.api.schema import crd_schema, format_path, unknown_fields, violations
 from finetune_operator.constants import API_VERSION, KIND, MAX_JOB_NAME
 from finetune_trainer.config.notes import config_notes
@@ -27,9 +26,6 @@ from finetune_trainer.config.objective import other_objectives
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.config.yaml_file import read_mapping
 from finetune_trainer.errors import ConfigError
-
-DEFAULT_OUTPUT_SIZE = "10Gi"
-"""Holds any adapter and the full weights of small models; a claim can grow later, where its storage class allows it."""
 
 DATA_FILES = ("train_file", "validation_file")
 
@@ -43,29 +39,6 @@ class Converted:
     manifest: Object
     notes: tuple[str, ...]
     """What was changed or left out and what has no effect; one line each, with the file's name."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``finetune convert``."""
-    option = parser.add_argument
-    option("--config_file", required=True, metavar="FILE", help="the finetuning YAML, as for llm_on_ray-finetune")
-    option("--name", help="name of the job (default: made from the file's name)")
-    option("--image", help="trainer image (default: the operator's)")
-    option("--accelerator", choices=("i915", "xe", "nvidia"), help="GPU resource, for device GPU (default: i915)")
-    option("--memory", metavar="SIZE", help="memory of a worker, as 32Gi (default: the operator's)")
-    option("--model-claim", metavar="NAME[/SUBPATH]", help="claim with the base model's folder (default: the hub)")
-    option("--token-secret", metavar="NAME[/KEY]", help="Secret with a hub token (default key: token)")
-    dataset = parser.add_mutually_exclusive_group()
-    dataset.add_argument("--dataset-claim", metavar="NAME[/SUBPATH]", help="claim with the data files (default: the image)")
-    dataset.add_argument("--dataset-config-map", metavar="NAME", help="ConfigMap with the data files, for small ones")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--output-claim", metavar="NAME", help="existing claim for the result")
-    output.add_argument("--output-size", metavar="SIZE", help=f"size of the claim to make (default: {DEFAULT_OUTPUT_SIZE})")
-    option(
-        "--output-access-mode",
-        choices=("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"),
-        help="access mode of the claim to make (default: ReadWriteOnce, which holds all pods on one node)",
-    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,8 +60,24 @@ def convert(options: argparse.Namespace) -> Converted:
     Raises:
         ConfigError: the YAML file or an option is wrong; with every error.
     """
+    return convert_config(read_mapping(options.config_file), options)
+
+
+def options_of(file: str) -> argparse.Namespace:
+    """The options of ``finetune convert`` for a file, the others as they are by default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_conversion(parser)
+    return parser.parse_args([], argparse.Namespace(config_file=file))
+
+
+def convert_config(given: Mapping[str, Any], options: argparse.Namespace) -> Converted:
+    """The same, from what the YAML file holds.
+
+    Raises:
+        ConfigError: it or an option is wrong; with every error.
+    """
     file = options.config_file
-    raw, notes = _without_token(_with_sections_spelled(read_mapping(file)), options)
+    raw, notes = _without_token(_with_sections_spelled(given), options)
     refused = list(other_objectives(raw))
     try:
         config = TrainerConfig.model_validate(raw)
@@ -258,42 +247,3 @@ def _reference(text: str | None, key: str, rest_key: str | None = None) -> Objec
         return {}
     name, _, rest = text.partition("/") if rest_key else (text, "", "")
     return {key: name} | ({rest_key: rest} if rest_key and rest else {})
-
-
-_PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*|[0-9]+[KMGTP]i")
-_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-
-
-class _Representer(RoundTripRepresenter):
-    """Writes what YAML 1.1, which kubectl reads, and YAML 1.2, which the trainer reads, take for the same value."""
-
-    def represent_text(self, text: str) -> Any:
-        plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
-
-    def represent_number(self, value: float) -> Any:
-        """With a dot: YAML 1.1 takes 1e-05 for text."""
-        text = repr(value)
-        return self.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
-
-    def represent_nothing(self, _: None) -> Any:
-        return self.represent_scalar("tag:yaml.org,2002:null", "null")
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - what is written twice is printed twice
-        return True
-
-
-_Representer.add_representer(str, _Representer.represent_text)
-_Representer.add_representer(float, _Representer.represent_number)
-_Representer.add_representer(type(None), _Representer.represent_nothing)
-
-
-def render(manifest: Object) -> str:
-    """A manifest as YAML, the same to parsers of YAML 1.1 and 1.2."""
-    yaml = YAML()
-    yaml.Representer = _Representer
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.width = 4096
-    stream = io.StringIO()
-    yaml.dump(manifest, stream)
-    return stream.getvalue()

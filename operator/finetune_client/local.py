@@ -6,6 +6,7 @@ operator's own `decide`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from textwrap import indent
@@ -24,10 +26,11 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from finetune_client.manifest import Document, read_documents
+from finetune_client.submission import is_bare
 from finetune_client.validate import check_object, is_job
-from finetune_operator.api.reasons import Problem
+from finetune_operator.api.reasons import ENDED, WAITING, Explanation, Problem, Reason
 from finetune_operator.api.schema import Finding
-from finetune_operator.api.v1alpha1 import FinetuneJob, FinetuneJobStatus, dump
+from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, dump
 from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
 from finetune_operator.decide import decide
 from finetune_operator.desired import naming
@@ -49,6 +52,14 @@ SHOWN_SAMPLES = 2
 
 INDENT = "    "
 
+OF_A_CLUSTER = frozenset({ConditionType.CLUSTER_READY, ConditionType.SUBMITTED, ConditionType.QUOTA_RESERVED})
+"""Conditions about a Ray cluster, which is not there."""
+
+
+def command(options: argparse.Namespace) -> int:
+    """``finetune run`` with its options; see `run`."""
+    return run(options.filename, dict(options.claim), options.claims_dir)
+
 
 def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     """Run a manifest; print the job as ``kubectl get -o yaml`` would, and the folder of the result.
@@ -66,14 +77,19 @@ def run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
 def _run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     manifest, job = load_job(filename)
     folders = Folders(job, claims, claims_dir)
+    if unknown := folders.unknown():
+        raise ConfigError(unknown)
     job = _advance(job, Observed(missing=folders.missing()))
     if job.status.attempt is None:
         _print(manifest, job)
+        _print_failure(job)
         return 1
     job = _advance(job, Observed(cluster=_this_machine(job), ray_job=RayJob("RUNNING")))
     code = _train(job, folders)
     job = _finish(job, folders, code)
     _print(manifest, job)
+    if code not in (0, STOPPED_EXIT_CODE):
+        _print_failure(job)
     if code == 0:
         _print_answers(job, folders)
         sys.stdout.write(f"\nThe result is in {folders.output}\n")
@@ -91,6 +107,16 @@ class Folders:
     def claim(self, name: str) -> Path:
         """The folder that stands for a claim."""
         return self._claims.get(name, self._claims_dir / name).absolute()
+
+    def unknown(self) -> list[str]:
+        """What is wrong with the names of ``--claim``: each must be a claim of the manifest."""
+        names = sorted({*required_claims(self._job).values(), naming.output_claim_name(self._job)})
+        near = {name: get_close_matches(name, names, 1) for name in self._claims if name not in names}
+        known = ", ".join(names)
+        return [
+            f"--claim {name}: the job has no such claim; {f'did you mean {found[0]}?' if found else f'it has {known}'}"
+            for name, found in near.items()
+        ]
 
     def missing(self) -> tuple[Problem, ...]:
         """Claims that must exist and whose folder does not; the output claim's is made, as a cluster would have it."""
@@ -158,6 +184,10 @@ def _uid(manifest: Mapping[str, Any]) -> str:
 def _document(filename: str) -> Document:
     """The one FinetuneJob of a file; objects of other kinds may be there too."""
     documents = read_documents(filename)
+    if any(is_bare(document.value) for document in documents):
+        raise ConfigError(
+            [f"{filename}: a finetuning YAML, and no FinetuneJob: use `llm_on_ray-finetune --config_file {filename}`"]
+        )
     if wrong := [line for document in documents for line in document.errors()]:
         raise ConfigError(wrong)
     jobs = [document for document in documents if is_job(document.value)]
@@ -240,6 +270,18 @@ def _print(manifest: Mapping[str, Any], job: FinetuneJob) -> None:
     yaml.dump(dict(manifest) | {"metadata": metadata, "status": _local_status(job.status)}, sys.stdout)
 
 
+def _print_failure(job: FinetuneJob) -> None:
+    """Say on standard error why the run has failed, and what to do, in a line each."""
+    status = job.status
+    lines = [line for line in (status.message or "").splitlines() if line.strip()]
+    sys.stderr.write(f"error: {status.reason}: {lines[0] if lines else ''}\n")
+    remedy = (ENDED | WAITING).get(Reason(status.reason or Reason.TRAINING_FAILED), Explanation("", "")).remedy
+    if status.reason == Reason.CLAIM_NOT_FOUND:
+        remedy = "Name the folder that stands for the claim: --claim NAME=DIR"
+    if remedy:
+        sys.stderr.write(f"  -> {remedy}\n")
+
+
 def _print_answers(job: FinetuneJob, folders: Folders) -> None:
     """Print answers from before and after training, and the command that asks the model."""
     samples = read_samples(folders.output / LOGS)[:SHOWN_SAMPLES]
@@ -267,4 +309,5 @@ def _words(sample: Sample, folders: Folders) -> list[str]:
 
 def _local_status(status: FinetuneJobStatus) -> dict[str, Any]:
     """Remove the parts of the status about a Ray cluster, since none was created."""
-    return dump(status.model_copy(update={"ray": None, "attempt_history": ()}))
+    conditions = tuple(condition for condition in status.conditions if condition.type not in OF_A_CLUSTER)
+    return dump(status.model_copy(update={"ray": None, "attempt_history": (), "conditions": conditions}))

@@ -65,6 +65,18 @@ def read_documents(name: str) -> list[Document]:
     return [document for document in documents if document.value is not None or document.problems]
 
 
+def parse_value(text: str, where: str) -> Any:
+    """A value as it would stand in a manifest.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    document = _read_document(where, _Chunk(0, f"{text}\n"))
+    if document.problems:
+        raise ConfigError([f"{where}: {message}" for _, message in document.problems])
+    return document.value
+
+
 def _read(name: str, file: str) -> str:
     try:
         data = sys.stdin.buffer.read() if name == STANDARD_INPUT else File(name).read_bytes()

@@ -14,7 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_client.manifest import Document, read_documents
+from finetune_client.files import expand
+from finetune_client.manifest import STANDARD_INPUT, Document, read_documents
+from finetune_client.submission import is_bare
 from finetune_operator.api.cel import check_rules
 from finetune_operator.api.checks import malformed_keys
 from finetune_operator.api.metadata import metadata_violations, name_and_source
@@ -37,21 +39,16 @@ _OWN = ("apiVersion", "kind", "metadata", "status")
 """What is not checked by the CRD's schema: Kubernetes' own, and a status, which the API server drops on creation."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``finetune validate``."""
-    parser.add_argument(
-        "-f",
-        "--filename",
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="YAML or JSON as for kubectl apply, - for standard input; may be repeated",
-    )
-
-
 def run(options: argparse.Namespace) -> int:
     """Check files; print what is wrong on stderr and what is valid on stdout; give the exit code, 2 for anything wrong."""
-    return max([_check_file(name) for name in options.filename])
+    codes = []
+    for given in options.filename:
+        try:
+            codes += [_check_file(name) for name in expand([given], recursive=options.recursive)]
+        except ConfigError as error:
+            sys.stderr.write(f"{error}\n")
+            codes.append(2)
+    return max(codes)
 
 
 def check_object(raw: Mapping[str, Any]) -> list[Finding]:
@@ -129,16 +126,32 @@ def _check_file(name: str) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if len(documents) == 1 and is_bare(documents[0].value) and name != STANDARD_INPUT:
+        return _check_config(name)
     codes = [code for document in documents for code in _check_document(document)]
     if not codes:
         sys.stderr.write(f"{name}: there is no {KIND} in it\n")
     return max(codes, default=2)
 
 
+def _check_config(name: str) -> int:
+    """The exit code of a finetuning YAML of llm-on-ray: it is valid if the trainer takes it, and a job can be made of it."""
+    from finetune_client.convert import convert, options_of
+
+    try:
+        made = convert(options_of(name))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stderr.writelines(f"{note}\n" for note in made.notes)
+    sys.stdout.write(f"{name}: the finetuning YAML is valid; `finetune convert -f {name}` makes a {KIND} of it\n")
+    return 0
+
+
 def _check_document(document: Document) -> Iterator[int]:
     """The exit code of each FinetuneJob, or of the document if its text is wrong; objects of other kinds are named."""
     findings, warnings, valid = [], [], []
-    for path, raw in _objects(document.value):
+    for path, raw in objects(document.value):
         if not is_job(raw):
             sys.stderr.write(f"{document.file}:{document.line(path)}: {_call(raw)}: skipped, it is no {KIND}\n")
         elif found := check_object(raw) if isinstance(raw, dict) else [Finding((), f"must be a mapping, not {describe(raw)}")]:
@@ -154,7 +167,7 @@ def _check_document(document: Document) -> Iterator[int]:
     yield from [2] if wrong else [0 for _ in valid]
 
 
-def _objects(value: Any) -> Iterator[tuple[Path, Any]]:
+def objects(value: Any) -> Iterator[tuple[Path, Any]]:
     """The objects of a document: itself, or the items of a list as ``kubectl get -o yaml`` prints it."""
     if isinstance(value, dict) and value.get("kind") in {"List", f"{KIND}List"} and isinstance(value.get("items"), list):
         yield from ((("items", index), item) for index, item in enumerate(value["items"]))

@@ -66,8 +66,9 @@ def test_a_retry_is_taken_by_the_api_server_as_often_as_it_is_asked_for(api: Kub
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_missing_job_is_named(api: Kubectl, command: str) -> None:
-    says = f"error: there is no finetunejob/nobody in namespace {api.namespace}\n"
-    assert finetune(api, command, "nobody") == (1, "", says)
+    code, out, err = finetune(api, command, "nobody")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: there is no finetunejob/nobody in namespace {api.namespace}\n  -> ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

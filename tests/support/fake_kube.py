@@ -150,7 +150,7 @@ class FakeKube:
             self._snapshots.clear()
         if token and token not in self._snapshots:
             return refuse(410, "Expired", "the provided continue parameter is too old", "")
-        items = self._snapshots.pop(token) if token else self._selected(plural, namespace, query.get("labelSelector", ""))
+        items = self._snapshots.pop(token) if token else self._selected(plural, namespace, query)
         version = token.partition("/")[0] or str(self.version)
         limit = int(query.get("limit", "500"))
         metadata = {"resourceVersion": version}
@@ -159,19 +159,21 @@ class FakeKube:
             self._snapshots[metadata["continue"]] = items[limit:]
         return web.json_response({"metadata": metadata, "items": items[:limit]})
 
-    def _selected(self, plural: str, namespace: str | None, selector: str) -> list[Object]:
-        label, _, value = selector.partition("=")
+    def _selected(self, plural: str, namespace: str | None, query: dict[str, str]) -> list[Object]:
         return [
             obj
             for (space, _name), obj in sorted(self.objects[plural].items())
-            if namespace in {None, space} and (not label or matches(obj, label, value))
+            if namespace in {None, space} and is_selected(obj, query)
         ]
 
     def _create(self, plural: str, namespace: str, seen: Seen) -> web.Response:
         obj = json.loads(seen.text, parse_constant=_no_constant)
         name = obj["metadata"]["name"]
+        obj["metadata"].setdefault("namespace", namespace)
         if (namespace, name) in self.objects[plural]:
             return refuse(409, "AlreadyExists", f'{plural} "{name}" already exists', name)
+        if seen.query.get("dryRun"):
+            return web.json_response(obj, status=201)
         new = self.put(plural, obj | {"metadata": obj["metadata"] | {"generation": 1}})
         self.created.append((plural, new))
         return web.json_response(new, status=201)
@@ -216,6 +218,16 @@ def _label(seen: Seen, plural: str) -> str:
         return f"{seen.method} {plural}"
     status = json.loads(seen.text).get("status", {})
     return f"status {status.get('phase') or status.get('reason') or '+'.join(sorted(status))}"
+
+
+def is_selected(obj: Object, query: dict[str, str]) -> bool:
+    """Whether an object has the label and the field that a LIST or a watch asks for."""
+    label, _, value = query.get("labelSelector", "").partition("=")
+    path, _, wanted = query.get("fieldSelector", "").partition("=")
+    field_value: Any = obj
+    for key in path.split(".") if path else ():
+        field_value = field_value.get(key, {})
+    return (not label or matches(obj, label, value)) and (not path or field_value == wanted)
 
 
 def matches(obj: Object, label: str, value: str) -> bool:

@@ -33,6 +33,8 @@ class Head:
     """It accepts connections and never answers, as behind a NetworkPolicy that drops packets."""
     forgetful: bool = False
     """It accepts every submission and knows none."""
+    logs: dict[str, str] = field(default_factory=dict)
+    """Submission id → what its driver has printed."""
     refusal: tuple[int, str] | None = None
     """Status and text that every submission gets."""
 
@@ -73,9 +75,7 @@ class FakeRay:
             return self._stop(head, match["rest"].split("/")[-2])
         if seen.method == "POST":
             return self._submit(head, seen)
-        if match["rest"] == "/api/v0/logs/file":
-            return _log(head)
-        return _job(head, match["rest"].rsplit("/", 1)[-1])
+        return _read(head, match["rest"])
 
     def _stop(self, head: Head, submission_id: str) -> web.Response:
         self.gate.before("POST stop")
@@ -112,6 +112,20 @@ def _job(head: Head, submission_id: str) -> web.Response:
     if submission_id not in head.jobs:
         return web.Response(status=404, text=f"Job {submission_id} does not exist")
     return web.json_response({"submission_id": submission_id, "type": "SUBMISSION"} | head.jobs[submission_id])
+
+
+def _read(head: Head, path: str) -> web.Response:
+    if path == "/api/v0/logs/file":
+        return _log(head)
+    if path.endswith("/logs"):
+        return _driver_log(head, path.split("/")[-2])
+    return _job(head, path.rsplit("/", 1)[-1])
+
+
+def _driver_log(head: Head, submission_id: str) -> web.Response:
+    if submission_id not in head.logs:
+        return web.Response(status=404, text=f"Job {submission_id} does not exist")
+    return web.json_response({"logs": head.logs[submission_id]})
 
 
 def _log(head: Head) -> web.Response:

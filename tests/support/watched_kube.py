@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 from multidict import CIMultiDict
-from tests.support.fake_kube import PATH, FakeKube, matches, refuse
+from tests.support.fake_kube import PATH, FakeKube, is_selected, refuse
 from tests.support.http_server import Handler, Seen
 
 Object = dict[str, Any]
@@ -88,14 +88,13 @@ class WatchedKube:
         self, request: web.BaseRequest, plural: str, namespace: str | None, query: dict[str, str]
     ) -> web.StreamResponse:
         self.watches.append((request.path, query))
-        label = query.get("labelSelector", "")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         version, cuts = int(query.get("resourceVersion", "0")), self._cuts
         while cuts == self._cuts:
             for number, type_, obj in [event for event in self._history[plural] if event[0] > version]:
                 version = number
-                if namespace in {None, obj["metadata"].get("namespace")} and (not label or matches(obj, label, "")):
+                if namespace in {None, obj["metadata"].get("namespace")} and is_selected(obj, query):
                     await response.write(json.dumps({"type": type_, "object": obj}).encode() + b"\n")
             async with self._changed:
                 await self._changed.wait()

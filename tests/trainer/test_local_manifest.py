@@ -70,6 +70,12 @@ def test_a_failed_run_says_why_in_its_status(finetune: Callable[..., Any]) -> No
     assert done.returncode == 1
     assert (job["status"]["phase"], job["status"]["reason"]) == ("Failed", "DatasetInvalid")
     assert "broken.jsonl:25" in job["status"]["message"]
+    said = done.stderr.splitlines()[-2:]
+    assert said[0].startswith("error: DatasetInvalid: ")
+    assert "broken.jsonl:25" in said[0]
+    assert said[1].startswith("  -> Each line must be a JSON object")
+    of_a_cluster = {"ClusterReady", "Submitted", "QuotaReserved"}
+    assert of_a_cluster & {condition["type"] for condition in job["status"]["conditions"]} == set()
 
 
 def test_a_claim_without_a_folder_is_named(finetune: Callable[..., Any]) -> None:
@@ -77,6 +83,15 @@ def test_a_claim_without_a_folder_is_named(finetune: Callable[..., Any]) -> None
     assert done.returncode == 1
     assert job["status"]["reason"] == "ClaimNotFound"
     assert "'models' (spec.model.persistentVolumeClaim)" in job["status"]["message"]
+    assert done.stderr.splitlines()[0].startswith("error: ClaimNotFound: ")
+    assert done.stderr.splitlines()[1:] == ["  -> Name the folder that stands for the claim: --claim NAME=DIR"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("modles", "did you mean models?"), ("zzz", "it has data, demo-")])
+def test_a_claim_that_the_job_does_not_have_is_refused(finetune: Callable[..., Any], name: str, hint: str) -> None:
+    done, _ = finetune("--claim", "data=.", "--claim", f"{name}=.")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"--claim {name}: the job has no such claim; {hint}")
 
 
 def test_every_error_of_a_manifest_is_reported_at_once(finetune: Callable[..., Any]) -> None:

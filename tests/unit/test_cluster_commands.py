@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import subprocess
@@ -12,60 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.builders import NAMESPACE, raw_job
-from tests.support.fake_kube import FakeKube
+from tests.support.builders import NAMESPACE
 from tests.support.http_server import Canned, running
+from tests.support.shell import Shell, login, shell_at
 
-from finetune_client.cli import main
-from finetune_client.cluster import retry_name, stem_and_number
+from finetune_client.retries import retry_name, stem_and_number
 from finetune_operator.api.v1alpha1 import FinetuneJob, Phase
 
 Object = dict[str, Any]
 ENDED = ("Failed", "Cancelled", "Succeeded")
 
 
-def login(folder: Path, url: str) -> Path:
-    """A kubeconfig with two contexts; the current one has the jobs' namespace."""
-    context = {"cluster": "here", "user": "me", "namespace": NAMESPACE}
-    contexts = [{"name": "work", "context": context}, {"name": "home", "context": context | {"namespace": "elsewhere"}}]
-    users, clusters = [{"name": "me", "user": {"token": "t"}}], [{"name": "here", "cluster": {"server": url}}]
-    config = {"apiVersion": "v1", "kind": "Config", "contexts": contexts, "current-context": "work"}
-    path = folder / "kubeconfig"
-    path.write_text(json.dumps(config | {"users": users, "clusters": clusters}))
-    return path
-
-
-class Shell:
-    """The command, as somebody with a kubeconfig types it."""
-
-    def __init__(self, kube: FakeKube, capsys: pytest.CaptureFixture[str]) -> None:
-        self.kube = kube
-        self._capsys = capsys
-
-    async def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error."""
-        code = await asyncio.to_thread(main, arguments)
-        return code, *self._capsys.readouterr()
-
-    def add(self, name: str = "demo", phase: str | None = "Failed", **parts: Any) -> Object:
-        metadata = {"name": name} | parts.pop("metadata", {})
-        return self.kube.put("finetunejobs", raw_job(metadata=metadata, status={"phase": phase} if phase else {}, **parts))
-
-    def job(self, name: str = "demo") -> Object:
-        job = self.kube.get("finetunejobs", (NAMESPACE, name))
-        assert job is not None
-        return job
-
-    def writes(self) -> list[str]:
-        return [f"{seen.method} {seen.path}" for seen in self.kube.writes()]
-
-
 @pytest.fixture
 async def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Shell]:
-    kube = FakeKube()
-    async with running(kube) as url:
-        monkeypatch.setenv("KUBECONFIG", str(login(tmp_path, url)))
-        yield Shell(kube, capsys)
+    async with shell_at(tmp_path, monkeypatch, capsys) as shell:
+        yield shell
 
 
 @pytest.mark.parametrize(
@@ -156,7 +116,9 @@ async def test_what_has_not_ended_is_not_retried(shell: Shell, phase: str | None
     shell.add(phase=phase)
     code, _, err = await shell.run("retry", "demo")
     assert (code, shell.writes()) == (1, [])
-    assert f"finetunejob/demo has not ended ({phase or 'Pending'}): `finetune suspend` and `finetune resume`" in err
+    assert (
+        f"finetunejob/demo has not ended ({phase or 'Pending'})\n  -> `finetune suspend demo` and `finetune resume demo`" in err
+    )
 
 
 async def test_what_has_succeeded_is_not_retried(shell: Shell) -> None:
@@ -171,7 +133,8 @@ async def test_a_job_that_is_not_there_is_named_with_its_namespace(shell: Shell,
     shell.add()
     for options, namespace in (((), "elsewhere"), (("-n", "third"), "third")):
         code, out, err = await shell.run(command, "demo", "--context", "home", *options)
-        assert (code, out, err) == (1, "", f"error: there is no finetunejob/demo in namespace {namespace}\n")
+        hint = "  -> `finetune list` shows all jobs (there are none)\n"
+        assert (code, out, err) == (1, "", f"error: there is no finetunejob/demo in namespace {namespace}\n{hint}")
 
 
 @pytest.mark.parametrize("command", ["suspend", "retry"])
@@ -179,7 +142,9 @@ async def test_a_refusal_is_told_in_the_words_of_the_api_server(shell: Shell, co
     shell.add(phase="Running" if command == "suspend" else "Failed")
     method = "PATCH" if command == "suspend" else "POST"
     shell.kube.refusals[method, "finetunejobs"] = (403, "Forbidden", 'User "me" cannot do that')
-    assert await shell.run(command, "demo") == (1, "", 'error: the API server says: User "me" cannot do that\n')
+    code, out, err = await shell.run(command, "demo")
+    assert (code, out) == (1, "")
+    assert err.startswith('error: the API server says: User "me" cannot do that\n  -> ask the cluster\'s administrator')
     assert len(shell.writes()) == 1
 
 
@@ -200,7 +165,7 @@ async def test_a_server_that_does_not_answer_is_named(shell: Shell, tmp_path: Pa
         code, _, err = await shell.run("suspend", "demo")
     assert code == 1
     assert err.startswith(f"error: the API server at {url} does not answer: ")
-    assert err.count("\n") == 1
+    assert err.count("\n") == 2
 
 
 async def test_no_kubeconfig_and_an_unknown_context(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

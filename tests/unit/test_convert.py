@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from tests.support.builders import DATA, NAMESPACE, UID
 from tests.support.chart import ROOT
 
-from finetune_client import cli, convert
+from finetune_client import cli, convert, grammar
 from finetune_client.manifest import read_documents
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob
@@ -46,7 +46,7 @@ Convert = Callable[..., Printed]
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
+    grammar.add_convert_options(parser)
     return parser.parse_args(arguments)
 
 

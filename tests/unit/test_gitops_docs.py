@@ -11,7 +11,7 @@ from lupa import lua51  # Argo CD's Lua is 5.1
 from ruamel.yaml import YAML
 
 from finetune_operator.api.crd import build_crd
-from finetune_operator.api.status import TERMINAL, Phase
+from finetune_operator.api.phases import TERMINAL, Phase
 
 PAGE = Path(__file__).parents[2] / "docs" / "gitops.md"
 KEY = "resource.customizations.health.llmonray.dev_FinetuneJob"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from tests.support.jobs import finetune_job
 
-from finetune_client import convert
+from finetune_client import convert, grammar
 from finetune_client.validate import check_object
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_trainer.config.objective import OBJECTIVE_MESSAGE
@@ -52,7 +52,7 @@ def write(folder: Path, sections: dict[str, Any]) -> str:
 
 def convert_file(path: str) -> convert.Converted:
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
+    grammar.add_convert_options(parser)
     return convert.convert(parser.parse_args(["--config_file", path]))
 
 

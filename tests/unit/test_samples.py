@@ -12,7 +12,7 @@ import pytest
 from tests.support.builders import NAMESPACE, UID, load_yaml
 from tests.support.chart import ROOT
 
-from finetune_client import convert
+from finetune_client import convert, grammar
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_trainer.config.schema import TrainerConfig
@@ -96,7 +96,7 @@ def test_a_job_is_what_finetune_convert_prints(
 ) -> None:
     monkeypatch.chdir(ROOT)
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
+    grammar.add_convert_options(parser)
     assert convert.run(parser.parse_args(convert_command(path)[2:])) == 0
     printed, notes = capsys.readouterr()
     written = path.read_text(encoding="utf-8")

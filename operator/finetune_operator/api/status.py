@@ -8,25 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from finetune_operator.api.base import Model, ShortText, Text, Time
-
-
-class Phase(StrEnum):
-    """Where a job stands, in one word."""
-
-    PENDING = "Pending"
-    QUEUED = "Queued"
-    PROVISIONING = "Provisioning"
-    RUNNING = "Running"
-    SUSPENDING = "Suspending"
-    SUSPENDED = "Suspended"
-    RETRYING = "Retrying"
-    SUCCEEDED = "Succeeded"
-    FAILED = "Failed"
-    CANCELLED = "Cancelled"
-
-
-TERMINAL = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.CANCELLED})
-"""Phases that never change again."""
+from finetune_operator.api.phases import Phase
 
 
 class ConditionType(StrEnum):

@@ -7,18 +7,17 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from finetune_operator.api.base import Model, Time, dump
+from finetune_operator.api.phases import TERMINAL, Phase
 from finetune_operator.api.pods import PodOptions
 from finetune_operator.api.reasons import Reason
 from finetune_operator.api.spec import FinetuneJobSpec, RetryPolicy
 from finetune_operator.api.status import (
-    TERMINAL,
     AttemptStatus,
     CheckpointStatus,
     Condition,
     ConditionType,
     FinetuneJobStatus,
     OutputStatus,
-    Phase,
     ProgressStatus,
     RayStatus,
     ResolvedDefaults,

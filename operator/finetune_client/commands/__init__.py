@@ -1,0 +1,1 @@
+"""The commands of ``finetune`` that talk to a cluster, one module each, loaded when it is called."""

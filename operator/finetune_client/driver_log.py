@@ -1,0 +1,196 @@
+"""The output of a job's driver: read from the Ray dashboard, through the API server's proxy to services.
+
+The dashboard asks for the job's token, which is in a Secret that the RayCluster names: whoever may read both may read the log.
+When the cluster is gone, so is the log; what is left of the run is on its output claim, and the error says where.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_client.access import Access
+from finetune_client.errors import ForbiddenError, MissingError, MissingKindError, NoLogError, UnreachableError, look_at
+from finetune_client.job import Job
+from finetune_client.kube.rest import Answer, Stop, part
+from finetune_operator.api.phases import Phase
+from finetune_operator.constants import DASHBOARD_PORT, RAY_GROUP, RAY_PLURAL, RAY_VERSION_API, TOKEN_SECRET_KEY
+
+POLL_SECONDS = 2.0
+"""Pause between two looks at a log that is followed."""
+
+PATIENCE = 15
+"""How many looks in a row may fail before the following ends: half a minute."""
+
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_])")
+_CONTROLS = re.compile(r"[^\n\t\x20-\x7e\x85\xa0-\U0010ffff]")
+
+
+Tell = Callable[[Job], None]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Where the log of an attempt is."""
+
+    number: int
+    cluster: str
+    submission: str
+    reason: str
+    """How it has ended; empty: it has not."""
+
+
+def read(client: Access, name: str, number: int | None, follow: Stop | None, tell: Callable[[Job], None]) -> Iterator[str]:
+    """The log of an attempt, in pieces; see `FinetuneClient.logs`."""
+    job, last = client.get(name), 0
+    if follow is None:
+        yield _text(client, job, _find(job, number))
+        return
+    while True:
+        attempt = _find(job, number) if number or job.has_ended or (job.status.attempt or 0) > last else None
+        if attempt is not None and attempt.number > last:
+            yield from _follow(client, job, attempt, follow, tell)
+            last = attempt.number
+        job = client.get(name)
+        if number or (job.has_ended and (job.status.attempt or 0) <= last):
+            return
+        if not job.has_ended:
+            tell(job)
+        if follow.wait(POLL_SECONDS):
+            return
+
+
+def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell) -> Iterator[str]:
+    """The log of an attempt until it has ended; a cluster that starts, or is silent for a while, is waited for."""
+    seen, failures = 0, 0
+    while True:
+        ended = _has_ended(job, attempt)
+        try:
+            text, failures = _text(client, job, attempt), 0
+        except (NoLogError, UnreachableError):
+            failures += 1
+            if not seen and job.has_ended:
+                raise
+            if failures > PATIENCE and not ended and not _is_starting(job):
+                raise
+            text = ""
+        if len(text) > seen:
+            yield text[seen:]
+            seen = len(text)
+        if not seen and not ended:
+            tell(job)
+        if ended or stop.wait(POLL_SECONDS):
+            return
+        job = client.get(job.name)
+
+
+def _has_ended(job: Job, attempt: _Attempt) -> bool:
+    known = {item.attempt for item in job.status.attempt_history}
+    return job.has_ended or attempt.number in known or (job.status.attempt or 0) > attempt.number
+
+
+def _is_starting(job: Job) -> bool:
+    return job.phase in {Phase.PENDING, Phase.QUEUED, Phase.PROVISIONING, Phase.RETRYING}
+
+
+def _find(job: Job, number: int | None) -> _Attempt:
+    """An attempt by its number, or the current one.
+
+    Raises:
+        NoLogError: the job has no such attempt.
+    """
+    ended = {item.attempt: item for item in job.status.attempt_history}
+    current = job.status.attempt
+    number = number or current
+    if number is not None and number in ended:
+        item = ended[number]
+        return _Attempt(number, item.cluster, item.submission_id, item.reason)
+    if number is not None and number == current and job.status.ray:
+        return _Attempt(number, job.status.ray.cluster, job.status.ray.submission_id, "")
+    if number is None or current is None:
+        raise NoLogError(
+            f"{job} has not run yet ({job.state})",
+            look_at(job.name),
+        )
+    known = ", ".join(str(item) for item in sorted({*ended, current}))
+    raise NoLogError(f"{job} has no attempt {number} that is still known", f"its attempts are: {known}")
+
+
+def _text(client: Access, job: Job, attempt: _Attempt) -> str:
+    namespace = f"namespaces/{part(job.namespace)}"
+    token = _token(client, job, attempt, namespace)
+    service = f"{part(attempt.cluster)}-head-svc:{DASHBOARD_PORT}"
+    path = f"/api/v1/{namespace}/services/{service}/proxy/api/jobs/{part(attempt.submission)}/logs"
+    # the token does not go into Authorization, which is the API server's
+    answer = client.rest.ask("GET", path, headers={"x-ray-authorization": f"Bearer {token}"})
+    text = _log_of(answer)
+    if text is None:
+        raise _no_log(job, attempt, answer)
+    return printable(text)
+
+
+def _token(client: Access, job: Job, attempt: _Attempt, namespace: str) -> str:
+    try:
+        path = f"/apis/{RAY_GROUP}/{RAY_VERSION_API}/{namespace}/{RAY_PLURAL}/{part(attempt.cluster)}"
+        cluster = client.rest.get(path)
+        secret = str(Job(cluster).read("spec", "authOptions", "secretName") or "")
+        data = Job(client.rest.get(f"/api/v1/{namespace}/secrets/{part(secret)}")).read("data", TOKEN_SECRET_KEY)
+        return base64.b64decode(str(data)).decode()
+    except ForbiddenError as error:
+        hint = "logs need the rights to get rayclusters, secrets and services/proxy; `finetune doctor` shows who has them"
+        raise ForbiddenError(error.status, error.message, hint) from error
+    except MissingKindError as error:
+        hint = "install KubeRay 1.6 or later; `finetune doctor` shows what else is missing"
+        raise NoLogError(
+            f"the cluster at {client.server} does not know RayClusters: KubeRay is not installed there", hint
+        ) from error
+    except MissingError as error:
+        raise _gone(job, attempt) from error
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise NoLogError(f"the Secret {secret} has no token of the Ray dashboard", look_at(job.name)) from error
+
+
+def _log_of(answer: Answer) -> str | None:
+    try:
+        told: Any = json.loads(answer.body) if answer.status < 300 else None
+    except (ValueError, RecursionError):
+        return None
+    text = told.get("logs") if isinstance(told, dict) else None
+    return text if isinstance(text, str) else None
+
+
+def _no_log(job: Job, attempt: _Attempt, answer: Answer) -> Exception:
+    """Why the dashboard, or the API server in its place, has given no log."""
+    said = answer.body[:1000].decode(errors="replace")
+    if answer.status == 403 and '"kind":"Status"' in said.replace(" ", ""):
+        hint = f"logs need the right to get services/proxy in namespace {job.namespace}; ask the cluster's administrator"
+        return ForbiddenError(403, f"you may not reach the Ray dashboard of {job} through the API server", hint, said)
+    if answer.status == 404 and attempt.submission in said:
+        return NoLogError(f"Ray has not got the driver of {job} yet", look_at(job.name), said)
+    message = f"the Ray dashboard of {job} does not answer ({answer.status})"
+    head = f"ray.io/cluster={attempt.cluster},ray.io/node-type=head"
+    hint = f"look at the head pod: kubectl logs -n {job.namespace} -l {head}"
+    return UnreachableError(message, hint, said) if answer.status >= 500 else NoLogError(message, hint, said)
+
+
+def _gone(job: Job, attempt: _Attempt) -> NoLogError:
+    """The Ray cluster is not there: not yet, while the job waits, or not any more."""
+    if not attempt.reason and not job.has_ended and job.phase in {Phase.PENDING, Phase.QUEUED}:
+        return NoLogError(f"{job} has no Ray cluster yet ({job.state})", look_at(job.name))
+    message = f"the Ray cluster of attempt {attempt.number} of {job} is gone, and the driver's log with it"
+    output = job.status.output
+    hint = look_at(job.name)
+    if output:
+        hint = f"report.html and logs/ of the run are in {output.path} on the claim {output.persistent_volume_claim}"
+    return NoLogError(message, hint, job.message if job.phase is Phase.FAILED else "")
+
+
+def printable(text: str) -> str:
+    """A text of others without what steers a terminal; progress bars that overwrite a line become lines."""
+    text = _ESCAPES.sub("", text.replace("\r\n", "\n")).replace("\r", "\n")
+    return _CONTROLS.sub("", text)

@@ -1,0 +1,293 @@
+"""The grammar of the command line. Nothing else is imported for it: each command loads its module when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune_trainer.errors import USAGE_EXIT_CODE
+
+DEFAULT_OUTPUT_SIZE = "10Gi"
+"""Holds any adapter and the full weights of small models; a claim can grow later, where its storage class allows it."""
+
+Run = Callable[[argparse.Namespace], int]
+LISTED = ("json", "yaml", "name", "wide")
+PRINTED = ("json", "yaml", "name")
+SHELLS = ("bash", "zsh", "fish")
+
+ENDING = """\
+Exit codes: 0 done; 1 failed, refused or wrong usage; 2 an invalid file; 75 a local run was stopped, and the same command
+resumes it; 124 not within --timeout; 130 Ctrl-C, which never cancels a job in a cluster; 141 nobody reads the output."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that exits with code 1 on an error: 2 is for errors in a file."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message in two lines, and exit."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            from difflib import get_close_matches
+
+            near = get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1)
+            message = f"there is no {found[1]}; " + (f"did you mean {near[0]}?" if near else f"there are {found[2]}")
+        self.exit(USAGE_EXIT_CODE, f"error: {message}\n{self.prog} --help shows what it takes\n")
+
+
+def build() -> Parser:
+    """The whole grammar."""
+    parser = Parser(
+        prog="finetune",
+        description="Work with FinetuneJobs.",
+        epilog=ENDING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_files(commands)
+    _add_views(commands)
+    _add_changes(commands)
+    _add_copies(commands)
+    _add_others(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is looked up when it is asked for: reading the package's metadata takes time."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_values: Any) -> None:
+        """Print it and exit."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            told = version("finetune-operator")
+        except PackageNotFoundError:
+            told = "of its sources, which are not installed"
+        sys.stdout.write(f"finetune {told}\n")
+        parser.exit()
+
+
+def later(module: str, function: str = "run") -> Run:
+    """A function of a module that is imported when it is called."""
+
+    def run(options: argparse.Namespace) -> int:
+        code: int = getattr(importlib.import_module(f"finetune_client.{module}"), function)(options)
+        return code
+
+    return run
+
+
+def _add(commands: Any, name: str, purpose: str, run: Run, aliases: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, aliases=list(aliases), help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}."
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell the details of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_files(commands: Any) -> None:
+    submit = _add(commands, "submit", "create jobs in the cluster, from manifests or finetuning YAMLs", later("commands.submit"))
+    _add_login(submit)
+    _add_filename(submit)
+    submit.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="set a value, as Training.epochs=1 or output.size=20Gi; may be repeated",
+    )
+    submit.add_argument("--dry-run", action="store_true", help="have the API server check the job, print it, and store nothing")
+    submit.add_argument("--wait", action="store_true", help="wait until the job has ended")
+    submit.add_argument("--follow", action="store_true", help="print the log of the job until it has ended")
+    submit.add_argument("--timeout", type=seconds, metavar="TIME", help="longest wait, as 90s, 30m or 2h (default: none)")
+    submit.add_argument("-o", "--output", choices=PRINTED, help="print the created jobs so")
+    add_conversion(submit.add_argument_group("for a finetuning YAML of llm-on-ray, as for `finetune convert`"))
+    run = _add(commands, "run", "run a FinetuneJob manifest on this machine, without Kubernetes", later("local", "command"))
+    run.add_argument("-f", "--filename", required=True, metavar="FILE", help="the FinetuneJob, as for `finetune submit`")
+    run.add_argument(
+        "--local", action="store_true", help="on this machine, which is the default; in a cluster use `finetune submit`"
+    )
+    run.add_argument(
+        "--claim",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        type=claim,
+        help="the folder that stands for a PersistentVolumeClaim of the manifest; may be repeated",
+    )
+    run.add_argument(
+        "--claims-dir",
+        type=Path,
+        default=Path("finetune-output"),
+        metavar="DIR",
+        help="folder for the claims that are not named by --claim: each is DIR/NAME (default: finetune-output)",
+    )
+    check = _add(
+        commands,
+        "validate",
+        "check FinetuneJobs and finetuning YAMLs as the API server would, without a cluster",
+        later("validate"),
+    )
+    _add_filename(check)
+    change = _add(commands, "convert", "make a FinetuneJob manifest of a finetuning YAML of llm-on-ray", later("convert"))
+    add_convert_options(change)
+
+
+def _add_views(commands: Any) -> None:
+    listing = _add(commands, "list", "list the jobs", later("commands.listing"), ("get",))
+    listing.add_argument("jobs", nargs="*", metavar="NAME", help="only these jobs")
+    _add_login(listing)
+    listing.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
+    listing.add_argument("-o", "--output", choices=LISTED, help="print them so")
+    status = _add(
+        commands, "status", "tell all about a job on one page: how far it is, why, and what to do next", later("commands.status")
+    )
+    _add_job(status)
+    status.add_argument("-o", "--output", choices=PRINTED, help="print the object instead of the page")
+    watch = _add(commands, "watch", "follow jobs in a live table; of one job, until it has ended", later("commands.watch"))
+    _add_job(watch, nargs="?")
+    watch.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
+    watch.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time, as 90s, 30m or 2h")
+    logs = _add(commands, "logs", "print the output of a job's driver", later("commands.logs"))
+    _add_job(logs)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
+    logs.add_argument("--attempt", type=int, metavar="N", help="of this attempt (default: the current one)")
+
+
+def _add_changes(commands: Any) -> None:
+    for name, purpose in (
+        ("suspend", "have a job write a checkpoint and give all its pods back"),
+        ("resume", "let a suspended job resume from its checkpoint"),
+        ("cancel", "end a job for good"),
+        ("retry", "make a new job NAME-rN that takes up one that has failed or was cancelled, from its newest checkpoint"),
+    ):
+        _add_job(_add(commands, name, purpose, later("commands.change", name)))
+
+
+def _add_copies(commands: Any) -> None:
+    upload = _add(
+        commands,
+        "upload",
+        "copy files and folders to a claim, and take up a copy that was cut off",
+        later("commands.copy", "upload"),
+    )
+    upload.add_argument("files", nargs="+", metavar="FILE", help="files, and folders with all that is in them")
+    upload.add_argument("target", metavar="CLAIM:PATH", help="the claim, and the folder on it (empty: its root)")
+    upload.add_argument("--create", metavar="SIZE", help="make the claim if it is not there, as --create 10Gi")
+    download = _add(
+        commands, "download", "copy the result of a job here, held against its manifest", later("commands.copy", "download")
+    )
+    download.add_argument("job", metavar="NAME", help="name of the FinetuneJob")
+    download.add_argument("folder", metavar="DIR", help="the folder that it is copied to")
+    for parser in (upload, download):
+        _add_login(parser)
+        parser.add_argument("--image", help="image of the helper pod, with Python 3.11 or newer (default: the trainer's)")
+
+
+def _add_others(commands: Any) -> None:
+    doctor = _add(
+        commands,
+        "doctor",
+        "look whether jobs can run in the cluster, and tell what to do where they cannot",
+        later("commands.doctor"),
+    )
+    _add_login(doctor)
+    completion = _add(
+        commands,
+        "completion",
+        "print what makes a shell complete commands, options and names of jobs",
+        later("commands.completion"),
+    )
+    completion.add_argument("shell", choices=SHELLS)
+
+
+def _add_login(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="namespace (default: that of the context)")
+    parser.add_argument("--context", metavar="CONTEXT", help="context of the kubeconfig (default: the current one)")
+
+
+def _add_job(parser: argparse.ArgumentParser, **options: Any) -> None:
+    parser.add_argument("job", metavar="NAME", help="name of the FinetuneJob", **options)
+    _add_login(parser)
+
+
+def _add_filename(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f",
+        "--filename",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="YAML or JSON, a folder of such files, or - for standard input; may be repeated",
+    )
+    parser.add_argument("-R", "--recursive", action="store_true", help="folders with all folders in them")
+
+
+def add_convert_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``finetune convert``."""
+    parser.add_argument(
+        "-f",
+        "--filename",
+        "--config_file",
+        dest="config_file",
+        required=True,
+        metavar="FILE",
+        help="the finetuning YAML, as for llm_on_ray-finetune --config_file",
+    )
+    add_conversion(parser)
+
+
+def add_conversion(parser: Any) -> None:
+    """Add the options that say what a finetuning YAML leaves open."""
+    option = parser.add_argument
+    option("--name", help="name of the job (default: made from the file's name)")
+    option("--image", help="trainer image (default: the operator's)")
+    option("--accelerator", choices=("i915", "xe", "nvidia"), help="GPU resource, for device GPU (default: i915)")
+    option("--memory", metavar="SIZE", help="memory of a worker, as 32Gi (default: the operator's)")
+    option("--model-claim", metavar="NAME[/SUBPATH]", help="claim with the base model's folder (default: the hub)")
+    option("--token-secret", metavar="NAME[/KEY]", help="Secret with a hub token (default key: token)")
+    dataset = parser.add_mutually_exclusive_group()
+    dataset.add_argument("--dataset-claim", metavar="NAME[/SUBPATH]", help="claim with the data files (default: the image)")
+    dataset.add_argument("--dataset-config-map", metavar="NAME", help="ConfigMap with the data files, for small ones")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--output-claim", metavar="NAME", help="existing claim for the result")
+    output.add_argument("--output-size", metavar="SIZE", help=f"size of the claim to make (default: {DEFAULT_OUTPUT_SIZE})")
+    option(
+        "--output-access-mode",
+        choices=("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"),
+        help="access mode of the claim to make (default: ReadWriteOnce, which holds all pods on one node)",
+    )
+
+
+def claim(text: str) -> tuple[str, Path]:
+    """``NAME=DIR``."""
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
+    return name, Path(folder).expanduser()
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> float:
+    """A time as 90, 90s, 30m, 2h or 1d."""
+    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
+    try:
+        value = float(number) * unit
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time, as 90s, 30m or 2h")
+    return value
+
+
+def usage() -> int:
+    """Print the help on standard error, for a command line without a command."""
+    build().print_help(sys.stderr)
+    return USAGE_EXIT_CODE

@@ -1,0 +1,132 @@
+"""Connections to the API server: TLS as the kubeconfig says, proxies as the environment says."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from finetune_client.errors import NotLoggedInError
+from finetune_client.kube.credentials import Credentials, content
+from finetune_client.kube.kubeconfig import NO_CLUSTER, Login, is_true
+
+Connection = http.client.HTTPConnection
+
+
+class _Tls(http.client.HTTPSConnection):
+    """A connection whose certificate is that of another name, where the kubeconfig says so."""
+
+    def __init__(self, *arguments: Any, context: ssl.SSLContext, server_name: str, **options: Any) -> None:
+        super().__init__(*arguments, context=context, **options)
+        self._tls = context
+        self._server_name = server_name
+
+    def connect(self) -> None:
+        """Connect, through the proxy if there is one, and shake hands."""
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name)
+
+
+def connector(login: Login, credentials: Credentials) -> Callable[[float], Connection]:
+    """What opens connections to a login's server, each with a timeout in seconds for every step of it.
+
+    Raises:
+        NotLoggedInError: server, proxy or certificates are not usable.
+    """
+    server = urlsplit(login.server)
+    try:
+        port = server.port or (80 if server.scheme == "http" else 443)
+    except ValueError:
+        port = 0
+    if server.scheme not in {"http", "https"} or not server.hostname or not port:
+        raise NotLoggedInError(f"{NO_CLUSTER}: {login.server!r} is no address of a server", "see `kubectl config view`")
+    proxy = _proxy(login, server)
+    host = server.hostname
+    target = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
+    if server.scheme == "http":
+        return lambda seconds: http.client.HTTPConnection(*target, timeout=seconds)
+    context = _context(login, credentials)
+    name = str(login.cluster.get("tls-server-name") or host)
+
+    def connect(seconds: float) -> Connection:
+        connection = _Tls(*target, context=context, server_name=name, timeout=seconds)
+        if proxy:
+            connection.set_tunnel(host, port, _proxy_headers(proxy))
+        return connection
+
+    return connect
+
+
+def cause(error: Exception) -> tuple[str, str]:
+    """Why there is no answer, and what to do."""
+    see = "see whether the cluster runs, and whether --context and KUBECONFIG name the right one"
+    match error:
+        case socket.gaierror():
+            words = "its name cannot be resolved"
+        case ssl.SSLCertVerificationError():
+            words, see = f"its certificate is not trusted ({error.verify_message})", "see certificate-authority of the kubeconfig"
+        case ssl.SSLError():
+            words, see = f"it does not speak TLS as expected ({error.reason})", "see server of the kubeconfig"
+        case TimeoutError():
+            words = "it took too long"
+        case ConnectionResetError() | BrokenPipeError() | http.client.RemoteDisconnected() | http.client.IncompleteRead():
+            words, see = "the connection was closed before the whole answer came", f"try again; {see}"
+        case OSError(errno=int(code)):
+            words = f"no connection: {os.strerror(code)}"
+        case OSError() if str(error):
+            words = str(error)[:200]  # a proxy's refusal
+        case _:
+            words, see = f"its answer is not HTTP ({type(error).__name__})", "see server of the kubeconfig"
+    return words, see
+
+
+def _context(login: Login, credentials: Credentials) -> ssl.SSLContext:
+    authority = content(login.cluster, "certificate-authority")
+    try:
+        context = ssl.create_default_context(cadata=authority.decode() if authority else None)
+        if is_true(login.cluster.get("insecure-skip-tls-verify")):
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if pair := credentials.certificate():
+            _load(context, *pair)
+    except (ssl.SSLError, ValueError) as error:
+        message = f"{NO_CLUSTER}: a certificate or key of the kubeconfig cannot be read"
+        raise NotLoggedInError(message, "get a new kubeconfig", str(error)) from error
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Python's TLS takes certificates from files only; this one is of this user and is deleted at once."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(certificate + b"\n" + key)
+        file.flush()
+        context.load_cert_chain(file.name)
+
+
+def _proxy(login: Login, server: SplitResult) -> SplitResult | None:
+    """The proxy of the kubeconfig, or that of the environment."""
+    address = str(login.cluster.get("proxy-url") or "")
+    if not address and any(name.lower() == f"{server.scheme}_proxy" for name in os.environ):
+        from urllib.request import getproxies, proxy_bypass
+
+        address = "" if proxy_bypass(server.netloc) else getproxies().get(server.scheme, "")
+    if not address:
+        return None
+    proxy = urlsplit(address if "//" in address else f"http://{address}")
+    if proxy.scheme != "http" or not proxy.hostname or server.scheme == "http":
+        message = f"{NO_CLUSTER}: the proxy {proxy.scheme}://{proxy.hostname} for {login.server} is not supported"
+        raise NotLoggedInError(message, "use an HTTP proxy for an HTTPS server, or NO_PROXY for that server")
+    return proxy
+
+
+def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    pair = f"{proxy.username}:{proxy.password or ''}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}
