@@ -87,11 +87,12 @@ def examples(tokenizer: Any) -> Examples:
 def test_targets_are_the_next_tokens(examples: Examples, tokenizer: Any, side: str) -> None:
     batch = batching.collate(examples, np.array([0, 1]), tokenizer.pad_token_id, side, None)
     assert batch.input_ids.shape[1] % 8 == 0
+    width = batch.input_ids.shape[1]
     for line in range(2):
-        chosen = batch.targets[line] != batching.IGNORED
+        chosen = batch.places // width == line
         wanted = examples.row(line)[examples.first[line] : examples.last[line]]
-        assert batch.targets[line][chosen].tolist() == wanted.tolist()
-        before = batch.input_ids[line][chosen].tolist()[1:]
+        assert batch.targets[chosen].tolist() == wanted.tolist()
+        before = batch.input_ids.flatten()[batch.places[chosen]].tolist()[1:]
         assert before == wanted.tolist()[:-1]
     if side == "left":
         assert batch.attention_mask is not None
@@ -101,7 +102,17 @@ def test_targets_are_the_next_tokens(examples: Examples, tokenizer: Any, side: s
 
 def test_rank_without_rows_has_no_targets(examples: Examples) -> None:
     batch = batching.collate(examples, np.array([], dtype=int), 0, "right", None)
-    assert (batch.targets == batching.IGNORED).all()
+    assert len(batch.places) == len(batch.targets) == 0
+
+
+def test_packed_rows_keep_their_places(examples: Examples) -> None:
+    batch = batching.pack(examples, np.array([1, 0]), longest=100)
+    assert batch.starts is not None
+    assert batch.starts.tolist() == [0, examples.lengths[1], examples.lengths.sum()]
+    assert batch.longest == 100
+    assert batch.input_ids[0, batch.places[-1]] == examples.row(0)[examples.last[0] - 2]
+    wanted = [examples.row(row)[examples.first[row] : examples.last[row]].tolist() for row in (1, 0)]
+    assert batch.targets.tolist() == [*wanted[0], *wanted[1]]
 
 
 def test_blocks_of_a_text_are_all_trained_on_or_all_evaluated() -> None:

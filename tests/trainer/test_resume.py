@@ -147,6 +147,14 @@ def test_checkpoint_of_a_release_that_did_not_group_the_weights_is_skipped(learn
     assert f"checkpoint {stopped} is skipped: its optimizer groups the weights in another way" in outcome.err
 
 
+def test_checkpoint_of_a_release_that_updated_weight_by_weight_changes_nothing(
+    learning: Command, whole: Outcome, stopped: Path
+) -> None:
+    """How the optimizer computes is this run's own choice: torch refuses a device's counter of steps without it."""
+    edit_checkpoint(stopped, change_rest(lambda rest: [group.update(fused=None, foreach=True) for group in rest["groups"]]))
+    assert same(whole, go_on(learning))
+
+
 def schedule_from_the_start(rest: dict[str, Any]) -> None:
     first = rest["groups"][0]["initial_lr"]
     assert rest["groups"][0]["lr"] != first

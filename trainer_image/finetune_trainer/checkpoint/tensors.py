@@ -35,6 +35,9 @@ TYPES = {
 }
 """Names that the format of safetensors gives to types."""
 
+IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
+"""Keys of an optimizer's groups that say how it computes, not what: those of this run hold, not those of a checkpoint."""
+
 ALIGNMENT = 8
 """The header of a safetensors file is filled up with spaces to a multiple of this."""
 
@@ -140,7 +143,7 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
 def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
     """Restore what is not a tensor; return the running loss."""
     for group, saved in zip(engine.optimizer.param_groups, rest["groups"], strict=True):
-        group.update(saved)
+        group.update({key: value for key, value in saved.items() if key not in IMPLEMENTATION})
     engine.schedule.load_state_dict(rest["schedule"])
     engine.scaler.load_state_dict(rest["scaler"])
     return RunningLoss(**rest["sums"])

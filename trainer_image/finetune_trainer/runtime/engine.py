@@ -45,6 +45,9 @@ class Engine:
     """Whether the rows of a batch are packed, without padding."""
     total_steps: int
     """Optimizer steps of the whole run."""
+    reads_late: bool
+    """Whether the loss of a step is read when the next one has been sent to the device, which then never waits for the host.
+    A CPU computes what it is told at once, and the scale of float16 needs to know the gradients before the update."""
 
     @property
     def sorts_by_length(self) -> bool:
@@ -55,7 +58,7 @@ class Engine:
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:
     """The tensors of some rows on this worker's device."""
     if engine.packed:
-        return batching.pack(examples, rows).to(engine.worker.device)
+        return batching.pack(examples, rows, engine.data.longest).to(engine.worker.device)
     side = engine.run.config.dataset.padding_side
     longest = families.longest_input(engine.model)
     return batching.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

@@ -19,7 +19,13 @@ POLYNOMIAL_END = 1e-7
 """Learning rate at which transformers ends a polynomial schedule; it refuses to begin with a rate that is not higher."""
 
 
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+FUSED = ("Adam", "AdamW")
+"""Optimizers that update all weights in one kernel, on the devices below."""
+
+FUSED_DEVICES = ("cpu", "cuda", "xpu")
+
+
+def make_optimizer(run: Run, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer with the configured name, of the trainable weights of the model.
 
     Raises:
@@ -32,7 +38,8 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     groups = group_weights(model, training.weight_decay)
     if name != "Adafactor":
         kind: Any = getattr(torch.optim, name)
-        made: torch.optim.Optimizer = kind(groups, lr=rate)
+        options = {"fused": True} if name in FUSED and device.type in FUSED_DEVICES else {}
+        made: torch.optim.Optimizer = kind(groups, lr=rate, **options)
         return made
     if any(hasattr(weight, "full_tensor") for weight in model.parameters()):
         advice = "use AdamW or SGD, or accelerate_mode DDP"

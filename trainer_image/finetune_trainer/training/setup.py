@@ -13,6 +13,7 @@ from finetune_trainer.data import batching, splits, step_plan, tokenize, tokeniz
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
+from finetune_trainer.modeling.head_loss import CHUNK_BYTES
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.distributed import Worker
 
 log = logging.getLogger(__name__)
+
+CHUNK_SHARE = 24
+"""Part of a GPU's memory that the logits may take at once."""
 
 
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
@@ -52,7 +56,8 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
-    loss = parallel.parallelize(SupervisedLoss(model), worker, training.strategy, dtype)
+    chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
+    loss = parallel.parallelize(SupervisedLoss(model, chunk_bytes), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
         # FSDP converts the weights itself.
@@ -60,9 +65,10 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
 
-    optimizer = make_optimizer(run, model)
+    optimizer = make_optimizer(run, model, worker.device)
     if not parallel.is_sharded(loss):
         devices.use_ipex(loss, optimizer, worker.device)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
     total_steps = step_plan.total_steps(len(rows.train_rows), worker.size, run.config)
     return Engine(
         run=run,
@@ -74,9 +80,10 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         optimizer=optimizer,
         schedule=make_schedule(run, optimizer, total_steps),
         autocast=autocast,
-        scaler=torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16),
+        scaler=scaler,
         packed=run.config.dataset.group and pack_rows(loss, model, worker, autocast),
         total_steps=total_steps,
+        reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
     )
 
 
@@ -124,7 +131,7 @@ def check_fit(model: Any, rows: Data) -> None:
     Raises:
         ConfigError: the configuration does not fit the model.
     """
-    limit, longest = families.longest_input(model), int(max(rows.train.lengths.max(), rows.eval.lengths.max()))
+    limit, longest = families.longest_input(model), rows.longest
     if limit is not None and longest > limit:
         raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
     vocabulary = model.get_input_embeddings().weight.shape[0]
