@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from finetune_trainer.modeling.head_loss import MIN_ROWS, chunk_rows, head_loss
+from finetune_trainer.modeling.head_loss import MIN_ROWS, chunk_rows, fused_slope, head_loss, plain_slope
 
 SIZE, VOCABULARY = 16, 50
 SCALE = 0.25
@@ -29,11 +31,12 @@ def gradients(loss: torch.Tensor, hidden: torch.Tensor, head: nn.Linear) -> list
 @pytest.mark.parametrize("rows", [0, 1, 7, MIN_ROWS, 2 * MIN_ROWS + 3])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("learns", [False, True])
-def test_loss_and_gradient_are_those_of_autograd(rows: int, *, bias: bool, learns: bool) -> None:
+@pytest.mark.parametrize("slope", [plain_slope, fused_slope])
+def test_loss_and_gradient_are_those_of_autograd(rows: int, *, bias: bool, learns: bool, slope: Any) -> None:
     torch.manual_seed(0)
     head = nn.Linear(SIZE, VOCABULARY, bias=bias).requires_grad_(learns)
     hidden, targets = torch.randn(rows, SIZE, requires_grad=True), torch.randint(VOCABULARY, (rows,))
-    loss, expected = head_loss(head, hidden, targets, chunk_bytes=1), plain_loss(head, hidden, targets)
+    loss, expected = head_loss(head, hidden, targets, 1, slope), plain_loss(head, hidden, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected)
     ours, theirs = gradients(loss, hidden, head), gradients(expected, hidden, head)

@@ -136,6 +136,9 @@ class Training(Section):
     """CPU_DDP, GPU_DDP or GPU_FSDP; or DDP or FSDP, for the device above."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] = 1
     """Micro-steps per optimizer step."""
+    compile: Annotated[Literal["auto", True, False], BeforeValidator(lower), choice("auto", True, False, type_=None)] = "auto"
+    """Compile the layers of the model with torch.compile: true, false, or auto, on CUDA GPUs of capability 8.0 or higher.
+    Where that fails, a warning says so, and the layers run as they are. An addition to llm-on-ray's keys."""
     logging_steps: Annotated[int, Field(ge=1, le=1000000)] = 10
     """Optimizer steps between two log lines."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42

@@ -12,7 +12,7 @@ from torch import nn
 
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.attention import Segments, flash_kernel
-from finetune_trainer.modeling.head_loss import CHUNK_BYTES, cross_entropy, head_loss
+from finetune_trainer.modeling.head_loss import CHUNK_BYTES, cross_entropy, head_loss, plain_slope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,8 @@ class SupervisedLoss(nn.Module):
         super().__init__()
         self.model: Any = model
         self.chunk_bytes = chunk_bytes
+        self.slope = plain_slope
+        """Computes loss and gradient of logits; it may be compiled."""
         self.whole_logits = not families.has_plain_head(model)
         self.positions = families.takes_positions(model)
 
@@ -46,7 +48,7 @@ class SupervisedLoss(nn.Module):
         model = families.unwrapped(self.model)
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
         supervised = hidden.flatten(0, 1).index_select(0, batch.places)
-        return head_loss(model.get_output_embeddings(), supervised, batch.targets, self.chunk_bytes)
+        return head_loss(model.get_output_embeddings(), supervised, batch.targets, self.chunk_bytes, self.slope)
 
     def logits(self, input_ids: torch.Tensor, last: int) -> torch.Tensor:
         """Logits [T, V] of the last positions of one row [1, N], by the whole forward pass."""

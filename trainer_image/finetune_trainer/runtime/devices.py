@@ -138,6 +138,11 @@ def total_memory(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """CUDA's compute capability of the device; (0, 0): it is another one."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 class NumbersInFlight:
     """Numbers that a device computes, on their way to the host: what the device is told after them does not delay them."""
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.data import batching
+from finetune_trainer.data import batching, step_plan
 from finetune_trainer.modeling import families
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -53,6 +53,11 @@ class Engine:
     def sorts_by_length(self) -> bool:
         """Whether rows of similar length share a batch."""
         return self.run.config.dataset.group and not self.packed
+
+    def plan(self, done: int) -> Iterator[step_plan.Step]:
+        """The steps after those that are done."""
+        lengths = self.data.train.lengths[self.data.train_rows]
+        return step_plan.plan_steps(lengths, self.worker.size, self.run.config, done, by_length=self.sorts_by_length)
 
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.data import step_plan
 from finetune_trainer.runtime import devices, distributed, stop
 from finetune_trainer.tracking.measurements import Evaluation, StepDone
 from finetune_trainer.tracking.progress import Result
@@ -13,7 +12,7 @@ from finetune_trainer.training.evaluation import evaluate
 from finetune_trainer.training.optimizer_step import take_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from finetune_trainer.checkpoint.checkpointer import Checkpointer, Start
     from finetune_trainer.runtime.engine import Engine
@@ -45,7 +44,8 @@ class TrainingLoop:
         """
         total, saving = self.engine.total_steps, self.engine.run.saving
         running_loss, was_preempted, evaluation = start.running_loss, False, None
-        plan = self._plan(start.step)
+        # Before the steps that are left comes the last one that is done: if it ended an epoch, an evaluation is due.
+        plan = self.engine.plan(max(start.step - 1, 0))
         if start.step and ((before := next(plan)).ends_epoch or start.step == total):
             evaluation = self._evaluate(start.step, before.epoch)
         in_flight: StepInFlight | None = None
@@ -69,13 +69,6 @@ class TrainingLoop:
                 evaluation = self._evaluate(number, step.epoch)
         self.checkpointer.check_finite(total)
         return make_result(running_loss, evaluation)
-
-    def _plan(self, done: int) -> Iterator[step_plan.Step]:
-        """The steps that are left, and before them the last one that is done: if it ended an epoch, an evaluation is due."""
-        engine, data = self.engine, self.engine.data
-        lengths = data.train.lengths[data.train_rows]
-        sizes = engine.worker.size, engine.run.config, max(done - 1, 0)
-        return step_plan.plan_steps(lengths, *sizes, by_length=engine.sorts_by_length)
 
     def _requests(self) -> tuple[bool, bool]:
         """Whether a stop is requested, and whether a worker is preempted. Only rank 0 looks. A collective."""
