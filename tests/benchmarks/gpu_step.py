@@ -1,10 +1,11 @@
-"""Optimizer steps of the trainer's own loop on one GPU, with random weights and rows in memory; changes can be taken back one by one.
+"""Optimizer steps of the trainer's own loop on one GPU, with random weights and rows in memory.
 
     python -m tests.benchmarks.gpu_step SPEC…
 
-A SPEC is SHAPE:ROWS:TOKENS[:SWITCH+SWITCH…], as in 8b-lora:logn:8192:eager+early. For each a line of JSON: tokens per second,
-the share of the dense bf16 peak of an H100 or H200 (MFU), peak memory, and how long it took to compile and to take the first step.
-It needs no network, no Ray and no disk. Without a GPU it runs, too, in float32, for the shapes tiny-lora and tiny-full.
+A SPEC is SHAPE:ROWS:TOKENS[:SWITCH+SWITCH…], as in 8b-lora:logn:8192:eager+early; a switch takes one change back.
+For each a line of JSON: tokens per second, the share of the dense bf16 peak of an H100 or H200 (MFU), peak memory, and how long
+it took to compile and to take the first step. It needs no network, no Ray and no disk. Without a GPU it runs, too, in float32,
+for the shapes tiny-lora and tiny-full.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from finetune_trainer.launch.allocator import VARIABLES, set_up_memory
 
 SMALL = {"vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -68,7 +71,8 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
         "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "max_train_steps": WARM + STEPS, "learning_rate": 1e-4,
-                     "mixed_precision": "no" if "fp32" in switches else "bf16", "logging_steps": 1, "compile": "auto" if "eager" not in switches else False,
+                     "mixed_precision": "no" if "fp32" in switches else "bf16", "logging_steps": 1,
+                     "compile": "auto" if "eager" not in switches else False,
                      "device": "GPU" if gpu else "CPU", "resources_per_worker": {"CPU": 4, "GPU": int(gpu)}},
     }  # fmt: skip
 
@@ -174,7 +178,7 @@ def memory() -> dict[str, Any]:
 
 
 def operations(engine: Any, shape: str, law: str) -> float:
-    """Floating-point operations per token: of the weights, thrice, or twice and a half where most get no gradient, and attention."""
+    """Floating-point operations per token, of the weights and of attention; frozen weights get no gradient."""
     about = engine.model.config
     matrices = sum(weight.numel() for name, weight in engine.model.named_parameters() if "embed_tokens" not in name)
     matrices += about.vocab_size * about.hidden_size if about.tie_word_embeddings else 0
@@ -223,13 +227,13 @@ def measure(spec: str) -> dict[str, Any]:
 
 def main(specs: list[str]) -> None:
     """Measure one after the other."""
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    set_up_memory()
     import torch
     import transformers
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     about = {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__,
-             "allocator": os.environ["PYTORCH_CUDA_ALLOC_CONF"]}  # fmt: skip
+             "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES)))}  # fmt: skip
     for spec in specs:
         try:
             found = measure(spec)

@@ -5,24 +5,15 @@ A CPU has nothing to gain from it, but it can do it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tests.support import engines
 from tests.trainer.test_gradients import bad_gradient, is_finite
 
-from finetune_trainer.checkpoint.checkpointer import Checkpointer
-from finetune_trainer.config.run import Run, Saving
-from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.errors import LossNotFinite
-from finetune_trainer.modeling.load import load_tokenizer
-from finetune_trainer.runtime import distributed
-from finetune_trainer.tracking.tracker import Tracker
-from finetune_trainer.training.loop import TrainingLoop
-from finetune_trainer.training.seeding import seed_everything
-from finetune_trainer.training.setup import build_engine, load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,19 +28,8 @@ def train(command: Command) -> Callable[..., Engine]:
     """Take four steps, late or not, into a folder of this name; `report` sees each step on record."""
 
     def run(name: str, *, late: bool, every: int = 0, report: Any = None) -> Engine:
-        config = TrainerConfig.model_validate(command.config)
-        output = command.folder / name
-        made = Run(config=config, output_dir=output, dataset_dir=command.folder, run_name="r", saving=Saving(every))
-        made.logs.mkdir(parents=True, exist_ok=True)
-        worker = distributed.single_process(config.training)
-        seed_everything(config.training.seed)
-        engine = build_engine(made, worker, load_data(made, worker, load_tokenizer(made)), torch.float32)
-        engine = dataclasses.replace(engine, reads_late=late)
-        checkpointer, tracker = Checkpointer(engine), Tracker(made, writes=True)
-        start = checkpointer.restore(lambda _: False)
-        tracker.start(distributed.describe(worker, "DDP", "float32"), engine.total_steps, start.checkpoint, 0)
-        TrainingLoop(engine, tracker, checkpointer, report, bool).run(start)
-        return engine
+        engine = engines.make(command, name, every=every)
+        return engines.train(engines.reading_late(engine) if late else engine, report)
 
     return run
 

@@ -133,7 +133,9 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in saved.items():
             there[name].copy_(tensor)
-    for name, weight in _learning(engine):
+    if engine.masters is not None:
+        engine.masters.publish()
+    for name, weight in engine.learning.items():
         state = engine.optimizer.state.get(weight, {})
         for key, value in state.items():
             if not isinstance(value, torch.Tensor) and (number := saved.get(f"optimizer:{name}:{key}")) is not None:
@@ -166,18 +168,13 @@ def make_optimizer_state(engine: Engine) -> None:
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
     """The trainable weights and the optimizer's tensors of this rank, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, weight in _learning(engine):
+    for name, weight in engine.learning.items():
         found[f"weight:{name}"] = _local(weight)
         for key, value in engine.optimizer.state.get(weight, {}).items():
             if value is not None:
                 # Some optimizers count their steps in a number.
                 found[f"optimizer:{name}:{key}"] = _local(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
     return found
-
-
-def _learning(engine: Engine) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The trainable weights, with their names."""
-    return ((name, weight) for name, weight in engine.model.named_parameters() if weight.requires_grad)
 
 
 def _local(tensor: Any) -> torch.Tensor:

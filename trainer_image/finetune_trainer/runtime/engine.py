@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune_trainer.data.examples import Examples
     from finetune_trainer.data.splits import Data
     from finetune_trainer.runtime.distributed import Worker
+    from finetune_trainer.runtime.masters import Masters
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Engine:
     """The model, adapted or not."""
     loss: torch.nn.Module
     """SupervisedLoss, wrapped by DDP or FSDP."""
-    weights: tuple[torch.nn.Parameter, ...]
-    """The trainable ones."""
+    learning: dict[str, torch.nn.Parameter]
+    """What the optimizer updates, by the names of the model's trainable weights: these, or their masters."""
+    masters: Masters | None
+    """Weights in float32 beside the model's own; None: the model's own are updated."""
     optimizer: torch.optim.Optimizer
     schedule: Any
     """The learning-rate schedule, of torch."""
@@ -53,6 +56,11 @@ class Engine:
     def sorts_by_length(self) -> bool:
         """Whether rows of similar length share a batch."""
         return self.run.config.dataset.group and not self.packed
+
+    @property
+    def weights(self) -> tuple[torch.nn.Parameter, ...]:
+        """What the optimizer updates."""
+        return tuple(self.learning.values())
 
     def plan(self, done: int) -> Iterator[step_plan.Step]:
         """The steps after those that are done."""

@@ -82,7 +82,7 @@ def _pass_through(engine: Engine, compiler: Compiler) -> None:
         if engine.worker.size > 1:
             raise  # the other ranks are in the middle of a collective
         compiler.give_up(in_a_line(error))
-    engine.optimizer.zero_grad(set_to_none=True)
+    engine.loss.zero_grad(set_to_none=True)
 
 
 def _file(engine: Engine) -> Path:

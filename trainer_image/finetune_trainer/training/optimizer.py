@@ -25,8 +25,13 @@ FUSED = ("Adam", "AdamW")
 FUSED_DEVICES = ("cpu", "cuda", "xpu")
 
 
-def make_optimizer(run: Run, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer with the configured name, of the trainable weights of the model.
+def make_optimizer(run: Run, model: nn.Module, learning: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer with the configured name.
+
+    Args:
+        run: the configuration.
+        model: the model.
+        learning: the trainable weights, by their names in the model.
 
     Raises:
         ConfigError: it does not work on the shards of FSDP.
@@ -34,11 +39,12 @@ def make_optimizer(run: Run, model: nn.Module, device: torch.device) -> torch.op
     training = run.config.training
     name, rate = training.torch_optimizer, training.learning_rate
     if name == "Rprop":  # it has no weight decay
-        return torch.optim.Rprop([weight for weight in model.parameters() if weight.requires_grad], lr=rate)
-    groups = group_weights(model, training.weight_decay)
+        return torch.optim.Rprop(learning.values(), lr=rate)
+    groups = group_weights(model, learning, training.weight_decay)
     if name != "Adafactor":
         kind: Any = getattr(torch.optim, name)
-        options = {"fused": True} if name in FUSED and device.type in FUSED_DEVICES else {}
+        fuses = name in FUSED and all(weight.device.type in FUSED_DEVICES for weight in learning.values())
+        options = {"fused": True} if fuses else {}
         made: torch.optim.Optimizer = kind(groups, lr=rate, **options)
         return made
     if any(hasattr(weight, "full_tensor") for weight in model.parameters()):
@@ -51,11 +57,10 @@ def make_optimizer(run: Run, model: nn.Module, device: torch.device) -> torch.op
     return adafactor
 
 
-def group_weights(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+def group_weights(model: nn.Module, learning: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
     """The trainable weights as groups of an optimizer: one, or two where weight decay has biases and norms to spare."""
     from transformers.trainer_pt_utils import get_parameter_names
 
-    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     decaying = set(get_parameter_names(model, [nn.LayerNorm], NO_DECAY)) if decay else set(learning)
     groups = [
         {"params": [weight for name, weight in learning.items() if name in decaying], "weight_decay": decay},

@@ -111,6 +111,8 @@ def take_step(engine: Engine, number: int, step: Step) -> StepInFlight:
         taken.finish()
     engine.scaler.step(engine.optimizer)
     engine.scaler.update()
+    if engine.masters is not None:
+        engine.masters.publish()
     engine.optimizer.zero_grad(set_to_none=True)
     engine.schedule.step()
     return taken
@@ -130,6 +132,8 @@ def _compute_gradients(engine: Engine, number: int, step: Step, rate: float) -> 
             with engine.autocast():
                 loss = engine.loss(batch)
             engine.scaler.scale(loss * scale).backward()
+        if engine.masters is not None:
+            engine.masters.take_gradients()
         summed += loss.detach()
     engine.scaler.unscale_(engine.optimizer)
     norm: Any = torch.nn.utils.clip_grad_norm_(engine.weights, MAX_GRADIENT_NORM)

@@ -17,6 +17,7 @@ from finetune_trainer.modeling.head_loss import CHUNK_BYTES
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
+from finetune_trainer.runtime.masters import Masters
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 from finetune_trainer.training.seeding import seed_everything
 
@@ -56,17 +57,23 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
+    masters = None
+    if needs_masters(run, worker, dtype):
+        masters = Masters(model.to(worker.device), dtype)
     chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
     loss = parallel.parallelize(SupervisedLoss(model, chunk_bytes), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
-        # FSDP converts the weights itself.
-        if dtype == torch.float32 or parallel.is_sharded(loss):
+        # FSDP converts the weights itself, and with masters the model's own are of this type.
+        if dtype == torch.float32 or masters is not None or parallel.is_sharded(loss):
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
 
-    optimizer = make_optimizer(run, model, worker.device)
-    if not parallel.is_sharded(loss):
+    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if masters is not None:
+        learning = masters.named(learning)
+    optimizer = make_optimizer(run, model, learning)
+    if masters is None and not parallel.is_sharded(loss):
         devices.use_ipex(loss, optimizer, worker.device)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
     total_steps = step_plan.total_steps(len(rows.train_rows), worker.size, run.config)
@@ -76,7 +83,8 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         data=rows,
         model=model,
         loss=loss,
-        weights=tuple(weight for weight in model.parameters() if weight.requires_grad),
+        learning=learning,
+        masters=masters,
         optimizer=optimizer,
         schedule=make_schedule(run, optimizer, total_steps),
         autocast=autocast,
@@ -85,6 +93,14 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         total_steps=total_steps,
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
     )
+
+
+def needs_masters(run: Run, worker: Worker, dtype: torch.dtype) -> bool:
+    """Whether the model computes with weights in bfloat16, and the optimizer has masters of them in float32.
+
+    FSDP does the same with its shards, and DDP would add up the gradients of the ranks in bfloat16.
+    """
+    return dtype == torch.bfloat16 and run.config.general.lora_config is None and worker.size == 1
 
 
 def pack_rows(
