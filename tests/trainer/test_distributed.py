@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 import pytest
 from tests.support.trainer import SIZES
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def on_two_ranks(script: str, folder: Path, *arguments: str) -> list[str]:
+    """Run a script in two processes, with the rank, a folder where they meet and the other arguments; what each prints."""
+    line = [sys.executable, "-W", "ignore", "-c", script]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    ranks = [subprocess.Popen([*line, str(rank), str(folder), *arguments], **pipes) for rank in range(2)]
+    printed, errors = zip(*(rank.communicate(timeout=300) for rank in ranks), strict=True)
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    return list(printed)
+
+
 WAIT = """
 import sys, time
 from datetime import timedelta
 import torch
 from finetune_trainer.runtime import distributed
 distributed.GROUP_TIMEOUT = timedelta(seconds=1)
-rank, init_method = int(sys.argv[1]), sys.argv[2]
+rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
 long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
 worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
 print(distributed.broadcast_from_rank0(worker, lambda: time.sleep(4) or "made"))
@@ -33,11 +44,7 @@ distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_ranks_wait_for_what_the_first_does_alone_as_long_as_it_takes(tmp_path: Path) -> None:
-    lines = [[sys.executable, "-c", WAIT, str(rank), f"file://{tmp_path}/meeting"] for rank in range(2)]
-    ranks = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for line in lines]
-    for rank in ranks:
-        out, err = rank.communicate(timeout=120)
-        assert out == "made\nwritten by 0 written by 1\n", err
+    assert on_two_ranks(WAIT, tmp_path) == ["made\nwritten by 0 written by 1\n"] * 2
 
 
 PACK = """
@@ -51,7 +58,7 @@ from finetune_trainer.training.setup import pack_rows
 class Deaf(LlamaModel):
     def forward(self, input_ids, **others):
         return super().forward(input_ids, use_cache=others["use_cache"])
-rank, init_method = int(sys.argv[1]), sys.argv[2]
+rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
 long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
 worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
 config = CONFIG_MAPPING["llama"](vocab_size=400, **SIZES["llama"])
@@ -65,12 +72,7 @@ distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_rows_are_packed_on_every_rank_or_on_none(tmp_path: Path) -> None:
-    lines = [[sys.executable, "-c", PACK, str(rank), f"file://{tmp_path}/meeting"] for rank in range(2)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    ranks = [subprocess.Popen(line, **pipes) for line in lines]
-    for rank in ranks:
-        out, err = rank.communicate(timeout=120)
-        assert out == "False sdpa\n", err
+    assert on_two_ranks(PACK, tmp_path) == ["False sdpa\n"] * 2
 
 
 GATHERS = """
@@ -106,21 +108,14 @@ def gathers(block):
 from contextlib import nullcontext
 counts = [gathers(nullcontext()), gathers(parallel.gathered_once(module, worker)), gathers(nullcontext())]
 module(torch.ones(1, 8)).sum().backward()
-if rank == 0:
-    print(counts)
+print(*counts)
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_sharded_weights_are_gathered_once_for_many_passes(tmp_path: Path) -> None:
-    line = [sys.executable, "-W", "ignore", "-c", GATHERS]
-    ranks = [subprocess.Popen([*line, str(rank), str(tmp_path)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
-    out, _ = ranks[0].communicate(timeout=300)
-    ranks[1].communicate(timeout=300)
-    assert [rank.returncode for rank in ranks] == [0, 0]
-    each, once, again = ast.literal_eval(out)
-    assert (each, once, again) == (15, 3, 15)
+    assert on_two_ranks(GATHERS, tmp_path) == ["15 3 15\n"] * 2
 
 
 READS = """
@@ -162,10 +157,4 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_model_that_one_rank_reads_is_the_same_on_the_other(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     cases = [(str(model_folder(family)), lora) for family in SIZES for lora in (None, {"r": 4})]
-    line = [sys.executable, "-W", "ignore", "-c", READS]
-    ranks = [
-        subprocess.Popen([*line, str(rank), str(tmp_path), json.dumps(cases)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    on_two_ranks(READS, tmp_path, json.dumps(cases))

@@ -123,6 +123,15 @@ def test_living_process_of_this_machine_keeps_the_folder(tmp_path: Path) -> None
             lock.hold(claim(tmp_path, "other", 2)).__enter__()
 
 
+def test_holder_is_watched_where_the_system_does_not_tell_when_a_process_began(tmp_path: Path) -> None:
+    def hide(path: object, *_: object) -> None:
+        if str(path) == f"/proc/{os.getpid()}/stat":
+            raise PermissionError(path)
+
+    with lock.hold(claim(tmp_path)), just_before("open", hide), pytest.raises(OutputInUse, match="is at work"):
+        lock.hold(claim(tmp_path)).__enter__()
+
+
 def test_heartbeat_leaves_the_lock_of_its_successor_alone(tmp_path: Path) -> None:
     with ExitStack() as older, lock.hold(claim(tmp_path, "r", 2)) as newer:
         older.enter_context(lock.hold(claim(tmp_path, "r", 3)))

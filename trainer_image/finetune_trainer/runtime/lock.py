@@ -189,7 +189,9 @@ def _state_here(holder: Holder | None) -> str:
     if holder.machine != host.machine():
         return ""
     start = host.process_start(holder.process)
-    return "alive" if start is not None and start == holder.process_start else "dead"
+    if start == "":
+        return ""  # there is a process of this number, and the system does not tell whether it is the holder
+    return "alive" if start == holder.process_start else "dead"
 
 
 def _create(path: Path, text: bytes) -> bool:
