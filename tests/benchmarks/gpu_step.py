@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -47,6 +49,7 @@ SWITCHES = {
     "chunks": "chunks of the output layer are as small as they may be",
     "drop": "LoRA has dropout 0.1",
     "ckpt": "gradient checkpointing",
+    "autocast": "full finetuning has weights in float32 and autocast instead of masters",
     "fp32": "all in float32, to compare losses",
     "profile": "print the kernels that take longest, of two further steps",
 }
@@ -99,7 +102,7 @@ def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]
     from finetune_trainer.config.schema import TrainerConfig
     from finetune_trainer.modeling import load
     from finetune_trainer.runtime import distributed
-    from finetune_trainer.training.setup import build_engine
+    from finetune_trainer.training import setup
 
     about = LlamaConfig(**SHAPES[shape.partition("-")[0]], bos_token_id=0, eos_token_id=0, pad_token_id=0)
     parsed = TrainerConfig.model_validate(config)
@@ -115,7 +118,9 @@ def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]
     run.logs.mkdir(parents=True)
     data = make_rows(law, parsed.training.batch_size * (WARM + STEPS + 4), about.vocab_size)
     dtype = torch.float32 if worker.device.type == "cpu" or "fp32" in switches else torch.bfloat16
-    engine = build_engine(run, worker, data, dtype)
+    without = patch.object(setup, "needs_masters", return_value=False) if "autocast" in switches else nullcontext()
+    with without:
+        engine = setup.build_engine(run, worker, data, dtype)
     assert engine.packed
     return take_back(engine, switches)
 
