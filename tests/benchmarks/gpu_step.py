@@ -50,6 +50,7 @@ SWITCHES = {
     "drop": "LoRA has dropout 0.1",
     "ckpt": "gradient checkpointing",
     "autocast": "full finetuning has weights in float32 and autocast instead of masters",
+    "budget": "steps are made by tokens, not by rows",
     "fp32": "all in float32, to compare losses",
     "profile": "print the kernels that take longest, of two further steps",
 }
@@ -73,7 +74,8 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
         "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": "ckpt" in switches,
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
-        "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "max_train_steps": WARM + STEPS, "learning_rate": 1e-4,
+        "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "tokens_per_step": tokens if "budget" in switches else None,
+                     "max_train_steps": WARM + STEPS, "learning_rate": 1e-4,
                      "mixed_precision": "no" if "fp32" in switches else "bf16", "logging_steps": 1,
                      "compile": "auto" if "eager" not in switches else False,
                      "device": "GPU" if gpu else "CPU", "resources_per_worker": {"CPU": 4, "GPU": int(gpu)}},

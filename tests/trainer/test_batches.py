@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def test_order_of_rows_of_one_length_is_not_the_cpus_choice() -> None:
 @pytest.mark.parametrize("by_length", [True, False])
 def test_each_epoch_has_every_row_once(workers: int, by_length: bool) -> None:
     settings = config(batch_size=2, epochs=2, gradient_accumulation_steps=2)
-    total = step_plan.total_steps(len(LENGTHS), workers, settings)
+    total = step_plan.total_steps(LENGTHS, workers, settings)
     steps = list(islice(step_plan.plan_steps(LENGTHS, workers, settings, by_length=by_length), total))
     assert steps[-1].epoch == 2
     first = [step for step in steps if step.epoch <= 1]
@@ -67,6 +68,58 @@ def test_grouping_by_length_saves_padding() -> None:
         return sum(4 * LENGTHS[step.micro[0][0]].max() for step in islice(plan, 6))
 
     assert padded(by_length=True) < 0.8 * padded(by_length=False)
+
+
+BUDGET = 1000
+"""Tokens of a step; a row has 102 on average."""
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("by_length", [True, False])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_budget_of_tokens_makes_steps_of_equal_tokens(workers: int, by_length: bool, shuffle: bool) -> None:
+    lengths = np.random.default_rng(1).integers(5, 200, 200)
+    settings = config(tokens_per_step=BUDGET, epochs=2, gradient_accumulation_steps=2, dataset={"shuffle": shuffle})
+    total = step_plan.total_steps(lengths, workers, settings)
+    assert total == 2 * math.ceil(lengths.sum() / BUDGET)
+    steps = list(islice(step_plan.plan_steps(lengths, workers, settings, by_length=by_length), total))
+    assert [step.ends_epoch for step in steps] == [number in (total // 2, total) for number in range(1, total + 1)]
+    for epoch in (steps[: total // 2], steps[total // 2 :]):
+        assert sorted(np.concatenate([share for step in epoch for micro in step.micro for share in micro])) == list(range(200))
+    for step in steps:
+        parts = [int(lengths[share].sum()) for micro in step.micro for share in micro]
+        assert len(parts) == 2 * workers
+        assert abs(sum(parts) - BUDGET) < 200
+        assert max(parts) - min(parts) < 200
+
+
+def test_steps_of_a_budget_have_the_same_rows_on_any_number_of_workers() -> None:
+    settings = config(tokens_per_step=500)
+    one, three = (step_plan.plan_steps(LENGTHS, workers, settings) for workers in (1, 3))
+    for left, right in islice(zip(one, three, strict=False), 12):
+        assert sorted(left.micro[0][0]) == sorted(np.concatenate(right.micro[0]))
+
+
+@pytest.mark.parametrize("budget", [None, 500])
+def test_plan_goes_on_after_the_steps_that_are_done(budget: int | None) -> None:
+    settings = config(tokens_per_step=budget, batch_size=4)
+    whole = list(islice(step_plan.plan_steps(LENGTHS, 2, settings), 15))
+    for done in (1, 5, 11):
+        rest = list(islice(step_plan.plan_steps(LENGTHS, 2, settings, done), 15 - done))
+        assert [step.epoch for step in rest] == [step.epoch for step in whole[done:]]
+        for ours, theirs in zip(rest, whole[done:], strict=True):
+            assert [share.tolist() for share in ours.micro[0]] == [share.tolist() for share in theirs.micro[0]]
+
+
+@pytest.mark.parametrize("lengths", [[5000, 1, 1], [1, 1, 5000], [1, 5000, 1, 5000], [7], [3, 3, 3, 3]])
+@pytest.mark.parametrize("budget", [1, 6, 100, 10**9])
+def test_each_step_has_a_row_whatever_the_budget(lengths: list[int], budget: int) -> None:
+    settings, sizes = config(tokens_per_step=budget, epochs=1), np.array(lengths)
+    total = step_plan.total_steps(sizes, 2, settings)
+    steps = list(islice(step_plan.plan_steps(sizes, 2, settings), total))
+    assert steps[-1].ends_epoch
+    assert all(sum(map(len, step.micro[0])) for step in steps)
+    assert sorted(row for step in steps for share in step.micro[0] for row in share) == list(range(len(lengths)))
 
 
 def test_split_is_seeded_and_leaves_a_row() -> None:

@@ -116,6 +116,17 @@ def test_resumed_equals_uninterrupted(learning: Command, lora: bool) -> None:
     assert same(whole, resumed)
 
 
+def test_steps_by_tokens_resume_where_they_were(learning: Command) -> None:
+    learning.change("Training", tokens_per_step=300)
+    whole = run_whole(learning)
+    learning.train_until(LAST_TOLD, "r")
+    assert same(whole, go_on(learning))
+    learning.change("Training", tokens_per_step=150).train_until(LAST_TOLD, "s")
+    other = learning.change("Training", tokens_per_step=151).run("--run_name", "s")
+    assert other.code == 0, other.err
+    assert "is skipped: " in other.err
+
+
 def nothing(path: Path, marker: dict[str, Any]) -> None:
     """Only the digests are computed again: the control of the others."""
 

@@ -103,6 +103,9 @@ class Training(Section):
     """Optimizer: torch's class names or Hugging Face's names; adamw_* mean AdamW."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 4
     """Rows per rank and micro-step. A worker on CPUs is one rank, and each GPU of a worker is one."""
+    tokens_per_step: Annotated[int, Field(ge=1, le=1000000000)] | None = None
+    """About how many tokens an optimizer step has, of all ranks and micro-steps, in whole rows. batch_size then holds for
+    evaluation only. An addition to llm-on-ray's keys. Default: a step has as many rows as batch_size says."""
     epochs: Annotated[int, Field(ge=1, le=100000)] = 3
     """Passes over the training rows."""
     max_train_steps: Annotated[int, Field(ge=1, le=1000000000)] | None = None

@@ -76,7 +76,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if masters is None and not parallel.is_sharded(loss):
         devices.use_ipex(loss, optimizer, worker.device)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
-    total_steps = step_plan.total_steps(len(rows.train_rows), worker.size, run.config)
+    total_steps = step_plan.total_steps(rows.train.lengths[rows.train_rows], worker.size, run.config)
     return Engine(
         run=run,
         worker=worker,
