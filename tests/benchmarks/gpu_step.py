@@ -20,6 +20,7 @@ import tempfile
 import time
 import traceback
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -75,7 +76,7 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
         "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "tokens_per_step": tokens if "budget" in switches else None,
-                     "max_train_steps": WARM + STEPS, "learning_rate": 1e-4,
+                     "max_train_steps": WARM + STEPS + 1, "learning_rate": 1e-4,
                      "mixed_precision": "no" if "fp32" in switches else "bf16", "logging_steps": 1,
                      "compile": "auto" if "eager" not in switches else False,
                      "device": "GPU" if gpu else "CPU", "resources_per_worker": {"CPU": 4, "GPU": int(gpu)}},
@@ -167,8 +168,9 @@ def train(engine: Any, switches: set[str]) -> dict[str, Any]:
     tracker.start(distributed.describe(engine.worker, "DDP", "bfloat16"), engine.total_steps, None, 0)
     TrainingLoop(engine, tracker, Checkpointer(engine), report, bool).run(Start())
     engine.run.logs.joinpath("progress.json").unlink()
-    # With late reading a record is of the step before: the time between two of them is that of a step all the same.
-    seconds = [after - before for before, after in zip(times[WARM:-1], times[WARM + 1 :], strict=True)]
+    # A record comes late, when the next step is on its way, but not that of the last step, which does not count.
+    counted = times[WARM : WARM + STEPS + 1]
+    seconds = [after - before for before, after in pairwise(counted)]
     return {"compile_s": round(compiled - times[0], 1), "first_step_s": round(times[1] - compiled, 2), "seconds": seconds,
             "loss": [round(loss, 6) for loss in losses[::4]]}  # fmt: skip
 
