@@ -13,6 +13,8 @@ from tests.support import matrix
 from tests.support import ray_head as ray_head_module
 from tests.support.trainer import Command, make_model, make_tokenizer, sample_rows
 
+from finetune_trainer.runtime import cpu
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -25,6 +27,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Ray's own 15 lets every other process of a busy machine go first.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
+# As the trainer does before the first operation: on a virtual machine that hides half of AMX, bfloat16 kills the process.
+if cpu.amx_state() == "broken":
+    os.environ.setdefault(cpu.ISA_VARIABLE, cpu.SAFE_ISA)
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 
-from finetune_trainer.modeling.attention import Segments, _at_once, _kernel, attend
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from finetune_trainer.modeling.attention import Kernel, Segments, _at_once, attend, find_kernel, flash_kernel
 
 LENGTHS = (5, 1, 7)
 
@@ -49,12 +46,10 @@ def new(q: Any, k: Any, v: Any, *where: Any, scale: Any = None, window_size: Any
     return old(q, k, v, *where, scale=scale, window_size=window_size)
 
 
-@pytest.mark.parametrize("kernel", [old, new])
+@pytest.mark.parametrize("kernel", [Kernel(old, shares_keys=False), Kernel(new, shares_keys=True)])
 @pytest.mark.parametrize("keys", [4, 2, 1])
 @pytest.mark.parametrize(("window", "scaling"), [(None, None), (3, 0.3)])
-def test_rows_at_once_are_rows_one_by_one(
-    kernel: Callable[..., Any], keys: int, window: int | None, scaling: float | None
-) -> None:
+def test_rows_at_once_are_rows_one_by_one(kernel: Kernel, keys: int, window: int | None, scaling: float | None) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, sum(LENGTHS), 8) for heads in (4, keys, keys))
     segments = Segments.of(LENGTHS, query.device)
@@ -64,8 +59,11 @@ def test_rows_at_once_are_rows_one_by_one(
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("capability", "size", "taken"), [((7, 5), 64, False), ((8, 0), 64, True), ((9, 0), 256, True), ((9, 0), 288, False)]
-)
-def test_gpu_that_the_kernel_is_not_made_for_does_without(capability: tuple[int, int], size: int, taken: bool) -> None:
-    assert (_kernel(capability, size) is not None) == taken
+def test_device_that_the_kernel_is_not_made_for_does_without() -> None:
+    assert flash_kernel(torch.device("cpu")) is None
+    assert Segments.of(LENGTHS, torch.device("cpu")).kernel is None
+
+
+@pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpu_that_the_kernel_is_not_made_for_does_without(capability: tuple[int, int], taken: bool) -> None:
+    assert (find_kernel(capability) is not None) == taken

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.trainer import VOCABULARY, Outcome, edit_checkpoint
+from tests.support.trainer import Outcome, edit_checkpoint
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import LlamaModel
 
 from finetune_trainer.checkpoint.checkpointer import Checkpointer
 from finetune_trainer.config.run import Run
@@ -38,7 +39,7 @@ VALUES = {"nan": math.nan, "inf": math.inf, "too large for its square": 1e30}
 
 @contextmanager
 def bad_gradient(value: float, step: int | None = None) -> Iterator[None]:
-    """Make the gradient of the logits this value, in one step or in each; each step has one micro-batch."""
+    """Make the gradient of the last hidden states this value, in one step or in each; each step has one micro-batch."""
     taken = 0
 
     def change(gradient: torch.Tensor) -> torch.Tensor:
@@ -46,9 +47,9 @@ def bad_gradient(value: float, step: int | None = None) -> Iterator[None]:
         taken += 1
         return torch.full_like(gradient, value) if step in (taken, None) else gradient
 
-    def watch(module: nn.Module, _: Any, logits: Any) -> None:
-        if isinstance(module, nn.Linear) and module.out_features == VOCABULARY and logits.requires_grad:
-            logits.register_hook(change)
+    def watch(module: nn.Module, _: Any, out: Any) -> None:
+        if isinstance(module, LlamaModel) and out[0].requires_grad:
+            out[0].register_hook(change)
 
     hook = register_module_forward_hook(watch)
     try:
@@ -144,7 +145,7 @@ def first_step(engine: Engine) -> step_plan.Step:
 def test_a_scale_that_overflows_is_lowered_until_the_same_step_can_be_taken(scaled: Callable[[float], Engine]) -> None:
     engine = scaled(2.0**40)
     weights = [weight.detach().clone() for weight in engine.weights]
-    done = take_step(engine, 1, first_step(engine))
+    done = take_step(engine, 1, first_step(engine)).finish()
     assert math.isfinite(done.grad_norm)
     assert engine.scaler.get_scale() < 2.0**40
     assert engine.schedule.last_epoch == 1

@@ -116,6 +116,17 @@ def test_resumed_equals_uninterrupted(learning: Command, lora: bool) -> None:
     assert same(whole, resumed)
 
 
+def test_steps_by_tokens_resume_where_they_were(learning: Command) -> None:
+    learning.change("Training", tokens_per_step=300)
+    whole = run_whole(learning)
+    learning.train_until(LAST_TOLD, "r")
+    assert same(whole, go_on(learning))
+    learning.change("Training", tokens_per_step=150).train_until(LAST_TOLD, "s")
+    other = learning.change("Training", tokens_per_step=151).run("--run_name", "s")
+    assert other.code == 0, other.err
+    assert "is skipped: " in other.err
+
+
 def nothing(path: Path, marker: dict[str, Any]) -> None:
     """Only the digests are computed again: the control of the others."""
 
@@ -145,6 +156,14 @@ def test_checkpoint_of_a_release_that_did_not_group_the_weights_is_skipped(learn
     outcome = learning.run("--run_name", "r")
     assert outcome.code == 0, outcome.err
     assert f"checkpoint {stopped} is skipped: its optimizer groups the weights in another way" in outcome.err
+
+
+def test_checkpoint_of_a_release_that_updated_weight_by_weight_changes_nothing(
+    learning: Command, whole: Outcome, stopped: Path
+) -> None:
+    """How the optimizer computes is this run's own choice: torch refuses a device's counter of steps without it."""
+    edit_checkpoint(stopped, change_rest(lambda rest: [group.update(fused=None, foreach=True) for group in rest["groups"]]))
+    assert same(whole, go_on(learning))
 
 
 def schedule_from_the_start(rest: dict[str, Any]) -> None:

@@ -57,5 +57,7 @@ def configuration_digest(engine: Engine) -> str:
         "dataset": config.dataset.model_dump(mode="json", include=DATASET),
         "training": config.training.model_dump(mode="json", include=TRAINING),
     }
+    if config.training.tokens_per_step is not None:  # checkpoints of releases without this key stay what they are
+        settings["training"]["tokens_per_step"] = config.training.tokens_per_step
     rows = (data.train.digest.encode(), data.train_rows.tobytes())
     return digest(json.dumps(settings, sort_keys=True).encode(), *rows)

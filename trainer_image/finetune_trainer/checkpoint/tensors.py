@@ -35,6 +35,9 @@ TYPES = {
 }
 """Names that the format of safetensors gives to types."""
 
+IMPLEMENTATION = {"foreach", "fused", "capturable", "differentiable"}
+"""Keys of an optimizer's groups that say how it computes, not what: those of this run hold, not those of a checkpoint."""
+
 ALIGNMENT = 8
 """The header of a safetensors file is filled up with spaces to a multiple of this."""
 
@@ -130,7 +133,9 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in saved.items():
             there[name].copy_(tensor)
-    for name, weight in _learning(engine):
+    if engine.masters is not None:
+        engine.masters.publish()
+    for name, weight in engine.learning.items():
         state = engine.optimizer.state.get(weight, {})
         for key, value in state.items():
             if not isinstance(value, torch.Tensor) and (number := saved.get(f"optimizer:{name}:{key}")) is not None:
@@ -140,7 +145,7 @@ def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
 def load_rest(engine: Engine, rest: dict[str, Any]) -> RunningLoss:
     """Restore what is not a tensor; return the running loss."""
     for group, saved in zip(engine.optimizer.param_groups, rest["groups"], strict=True):
-        group.update(saved)
+        group.update({key: value for key, value in saved.items() if key not in IMPLEMENTATION})
     engine.schedule.load_state_dict(rest["schedule"])
     engine.scaler.load_state_dict(rest["scaler"])
     return RunningLoss(**rest["sums"])
@@ -163,18 +168,13 @@ def make_optimizer_state(engine: Engine) -> None:
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
     """The trainable weights and the optimizer's tensors of this rank, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, weight in _learning(engine):
+    for name, weight in engine.learning.items():
         found[f"weight:{name}"] = _local(weight)
         for key, value in engine.optimizer.state.get(weight, {}).items():
             if value is not None:
                 # Some optimizers count their steps in a number.
                 found[f"optimizer:{name}:{key}"] = _local(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
     return found
-
-
-def _learning(engine: Engine) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The trainable weights, with their names."""
-    return ((name, weight) for name, weight in engine.model.named_parameters() if weight.requires_grad)
 
 
 def _local(tensor: Any) -> torch.Tensor:

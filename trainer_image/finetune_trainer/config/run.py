@@ -22,6 +22,9 @@ CHECKPOINTS = "checkpoints"
 TOKENS = ".tokens"
 """Folder below the output folder with the tokenised rows. It is removed when the result is complete."""
 
+COMPILED = ".compiled"
+"""Folder below the output folder with what torch has compiled. It is removed when the result is complete."""
+
 MERGED = "merged"
 """Folder below the output folder with the merged model."""
 
@@ -102,6 +105,11 @@ class Run:
     def tokens(self) -> Path:
         """Folder of the tokenised rows."""
         return self.output_dir / TOKENS
+
+    @property
+    def compiled(self) -> Path:
+        """Folder of what torch has compiled."""
+        return self.output_dir / COMPILED
 
     @property
     def checkpoint_owner(self) -> str:

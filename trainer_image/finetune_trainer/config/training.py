@@ -103,6 +103,9 @@ class Training(Section):
     """Optimizer: torch's class names or Hugging Face's names; adamw_* mean AdamW."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 4
     """Rows per rank and micro-step. A worker on CPUs is one rank, and each GPU of a worker is one."""
+    tokens_per_step: Annotated[int, Field(ge=1, le=1000000000)] | None = None
+    """About how many tokens an optimizer step has, of all ranks and micro-steps, in whole rows. batch_size then holds for
+    evaluation only. An addition to llm-on-ray's keys. Default: a step has as many rows as batch_size says."""
     epochs: Annotated[int, Field(ge=1, le=100000)] = 3
     """Passes over the training rows."""
     max_train_steps: Annotated[int, Field(ge=1, le=1000000000)] | None = None
@@ -136,6 +139,9 @@ class Training(Section):
     """CPU_DDP, GPU_DDP or GPU_FSDP; or DDP or FSDP, for the device above."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=65536)] = 1
     """Micro-steps per optimizer step."""
+    compile: Annotated[Literal["auto", True, False], BeforeValidator(lower), choice("auto", True, False, type_=None)] = "auto"
+    """Compile the layers of the model with torch.compile: true, false, or auto, on CUDA GPUs of capability 8.0 or higher.
+    Where that fails, a warning says so, and the layers run as they are. An addition to llm-on-ray's keys."""
     logging_steps: Annotated[int, Field(ge=1, le=1000000)] = 10
     """Optimizer steps between two log lines."""
     seed: Annotated[int, Field(ge=0, le=2147483647)] = 42

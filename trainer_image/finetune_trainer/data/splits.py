@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,11 @@ class Data:
     eval_rows: NDArray[np.int64]
     """Numbers of the rows in `eval` that are evaluated."""
     pad: int
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(max(self.train.lengths.max(), self.eval.lengths.max()))
 
 
 def split_rows(lines: NDArray[np.int64], percentage: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,6 +7,7 @@ the number of workers.
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finetune_trainer.config.schema import TrainerConfig
+
+    Micro = tuple[tuple[NDArray[np.int64], ...], ...]
 
 
 WINDOW = 50
@@ -37,11 +40,19 @@ class Step:
     ends_epoch: bool = False
 
 
-def total_steps(rows: int, workers: int, config: TrainerConfig) -> int:
-    """Optimizer steps of the whole run."""
+def total_steps(lengths: NDArray[np.int64], workers: int, config: TrainerConfig) -> int:
+    """Optimizer steps of the whole run, over rows of these lengths."""
     training = config.training
-    micro = math.ceil(rows / (training.batch_size * workers))
-    return training.max_train_steps or training.epochs * math.ceil(micro / training.gradient_accumulation_steps)
+    return training.max_train_steps or training.epochs * steps_per_epoch(lengths, workers, config)
+
+
+def steps_per_epoch(lengths: NDArray[np.int64], workers: int, config: TrainerConfig) -> int:
+    """Optimizer steps of an epoch; the budget of tokens makes as many steps with any number of workers."""
+    training = config.training
+    if training.tokens_per_step is not None:
+        return min(len(lengths), math.ceil(int(lengths.sum()) / training.tokens_per_step))
+    batches = math.ceil(len(lengths) / (training.batch_size * workers))
+    return math.ceil(batches / training.gradient_accumulation_steps)
 
 
 def plan_steps(
@@ -56,19 +67,72 @@ def plan_steps(
         done: steps that are skipped at the start, since a checkpoint includes them.
         by_length: whether rows of similar length share a batch, to reduce padding.
     """
-    training, dataset = config.training, config.dataset
-    size, accumulate = training.batch_size * workers, training.gradient_accumulation_steps
-    epoch, taken_before = divmod(done, math.ceil(math.ceil(len(lengths) / size) / accumulate))
+    epoch, skipped = divmod(done, steps_per_epoch(lengths, workers, config))
+    plan_epoch = _epoch_by_rows if config.training.tokens_per_step is None else _epoch_by_tokens
     while True:
-        rng = np.random.default_rng((training.seed, epoch)) if dataset.shuffle else None
-        order, batches = _epoch(lengths, size, rng, by_length=by_length)
-        for start in range(taken_before * accumulate, len(batches), accumulate):
-            end = min(start + accumulate, len(batches))
-            micro = tuple(
-                split_across_ranks(order[size * batch : size * (batch + 1)], lengths, workers) for batch in batches[start:end]
-            )
-            yield Step(epoch + end / len(batches), micro, ends_epoch=end == len(batches))
-        epoch, taken_before = epoch + 1, 0
+        rng = np.random.default_rng((config.training.seed, epoch)) if config.dataset.shuffle else None
+        for share, micro in plan_epoch(_Epoch(lengths, workers, config, rng, by_length), skipped):
+            yield Step(epoch + share, micro, ends_epoch=share == 1)
+        epoch, skipped = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What an epoch is planned for."""
+
+    lengths: NDArray[np.int64]
+    workers: int
+    config: TrainerConfig
+    rng: np.random.Generator | None
+    by_length: bool
+
+
+def _epoch_by_rows(epoch: _Epoch, skipped: int) -> Iterator[tuple[float, Micro]]:
+    """The steps of an epoch whose batches have a number of rows, each with the part of the epoch that is done after it."""
+    training = epoch.config.training
+    size, accumulate = training.batch_size * epoch.workers, training.gradient_accumulation_steps
+    order, batches = _epoch(epoch.lengths, size, epoch.rng, by_length=epoch.by_length)
+    for start in range(skipped * accumulate, len(batches), accumulate):
+        taken = batches[start : start + accumulate]
+        rows = (order[size * batch : size * (batch + 1)] for batch in taken)
+        micro = tuple(split_across_ranks(batch, epoch.lengths, epoch.workers) for batch in rows)
+        yield (start + len(taken)) / len(batches), micro
+
+
+def _epoch_by_tokens(epoch: _Epoch, skipped: int) -> Iterator[tuple[float, Micro]]:
+    """The same, of an epoch whose steps have a number of tokens."""
+    lengths, workers = epoch.lengths, epoch.workers
+    steps = steps_per_epoch(lengths, workers, epoch.config)
+    # A window of the order has about as many steps as one by rows has batches.
+    order, _ = _epoch(lengths, math.ceil(len(lengths) / steps), epoch.rng, by_length=epoch.by_length)
+    cuts = cut_evenly(lengths[order], steps)
+    numbers = epoch.rng.permutation(steps) if epoch.rng is not None and epoch.by_length else np.arange(steps)
+    for done, number in enumerate(numbers[skipped:], start=skipped + 1):
+        rows = order[cuts[number] : cuts[number + 1]]
+        parts = balance(rows, lengths, epoch.config.training.gradient_accumulation_steps * workers)
+        yield done / steps, tuple(tuple(parts[start : start + workers]) for start in range(0, len(parts), workers))
+
+
+def cut_evenly(lengths: NDArray[np.int64], pieces: int) -> NDArray[np.int64]:
+    """Where to cut a sequence of rows into pieces of about the same tokens, each with a row at least; both ends included."""
+    ends, number = np.concatenate([[0], np.cumsum(lengths)]), np.arange(pieces + 1)
+    wanted = ends[-1] * number / pieces
+    after = np.searchsorted(ends, wanted)
+    cuts = np.where(wanted - ends[after - 1] < ends[after] - wanted, after - 1, after)
+    cuts = np.maximum.accumulate(np.maximum(cuts, number) - number) + number
+    made: NDArray[np.int64] = np.minimum(cuts, len(lengths) - pieces + number)
+    return made
+
+
+def balance(rows: NDArray[np.int64], lengths: NDArray[np.int64], parts: int) -> list[NDArray[np.int64]]:
+    """Split rows into parts of about the same tokens: each row, the longest first, where there are fewest."""
+    loads = [(0, part) for part in range(parts)]
+    chosen: list[list[int]] = [[] for _ in range(parts)]
+    for row in rows[np.argsort(-lengths[rows], kind="stable")]:
+        load, part = loads[0]
+        chosen[part].append(int(row))
+        heapq.heapreplace(loads, (load + int(lengths[row]), part))
+    return [np.array(part, dtype=np.int64) for part in chosen]
 
 
 def _epoch(

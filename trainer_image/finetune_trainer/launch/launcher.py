@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_trainer.config.run import addresses_cluster
+from finetune_trainer.launch.allocator import set_up_memory
 from finetune_trainer.tracking import logbook
 from finetune_trainer.tracking.stages import IMPORTING, enter_stage
 
@@ -28,6 +29,7 @@ def launch(run: Run) -> None:
 
 def _train_here(run: Run) -> None:
     enter_stage(run, 0, IMPORTING)
+    set_up_memory()
     from finetune_trainer.runtime import distributed
     from finetune_trainer.training.train import train
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.errors import in_words
 from finetune_trainer.explain import explain
+from finetune_trainer.launch.allocator import set_up_memory
 from finetune_trainer.tracking import logbook
 from finetune_trainer.tracking.stages import IMPORTING, enter_stage
 
@@ -21,6 +22,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
     rank = train.get_context().get_world_rank()
     try:
         enter_stage(run, rank, IMPORTING)
+        set_up_memory()
         with logbook.keep(run.logs, run.attempt, f"rank-{rank}"):
             _train_in_group(run, train.report)
     except Exception as error:

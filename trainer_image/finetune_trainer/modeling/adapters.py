@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
 
 
-def add_adapters(model: Any, run: Run) -> Any:
+def add_adapters(model: Any, run: Run, dtype: torch.dtype) -> Any:
     """Put LoRA adapters on the model; only they are trained.
+
+    Args:
+        model: the base model.
+        run: the configuration.
+        dtype: compute type.
 
     Raises:
         ConfigError: target modules are missing, or PEFT has no default for this family.
@@ -48,7 +54,21 @@ def add_adapters(model: Any, run: Run) -> Any:
         there = ", ".join(_adaptable(model))
         why = load_errors.first_sentence(error)
         raise ConfigError([f"General.lora_config.target_modules: {why}; the model has {there}"]) from None
+    if dtype != torch.float32:
+        _compute_without_casts(adapted)
     return adapted
+
+
+def _compute_without_casts(adapted: nn.Module) -> None:
+    """Let the adapters take their inputs as they are: autocast, or FSDP, brings weights and inputs to the compute type.
+
+    PEFT would copy each input to float32, the type of the adapters, and autocast would copy it back.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for part in adapted.modules():
+        if isinstance(part, BaseTunerLayer):
+            part.cast_input_dtype_enabled = False
 
 
 def _adaptable(model: nn.Module, *, every_part: bool = False) -> list[str]:

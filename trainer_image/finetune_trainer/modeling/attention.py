@@ -10,12 +10,15 @@ import functools
 import inspect
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAME = "finetune_segments"
 """Its name for `set_attn_implementation`."""
@@ -30,19 +33,35 @@ FLASH_HEAD_SIZE = 256
 """Size of the largest head that the kernel supports."""
 
 
-@dataclass(frozen=True)
+class Kernel(NamedTuple):
+    """The flash attention of torch for rows of different lengths."""
+
+    call: Callable[..., Any]
+    shares_keys: bool
+    """Whether several heads of queries may share a head of keys, as of torch 2.12."""
+
+
+@dataclass
 class Segments:
-    """The positions of the rows in a line."""
+    """The positions of the rows in a line, and what computes attention over them.
+
+    It is not frozen: torch would compile a layer anew for each value in a frozen one, even for those that the layer ignores.
+    """
 
     lengths: tuple[int, ...]
     """Tokens of each row."""
     starts: torch.Tensor
     """[rows + 1], int32, on the model's device: where each row starts, and where the last one ends."""
+    longest: int
+    """No row is longer."""
+    kernel: Kernel | None = None
+    """For all rows at once; None: this torch or this device has none."""
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], device: torch.device) -> Segments:
         """Rows of these lengths."""
-        return cls(lengths, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device))
+        starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return cls(lengths, starts, max(lengths), flash_kernel(device))
 
 
 def attend(
@@ -80,13 +99,20 @@ def attend(
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         lower = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(lower), key.to(lower), value.to(lower)
-    flash = query.is_cuda and query.dtype in FLASH_TYPES and not dropout
-    if flash and (kernel := _kernel(_capability(query.device), query.shape[3])):
-        return _at_once(kernel, query, key, value, segments, scaling, sliding_window), None
+    if segments.kernel is not None and not dropout and query.dtype in FLASH_TYPES and query.shape[3] <= FLASH_HEAD_SIZE:
+        return _at_once(segments.kernel, query, key, value, segments, scaling, sliding_window), None
     options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
-    queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in (query, key, value))
-    rows = [_attend_row(*row, sliding_window, options) for row in zip(queries, keys, values, strict=True)]
-    return torch.cat(rows, dim=2).transpose(1, 2), None
+    return _one_by_one((query, key, value), segments, sliding_window, options), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _one_by_one(
+    tensors: tuple[torch.Tensor, ...], segments: Segments, window: int | None, options: dict[str, Any]
+) -> torch.Tensor:
+    """Attention of one row after the other. A compiled layer calls it as it is: its graph would depend on the lengths."""
+    queries, keys, values = (torch.split(tensor, list(segments.lengths), dim=2) for tensor in tensors)
+    rows = [_attend_row(*row, window, options) for row in zip(queries, keys, values, strict=True)]
+    return torch.cat(rows, dim=2).transpose(1, 2)
 
 
 def _attend_row(
@@ -100,24 +126,25 @@ def _attend_row(
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def flash_kernel(device: torch.device) -> Kernel | None:
+    """The kernel for all rows at once; None: this torch or this device is not made for it."""
+    return find_kernel(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
 
 
-@functools.cache
-def _kernel(capability: tuple[int, int], head_size: int) -> Any | None:
-    """The flash attention of torch for rows of different lengths; None: this torch or this GPU is too old for it."""
-    if capability < FLASH_CAPABILITY or head_size > FLASH_HEAD_SIZE:
+def find_kernel(capability: tuple[int, int]) -> Kernel | None:
+    """The kernel of this torch for a GPU with this compute capability."""
+    if capability < FLASH_CAPABILITY:
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+    options = inspect.signature(varlen_attn).parameters
+    return Kernel(varlen_attn, "enable_gqa" in options) if "window_size" in options else None
 
 
 def _at_once(
-    kernel: Any,
+    kernel: Kernel,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -126,16 +153,16 @@ def _at_once(
     window: int | None,
 ) -> torch.Tensor:
     """Attention of all rows in one kernel of flash attention."""
-    longest, seen = max(segments.lengths), -1 if window is None else window - 1
+    seen = -1 if window is None else window - 1
     options: dict[str, Any] = {}
     if (groups := query.shape[1] // key.shape[1]) > 1:
-        if "enable_gqa" in inspect.signature(kernel).parameters:
+        if kernel.shares_keys:
             options["enable_gqa"] = True
-        else:  # torch before 2.12
+        else:
             key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    where = (segments.starts, segments.starts, longest, longest)
-    attended: torch.Tensor = kernel(query, key, value, *where, scale=scaling, window_size=(seen, 0), **options)
+    where = (segments.starts, segments.starts, segments.longest, segments.longest)
+    attended: torch.Tensor = kernel.call(query, key, value, *where, scale=scaling, window_size=(seen, 0), **options)
     return attended[None]
 
 

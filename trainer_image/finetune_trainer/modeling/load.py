@@ -55,7 +55,7 @@ def load_model(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
     model = load_base(run, torch.float32 if general.lora_config is None else dtype, empty=empty)
     model.config.use_cache = False
     if general.lora_config is not None:
-        model = add_adapters(model, run)
+        model = add_adapters(model, run, dtype)
     if general.enable_gradient_checkpointing:
         # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

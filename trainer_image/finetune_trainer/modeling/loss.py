@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from finetune_trainer.data.batching import IGNORED
 from finetune_trainer.modeling import families
-from finetune_trainer.modeling.attention import Segments
+from finetune_trainer.modeling.attention import Segments, flash_kernel
+from finetune_trainer.modeling.head_loss import CHUNK_BYTES, cross_entropy, head_loss, plain_slope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from finetune_trainer.data.batching import Batch
 
     Agree = Callable[[torch.Tensor], torch.Tensor]
-
-CHUNK_BYTES = 256 * 2**20
-"""Size of the float32 logits that are held at once."""
 
 
 class SupervisedLoss(nn.Module):
@@ -34,6 +29,8 @@ class SupervisedLoss(nn.Module):
         super().__init__()
         self.model: Any = model
         self.chunk_bytes = chunk_bytes
+        self.slope = plain_slope
+        """Computes loss and gradient of logits; it may be compiled."""
         self.whole_logits = not families.has_plain_head(model)
         self.positions = families.takes_positions(model)
 
@@ -42,16 +39,16 @@ class SupervisedLoss(nn.Module):
         extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
         if batch.position_ids is not None and self.positions:
             extra["position_ids"] = batch.position_ids
-        if batch.packed:
-            extra["segments"] = Segments.of(batch.packed, batch.input_ids.device)
-        chosen = batch.targets != IGNORED
-        targets = batch.targets[chosen]
+        if batch.starts is not None:
+            kernel = flash_kernel(batch.input_ids.device)
+            extra["segments"] = Segments(batch.packed, batch.starts, batch.longest, kernel)
         if self.whole_logits:
             logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
-            return _cross_entropy(logits[chosen], targets)
+            return cross_entropy(logits.flatten(0, 1).index_select(0, batch.places), batch.targets)
         model = families.unwrapped(self.model)
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
-        return _head_loss(model.get_output_embeddings(), hidden[chosen], targets, self.chunk_bytes)
+        supervised = hidden.flatten(0, 1).index_select(0, batch.places)
+        return head_loss(model.get_output_embeddings(), supervised, batch.targets, self.chunk_bytes, self.slope)
 
     def logits(self, input_ids: torch.Tensor, last: int) -> torch.Tensor:
         """Logits [T, V] of the last positions of one row [1, N], by the whole forward pass."""
@@ -95,24 +92,3 @@ class SupervisedLoss(nn.Module):
         model = families.unwrapped(self.model)
         out = model.base_model(input_ids=input_ids, **options)
         return model.get_output_embeddings()(out.last_hidden_state[:, -1]), out.past_key_values
-
-
-def _head_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
-    """Loss of [N, H] hidden states in chunks; the logits are recomputed in the backward pass."""
-    rows = max(1, chunk_bytes // (4 * head.weight.shape[0]))
-    if len(targets) <= rows:
-        return _cross_entropy(head(hidden), targets)
-    parts = [
-        checkpoint(_chunk_loss, head, part, wanted, use_reentrant=False)
-        for part, wanted in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    ]
-    return torch.stack(parts).sum()
-
-
-def _chunk_loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return _cross_entropy(head(hidden), targets)
-
-
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of [N, V] logits and [N] targets, a scalar; zero, but with a gradient, when N is 0."""
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")

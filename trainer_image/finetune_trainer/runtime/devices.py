@@ -133,6 +133,36 @@ def free_memory(device: torch.device) -> int:
         return 0
 
 
+def total_memory(device: torch.device) -> int:
+    """Memory of a CUDA device, in bytes; 0: it is another one."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """CUDA's compute capability of the device; (0, 0): it is another one."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+class NumbersInFlight:
+    """Numbers that a device computes, on their way to the host: what the device is told after them does not delay them."""
+
+    def __init__(self, *numbers: torch.Tensor) -> None:
+        self._numbers = torch.stack(numbers)
+        self._copied: torch.cuda.Event | None = None
+        if self._numbers.is_cuda:
+            on_device, self._numbers = self._numbers, torch.empty(len(numbers), pin_memory=True)
+            self._numbers.copy_(on_device, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def wait(self) -> list[float]:
+        """The numbers."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[float] = self._numbers.tolist()
+        return values
+
+
 def _missing(ray_ids: list[str] | None) -> str:
     """Describe what this host lacks for a GPU."""
     lacks = []

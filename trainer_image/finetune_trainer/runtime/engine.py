@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.data import batching
+from finetune_trainer.data import batching, step_plan
 from finetune_trainer.modeling import families
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from finetune_trainer.data.examples import Examples
     from finetune_trainer.data.splits import Data
     from finetune_trainer.runtime.distributed import Worker
+    from finetune_trainer.runtime.masters import Masters
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Engine:
     """The model, adapted or not."""
     loss: torch.nn.Module
     """SupervisedLoss, wrapped by DDP or FSDP."""
-    weights: tuple[torch.nn.Parameter, ...]
-    """The trainable ones."""
+    learning: dict[str, torch.nn.Parameter]
+    """What the optimizer updates, by the names of the model's trainable weights: these, or their masters."""
+    masters: Masters | None
+    """Weights in float32 beside the model's own; None: the model's own are updated."""
     optimizer: torch.optim.Optimizer
     schedule: Any
     """The learning-rate schedule, of torch."""
@@ -45,17 +48,30 @@ class Engine:
     """Whether the rows of a batch are packed, without padding."""
     total_steps: int
     """Optimizer steps of the whole run."""
+    reads_late: bool
+    """Whether the loss of a step is read when the next one has been sent to the device, which then never waits for the host.
+    A CPU computes what it is told at once, and the scale of float16 needs to know the gradients before the update."""
 
     @property
     def sorts_by_length(self) -> bool:
         """Whether rows of similar length share a batch."""
         return self.run.config.dataset.group and not self.packed
 
+    @property
+    def weights(self) -> tuple[torch.nn.Parameter, ...]:
+        """What the optimizer updates."""
+        return tuple(self.learning.values())
+
+    def plan(self, done: int) -> Iterator[step_plan.Step]:
+        """The steps after those that are done."""
+        lengths = self.data.train.lengths[self.data.train_rows]
+        return step_plan.plan_steps(lengths, self.worker.size, self.run.config, done, by_length=self.sorts_by_length)
+
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:
     """The tensors of some rows on this worker's device."""
     if engine.packed:
-        return batching.pack(examples, rows).to(engine.worker.device)
+        return batching.pack(examples, rows, engine.data.longest).to(engine.worker.device)
     side = engine.run.config.dataset.padding_side
     longest = families.longest_input(engine.model)
     return batching.collate(examples, rows, engine.data.pad, side, longest).to(engine.worker.device)

@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from finetune_trainer.modeling import families
@@ -29,12 +28,13 @@ def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.d
 
     A collective.
     """
-    if strategy == "FSDP" and dist.is_initialized():
+    if worker.size == 1:
+        # There is nothing to average or to shard, and the wrappers cost time and memory.
+        return module.to(worker.device)
+    if strategy == "FSDP":
         # FSDP moves one layer after the other to the device: the whole model need not fit.
         return _shard(module, worker, dtype)
     module.to(worker.device)
-    if not dist.is_initialized():
-        return module
     ids = None if worker.device.type == "cpu" else [worker.device]
     # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still
     # broadcasts those of rank 0, which costs little and removes a difference.

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from finetune_trainer.data import step_plan
 from finetune_trainer.runtime import devices, distributed, parallel
@@ -34,13 +35,15 @@ def evaluate(engine: Engine, heartbeat: Callable[[], None]) -> Evaluation | None
     size = engine.run.config.training.batch_size * worker.size
     lengths = data.eval.lengths
     rows = data.eval_rows[np.argsort(-lengths[data.eval_rows], kind="stable")]
-    summed, tokens = 0.0, int(data.eval.supervised[rows].sum())
+    losses, tokens = [], int(data.eval.supervised[rows].sum())
     with parallel.evaluation_mode(engine.loss):
         for start in range(0, len(rows), size):
             share = step_plan.split_across_ranks(rows[start : start + size], lengths, worker.size)[worker.rank]
             with engine.autocast():
-                summed += float(engine.loss(make_batch(engine, data.eval, share)))
+                losses.append(engine.loss(make_batch(engine, data.eval, share)))
             heartbeat()
+    # They are read at the end: the device never waits for the host.
+    summed = math.fsum(torch.stack(losses).tolist())
     mean = distributed.sum_over_ranks(summed)[0] / max(tokens, 1)
     devices.empty_cache(worker.device)
     if math.isfinite(mean):

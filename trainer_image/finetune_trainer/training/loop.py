@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer.data import step_plan
 from finetune_trainer.runtime import devices, distributed, stop
 from finetune_trainer.tracking.measurements import Evaluation, StepDone
 from finetune_trainer.tracking.progress import Result
@@ -13,13 +12,13 @@ from finetune_trainer.training.evaluation import evaluate
 from finetune_trainer.training.optimizer_step import take_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from finetune_trainer.checkpoint.checkpointer import Checkpointer, Start
     from finetune_trainer.runtime.engine import Engine
     from finetune_trainer.tracking.measurements import RunningLoss
     from finetune_trainer.tracking.tracker import Tracker
-    from finetune_trainer.training.optimizer_step import StepTaken
+    from finetune_trainer.training.optimizer_step import StepInFlight
 
     Report = Callable[[dict[str, Any]], None]
 
@@ -45,30 +44,31 @@ class TrainingLoop:
         """
         total, saving = self.engine.total_steps, self.engine.run.saving
         running_loss, was_preempted, evaluation = start.running_loss, False, None
-        plan = self._plan(start.step)
+        # Before the steps that are left comes the last one that is done: if it ended an epoch, an evaluation is due.
+        plan = self.engine.plan(max(start.step - 1, 0))
         if start.step and ((before := next(plan)).ends_epoch or start.step == total):
             evaluation = self._evaluate(start.step, before.epoch)
+        in_flight: StepInFlight | None = None
         for number, step in zip(range(start.step + 1, total + 1), plan, strict=False):
             taken = take_step(self.engine, number, step)
+            self._record(in_flight, running_loss)
             stops, preempted = self._requests()
-            self._record(number, step.epoch, taken, running_loss)
-            if stops or (preempted and not was_preempted) or saving.is_due(number, ends_epoch=step.ends_epoch):
+            saves = stops or (preempted and not was_preempted) or saving.is_due(number, ends_epoch=step.ends_epoch)
+            evaluates = step.ends_epoch or number == total
+            # Nothing is kept of a step, and no other work begins, before its loss and its gradients are known to be finite.
+            in_flight = taken if self.engine.reads_late and not saves and not evaluates else None
+            if in_flight is None:
+                self._record(taken, running_loss)
+            if saves:
                 self._save(number, running_loss)
             if stops:
                 return None
             was_preempted = preempted
-            if step.ends_epoch or number == total:
+            if evaluates:
                 # It follows the checkpoint: a worker that is stopped may have no time for an evaluation.
                 evaluation = self._evaluate(number, step.epoch)
         self.checkpointer.check_finite(total)
         return make_result(running_loss, evaluation)
-
-    def _plan(self, done: int) -> Iterator[step_plan.Step]:
-        """The steps that are left, and before them the last one that is done: if it ended an epoch, an evaluation is due."""
-        engine, data = self.engine, self.engine.data
-        lengths = data.train.lengths[data.train_rows]
-        sizes = engine.worker.size, engine.run.config, max(done - 1, 0)
-        return step_plan.plan_steps(lengths, *sizes, by_length=engine.sorts_by_length)
 
     def _requests(self) -> tuple[bool, bool]:
         """Whether a stop is requested, and whether a worker is preempted. Only rank 0 looks. A collective."""
@@ -76,9 +76,13 @@ class TrainingLoop:
         stops, preempted = distributed.sum_over_ranks(*map(float, found))
         return stops > 0, preempted > 0
 
-    def _record(self, number: int, epoch: float, taken: StepTaken, running_loss: RunningLoss) -> None:
+    def _record(self, in_flight: StepInFlight | None, running_loss: RunningLoss) -> None:
+        """Wait for the end of a step, and record it. A collective."""
+        if in_flight is None:
+            return
+        taken, number = in_flight.finish(), in_flight.number
         mean, memory = running_loss.add(taken.loss, taken.supervised), devices.peak_memory(self.engine.worker.device)
-        done = StepDone(number, epoch, mean, taken.grad_norm, taken.learning_rate, taken.tokens, memory)
+        done = StepDone(number, in_flight.epoch, mean, taken.grad_norm, taken.learning_rate, taken.tokens, memory)
         logs = number % self.engine.run.config.training.logging_steps == 0 or number in (1, self.engine.total_steps)
         self.tracker.step(done, logs=logs)
         if logs and self.report is not None:

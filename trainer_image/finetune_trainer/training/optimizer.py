@@ -19,8 +19,19 @@ POLYNOMIAL_END = 1e-7
 """Learning rate at which transformers ends a polynomial schedule; it refuses to begin with a rate that is not higher."""
 
 
-def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer with the configured name, of the trainable weights of the model.
+FUSED = ("Adam", "AdamW")
+"""Optimizers that update all weights in one kernel, on the devices below."""
+
+FUSED_DEVICES = ("cpu", "cuda", "xpu")
+
+
+def make_optimizer(run: Run, model: nn.Module, learning: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer with the configured name.
+
+    Args:
+        run: the configuration.
+        model: the model.
+        learning: the trainable weights, by their names in the model.
 
     Raises:
         ConfigError: it does not work on the shards of FSDP.
@@ -28,11 +39,13 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     training = run.config.training
     name, rate = training.torch_optimizer, training.learning_rate
     if name == "Rprop":  # it has no weight decay
-        return torch.optim.Rprop([weight for weight in model.parameters() if weight.requires_grad], lr=rate)
-    groups = group_weights(model, training.weight_decay)
+        return torch.optim.Rprop(learning.values(), lr=rate)
+    groups = group_weights(model, learning, training.weight_decay)
     if name != "Adafactor":
         kind: Any = getattr(torch.optim, name)
-        made: torch.optim.Optimizer = kind(groups, lr=rate)
+        fuses = name in FUSED and all(weight.device.type in FUSED_DEVICES for weight in learning.values())
+        options = {"fused": True} if fuses else {}
+        made: torch.optim.Optimizer = kind(groups, lr=rate, **options)
         return made
     if any(hasattr(weight, "full_tensor") for weight in model.parameters()):
         advice = "use AdamW or SGD, or accelerate_mode DDP"
@@ -44,11 +57,10 @@ def make_optimizer(run: Run, model: nn.Module) -> torch.optim.Optimizer:
     return adafactor
 
 
-def group_weights(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+def group_weights(model: nn.Module, learning: dict[str, nn.Parameter], decay: float) -> list[dict[str, Any]]:
     """The trainable weights as groups of an optimizer: one, or two where weight decay has biases and norms to spare."""
     from transformers.trainer_pt_utils import get_parameter_names
 
-    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     decaying = set(get_parameter_names(model, [nn.LayerNorm], NO_DECAY)) if decay else set(learning)
     groups = [
         {"params": [weight for name, weight in learning.items() if name in decaying], "weight_decay": decay},

@@ -13,9 +13,11 @@ from finetune_trainer.data import batching, splits, step_plan, tokenize, tokeniz
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import attention, families, load
+from finetune_trainer.modeling.head_loss import CHUNK_BYTES
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
+from finetune_trainer.runtime.masters import Masters
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 from finetune_trainer.training.seeding import seed_everything
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.distributed import Worker
 
 log = logging.getLogger(__name__)
+
+CHUNK_SHARE = 24
+"""Part of a GPU's memory that the logits may take at once."""
 
 
 def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
@@ -52,32 +57,50 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
-    loss = parallel.parallelize(SupervisedLoss(model), worker, training.strategy, dtype)
+    masters = None
+    if needs_masters(run, worker, dtype):
+        masters = Masters(model.to(worker.device), dtype)
+    chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
+    loss = parallel.parallelize(SupervisedLoss(model, chunk_bytes), worker, training.strategy, dtype)
 
     def autocast() -> AbstractContextManager[Any]:
-        # FSDP converts the weights itself.
-        if dtype == torch.float32 or parallel.is_sharded(loss):
+        # FSDP converts the weights itself, and with masters the model's own are of this type.
+        if dtype == torch.float32 or masters is not None or parallel.is_sharded(loss):
             return nullcontext()
         return torch.autocast(worker.device.type, dtype=dtype)
 
-    optimizer = make_optimizer(run, model)
-    if not parallel.is_sharded(loss):
+    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if masters is not None:
+        learning = masters.named(learning)
+    optimizer = make_optimizer(run, model, learning)
+    if masters is None and not parallel.is_sharded(loss):
         devices.use_ipex(loss, optimizer, worker.device)
-    total_steps = step_plan.total_steps(len(rows.train_rows), worker.size, run.config)
+    scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
+    total_steps = step_plan.total_steps(rows.train.lengths[rows.train_rows], worker.size, run.config)
     return Engine(
         run=run,
         worker=worker,
         data=rows,
         model=model,
         loss=loss,
-        weights=tuple(weight for weight in model.parameters() if weight.requires_grad),
+        learning=learning,
+        masters=masters,
         optimizer=optimizer,
         schedule=make_schedule(run, optimizer, total_steps),
         autocast=autocast,
-        scaler=torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16),
+        scaler=scaler,
         packed=run.config.dataset.group and pack_rows(loss, model, worker, autocast),
         total_steps=total_steps,
+        reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
     )
+
+
+def needs_masters(run: Run, worker: Worker, dtype: torch.dtype) -> bool:
+    """Whether the model computes with weights in bfloat16, and the optimizer has masters of them in float32.
+
+    FSDP does the same with its shards, and DDP would add up the gradients of the ranks in bfloat16.
+    """
+    return dtype == torch.bfloat16 and run.config.general.lora_config is None and worker.size == 1
 
 
 def pack_rows(
@@ -124,7 +147,7 @@ def check_fit(model: Any, rows: Data) -> None:
     Raises:
         ConfigError: the configuration does not fit the model.
     """
-    limit, longest = families.longest_input(model), int(max(rows.train.lengths.max(), rows.eval.lengths.max()))
+    limit, longest = families.longest_input(model), rows.longest
     if limit is not None and longest > limit:
         raise ConfigError([f"Dataset.max_length: rows have up to {longest} tokens, the model takes {limit}"])
     vocabulary = model.get_input_embeddings().weight.shape[0]

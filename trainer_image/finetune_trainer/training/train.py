@@ -18,6 +18,7 @@ from finetune_trainer.tracking.tracker import Tracker
 from finetune_trainer.tracking.warnings import WarningCollector
 from finetune_trainer.training import samples
 from finetune_trainer.training.cleanup import clean_up
+from finetune_trainer.training.compiling import compile_layers
 from finetune_trainer.training.loop import TrainingLoop
 from finetune_trainer.training.precision import choose_dtype
 from finetune_trainer.training.reference import take_reference
@@ -57,6 +58,7 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
 
         checkpointer = Checkpointer(engine)
         start = checkpointer.restore(manifest.is_finished)
+        compile_layers(engine)
         prompts = samples.answer_before(engine, tokenizer, start)
         tracker = Tracker(run, writes=worker.is_rank0)
         world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))

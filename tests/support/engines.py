@@ -1,0 +1,47 @@
+"""Engines of the trainer in this process, and its loop over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_trainer.checkpoint.checkpointer import Checkpointer
+from finetune_trainer.config.run import Run, Saving
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.modeling.load import load_tokenizer
+from finetune_trainer.runtime import distributed
+from finetune_trainer.tracking.tracker import Tracker
+from finetune_trainer.training.loop import TrainingLoop
+from finetune_trainer.training.seeding import seed_everything
+from finetune_trainer.training.setup import build_engine, load_data
+
+if TYPE_CHECKING:
+    from tests.support.trainer import Command
+
+    from finetune_trainer.runtime.engine import Engine
+
+
+def make(command: Command, name: str, dtype: torch.dtype = torch.float32, every: int = 0) -> Engine:
+    """The engine of a command, for a run named r with an output folder of this name, and a checkpoint every so many steps."""
+    config = TrainerConfig.model_validate(command.config)
+    run = Run(config=config, output_dir=command.folder / name, dataset_dir=command.folder, run_name="r", saving=Saving(every))
+    run.logs.mkdir(parents=True, exist_ok=True)
+    worker = distributed.single_process(config.training)
+    seed_everything(config.training.seed)
+    return build_engine(run, worker, load_data(run, worker, load_tokenizer(run)), dtype)
+
+
+def train(engine: Engine, report: Any = None) -> Engine:
+    """Take the steps that are left, from the newest checkpoint on."""
+    checkpointer, tracker = Checkpointer(engine), Tracker(engine.run, writes=True)
+    start = checkpointer.restore(lambda _: False)
+    tracker.start(distributed.describe(engine.worker, "DDP", "float32"), engine.total_steps, start.checkpoint, 0)
+    TrainingLoop(engine, tracker, checkpointer, report, bool).run(start)
+    return engine
+
+
+def reading_late(engine: Engine) -> Engine:
+    """The same engine, reading the loss of a step as on a GPU."""
+    return dataclasses.replace(engine, reads_late=True)
