@@ -19,11 +19,9 @@ import sys
 import tempfile
 import time
 import traceback
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -121,9 +119,11 @@ def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]
     run.logs.mkdir(parents=True)
     data = make_rows(law, parsed.training.batch_size * (WARM + STEPS + 4), about.vocab_size)
     dtype = torch.float32 if worker.device.type == "cpu" or "fp32" in switches else torch.bfloat16
-    without = patch.object(setup, "needs_masters", return_value=False) if "autocast" in switches else nullcontext()
-    with without:
-        engine = setup.build_engine(run, worker, data, dtype)
+    needs_masters = setup.needs_masters
+    if "autocast" in switches:
+        setup.needs_masters = lambda *_: False
+    engine = setup.build_engine(run, worker, data, dtype)
+    setup.needs_masters = needs_masters
     assert engine.packed
     return take_back(engine, switches)
 
