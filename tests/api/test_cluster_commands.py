@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.support.client_process import finetune
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object
 
 COMMANDS = ("suspend", "resume", "cancel", "retry")
-
-
-def finetune(api: Kubectl, *arguments: str, kubeconfig: Path | None = None) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    command = [sys.executable, "-m", "finetune_client.cli", *arguments, "-n", api.namespace]
-    env = os.environ | {"KUBECONFIG": str(kubeconfig or api.kubeconfig)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
-    return done.returncode, done.stdout, done.stderr
 
 
 def spec(api: Kubectl, name: str) -> Object:

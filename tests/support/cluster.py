@@ -83,8 +83,14 @@ def _tar_texts(files: dict[str, str]) -> bytes:
 @contextlib.contextmanager
 def applied(kubectl: Kubectl, job: Object) -> Iterator[None]:
     """The job exists for the time of the block; afterwards it, its cluster and its pods are gone."""
-    name = job["metadata"]["name"]
-    kubectl.apply(job)
+    with removed(kubectl, job["metadata"]["name"]):
+        kubectl.apply(job)
+        yield
+
+
+@contextlib.contextmanager
+def removed(kubectl: Kubectl, name: str) -> Iterator[None]:
+    """After the block, the job of this name, its cluster and its pods are gone."""
     try:
         yield
     finally:
