@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 
 import pytest
@@ -13,6 +14,12 @@ EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "200"))
 
 settings.register_profile("bounded", max_examples=EXAMPLES, deadline=None, derandomize=bool(os.environ.get("CI")), database=None)
 settings.load_profile("bounded")
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C end the programs that tests start, as on a terminal: a shell's background job ignores it, and so would they."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

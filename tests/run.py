@@ -43,6 +43,7 @@ class Part:
     ended: float = 0.0
     code: int | None = None
     _left: list[list[str]] = field(default_factory=list)
+    _named: set[str] = field(default_factory=set)
 
     @property
     def log(self) -> Path:
@@ -86,7 +87,13 @@ class Part:
             return f"{self.name} waits for {' and '.join(self.after)}"
         seconds = (self.ended or time.monotonic()) - self.began
         how = {None: "", 0: " passed"}.get(self.code, " FAILED")
-        return " ".join(filter(None, (self.name + how, tally.read(self.folder, self.name), f"{seconds:.0f} s")))
+        return " ".join(filter(None, (self.name + how, tally.read(self.folder, self.name)[0], f"{seconds:.0f} s")))
+
+    def new_failures(self) -> list[str]:
+        """Tests that have failed since this was last asked."""
+        found = [test for test in tally.read(self.folder, self.name)[1] if test not in self._named]
+        self._named.update(found)
+        return found
 
 
 def parts() -> list[Part]:
@@ -154,7 +161,9 @@ def advance(part: Part, chosen: dict[str, Part]) -> None:
 
 
 def tell(began: float, chosen: dict[str, Part]) -> None:
-    """One line: seconds so far, parts that have ended of all parts, and how far each is."""
+    """One line: seconds so far, parts that have ended of all parts, and how far each is; before it, the tests that failed."""
+    for test in (test for part in chosen.values() for test in part.new_failures()):
+        print(f"{test} failed", flush=True)
     ended = sum(part.code is not None for part in chosen.values())
     line = f"[{time.monotonic() - began:5.0f} s, {ended}/{len(chosen)}] " + " | ".join(part.tells() for part in chosen.values())
     print(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)

@@ -1,4 +1,4 @@
-"""A plugin of pytest: how many tests are done, of how many, in a file for whoever waits.
+"""A plugin of pytest: how many tests are done, of how many, and which have failed so far, in a file for whoever waits.
 
 pytest -p tests.support.tally
 """
@@ -19,7 +19,8 @@ class Tally:
     """Counts tests; with pytest-xdist in the process that hands them out."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.total, self.done, self.failed = path, 0, 0, 0
+        self.path, self.total, self.done = path, 0, 0
+        self.failed: list[str] = []
         self.path.touch()
 
     def pytest_collection_finish(self, session: Any) -> None:
@@ -32,12 +33,13 @@ class Tally:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.done += report.when == "teardown"
-        self.failed += report.failed
+        if report.failed:
+            self.failed.append(report.nodeid)
         self.write()
 
     def write(self) -> None:
-        failed = f", {self.failed} failed" if self.failed else ""
-        self.path.write_text(f"{self.done}/{self.total}{failed}")
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        self.path.write_text("\n".join([f"{self.done}/{self.total}{failed}", *self.failed]))
 
 
 def pytest_configure(config: Any) -> None:
@@ -46,7 +48,8 @@ def pytest_configure(config: Any) -> None:
         config.pluginmanager.register(Tally(Path(path)))
 
 
-def read(folder: Path, part: str) -> str:
-    """What the newest file of a part says; nothing before its first test."""
+def read(folder: Path, part: str) -> tuple[str, list[str]]:
+    """What the newest file of a part counts, and the tests that have failed; nothing before its first test."""
     files = sorted(folder.glob(f"{part}-*.tally"), key=lambda path: path.stat().st_mtime)
-    return files[-1].read_text() if files else ""
+    counts, *failed = (files[-1].read_text() if files else "").split("\n")
+    return counts, failed

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from tests.run import Part, run
+from tests.run import PYTEST, Part, run
 from tests.support import durations, lanes
 from tests.support.kubectl import wait_until
 
@@ -40,6 +40,15 @@ def test_a_part_whose_need_has_failed_is_not_run_and_the_failure_is_shown(
 def test_a_command_that_fails_ends_its_part(tmp_path: Path) -> None:
     assert not run([Part("a", [FAILS, ["touch", str(tmp_path / "ran")]], folder=tmp_path)])
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_test_that_fails_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "test_it.py"
+    path.write_text("def test_right():\n    pass\n\n\ndef test_wrong():\n    assert 0\n")
+    assert not run([Part("local", [[*PYTEST, str(path)]], folder=tmp_path)])
+    told = capsys.readouterr().out.splitlines()
+    assert told.count("test_it.py::test_wrong failed") == 1
+    assert "test_it.py::test_right failed" not in told
 
 
 def test_durations_are_told_by_folder_and_the_slowest_first(tmp_path: Path) -> None:
