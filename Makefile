@@ -47,7 +47,7 @@ unit-trainer: venv
 	$(QUICK) tests/trainer --numprocesses 2
 
 unit-operator: venv
-	$(QUICK) tests/unit tests/packaging
+	$(QUICK) tests/unit tests/packaging --numprocesses 2 --dist loadfile
 
 # They mostly wait for each other's answers.
 unit-system: venv

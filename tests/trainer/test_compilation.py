@@ -125,6 +125,7 @@ def test_layers_of_another_class_are_compiled_as_they_are() -> None:
     assert losses == pytest.approx(learn(make_model("llama"), packed=False, steps=2), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_goes_on() -> None:
     plain, compiled = make_model("mpt"), make_model("mpt")
     for model in (plain, compiled):
