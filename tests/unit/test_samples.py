@@ -116,7 +116,7 @@ def convert_command(path: Path) -> list[str]:
 def test_a_job_is_valid_and_says_what_it_needs(path: Path) -> None:
     raw = load_yaml(path)
     assert list(violations(crd_schema(), raw)) == []
-    spec = FinetuneJob.model_validate(raw | {"metadata": raw["metadata"] | {"namespace": NAMESPACE, "uid": UID}}).spec
+    spec = as_stored(path).spec
     assert spec.workers is not None
     assert estimate(path) < gigabytes(spec.workers.memory) < 2 * estimate(path) + 4
     gpu = spec.config.training.device == "gpu"
@@ -127,7 +127,7 @@ def test_a_job_is_valid_and_says_what_it_needs(path: Path) -> None:
 @pytest.mark.parametrize("path", ALL_JOBS, ids=relative)
 def test_a_job_needs_no_claim_that_its_head_does_not_fill(path: Path) -> None:
     """The trainer's image has examples/; the rest comes from the hub, or from a claim that a command in the head makes."""
-    job = FinetuneJob.model_validate(load_yaml(path) | {"metadata": {"name": path.stem, "namespace": NAMESPACE, "uid": UID}})
+    job = as_stored(path)
     assert (ROOT / job.spec.config.dataset.train_file).is_relative_to(ROOT / "examples")
     assert (ROOT / job.spec.config.dataset.train_file).is_file()
     named = {name for key, name in required_claims(job).items() if not key.startswith("output")}
@@ -147,13 +147,18 @@ def test_small_models_need_no_claim() -> None:
 
 def test_the_sample_for_kind_fits_on_a_node_of_8_gb() -> None:
     """With what the node's own pods, KubeRay's operator and ours ask for, 1.1 GiB, out of the 7.45 GiB that 8 GB are."""
-    raw = load_yaml(ROOT / "config_samples" / "finetunejobs" / "kind.yaml")
-    job = FinetuneJob.model_validate(raw | {"metadata": {"name": "kind", "namespace": NAMESPACE, "uid": UID}})
+    job = as_stored(ROOT / "config_samples" / "finetunejobs" / "kind.yaml")
     assert job.spec.head is not None
     assert job.spec.workers is not None
     workers = job.spec.config.training.num_training_workers
     assert mebibytes(job.spec.head.memory) + workers * mebibytes(job.spec.workers.memory) <= 6.2 * 1024
     assert workers * job.spec.config.training.resources_per_worker.CPU < 1.5
+
+
+def as_stored(path: Path) -> FinetuneJob:
+    """A sample with the metadata that an API server adds."""
+    raw = load_yaml(path)
+    return FinetuneJob.model_validate(raw | {"metadata": raw["metadata"] | {"namespace": NAMESPACE, "uid": UID}})
 
 
 def mebibytes(quantity: Any) -> int:
