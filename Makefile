@@ -74,7 +74,7 @@ SITE := build/site-venv
 docs-site: venv ## Make the documents a site, build/site; a link that leads nowhere is an error
 	test -x $(SITE)/bin/python || $(PYTHON) -m venv --without-pip $(SITE)
 	$(BIN)/uv pip sync --quiet --python $(SITE)/bin/python --require-hashes requirements/docs.txt
-	$(BIN)/python docs/tools/site.py build/pages
+	$(BIN)/python docs/tools/lay_out.py build/pages
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --quiet
 
 fuzz: venv ## Compare 20,000 generated jobs, and 5,000 round trips, with a real API server
@@ -103,11 +103,11 @@ TORCH := -c requirements/torch-pypi.txt $$(grep -oE '^(cuda|nvidia|torch|triton)
 lock: venv ## Lock all requirements anew, with hashes
 	$(LOCK) requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(LOCK) requirements/go.in -o requirements/go.txt
-	$(LOCK) -c requirements/dev.txt requirements/docs.in -o requirements/docs.txt
 	$(LOCK) -c requirements/trainer.txt requirements/torch.in -o requirements/torch-pypi.txt
 	$(LOCK) --extra operator pyproject.toml -o requirements/operator.txt
 	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
 	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --extra operator --extra trainer --extra dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt requirements/docs.in -o requirements/docs.txt
 	$(LOCK) -c requirements/trainer.txt --extra trainer --extra intel --extra dev pyproject.toml -o requirements/intel.txt
 	for platform in $(PLATFORMS); do for version in $(PYTHONS); do \
 	  MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) --dry-run --target build/locked --python-platform $$platform --python-version $$version \

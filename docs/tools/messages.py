@@ -50,7 +50,9 @@ class Raised:
 def render() -> str:
     """The page."""
     lines = [HEAD, "## Of the command line\n", "| Message | What to do |", "|---|---|"]
-    lines += [f"| {_cell(text)} | {_cell(hint)} |" for text, hint in sorted(_of_client().items(), key=lambda item: item[0].lower())]
+    lines += [
+        f"| {_cell(text)} | {_cell(hint)} |" for text, hint in sorted(_of_client().items(), key=lambda item: item[0].lower())
+    ]
     lines += ["\n## Of a job and its run\n", "`status.message`, and what `finetune status` and a local run print."]
     found: dict[str, set[str]] = defaultdict(set)
     for item in (*_of_trainer(), *_of_operator()):

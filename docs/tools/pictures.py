@@ -94,14 +94,16 @@ def watch_table() -> str:
 
 def _job(name: str, phase: str, seconds: int, attempt: int, status: dict[str, Any]) -> Job:
     created = (datetime.now(UTC) - timedelta(seconds=seconds, milliseconds=200)).isoformat()
-    return Job({"metadata": {"name": name, "creationTimestamp": created}, "status": {"phase": phase, "attempt": attempt} | status})
+    return Job(
+        {"metadata": {"name": name, "creationTimestamp": created}, "status": {"phase": phase, "attempt": attempt} | status}
+    )
 
 
 def report_page() -> str:
     """The report of the run that is made up."""
     steps = [
-        {"step": step, "totalSteps": STEPS, "loss": loss(step), "gradNorm": 0.4 + loss(step), "learningRate": 2e-3 * (1 - step / STEPS),
-         "tokensPerSecond": 134.0 + step % 3, "memoryBytes": 1.6e9}
+        {"step": step, "totalSteps": STEPS, "loss": loss(step), "gradNorm": 0.4 + loss(step),
+         "learningRate": 2e-3 * (1 - step / STEPS), "tokensPerSecond": 134.0 + step % 3, "memoryBytes": 1.6e9}
         for step in range(1, STEPS + 1)
     ]  # fmt: skip
     held_out: list[dict[str, Any]] = [{"step": step, "evalLoss": loss(step) + 0.05} for step in (12, 24, 36, 48)]
@@ -111,7 +113,7 @@ def report_page() -> str:
         "Training": {"max_train_steps": STEPS, "batch_size": 2, "learning_rate": 2e-3},
     })  # fmt: skip
     expected = '{"customer": "Jumira", "item": "bottles", "count": 12, "day": "Monday"}'
-    before = '{ "type": "json", "data": { "items": [ { "type": "json", "items": [ { "name": "Jumira", "description": "We are going to …'
+    before = '{ "type": "json", "data": { "items": [ { "type": "json", "items": [ { "name": "Jumira", "description": …'
     prompt = "Write the order as JSON.\n\nOn Monday we have to bring Jumira twelve bottles."
     answers = (Answer(text=before, stopped=False), Answer(text=expected, stopped=True))
     return report(

@@ -1,4 +1,4 @@
-"""The first hour's way through a cluster: a model is uploaded, the sample for kind is submitted as it is, the result is downloaded."""
+"""The first hour's way through a cluster: a model is uploaded, the sample for kind submitted, the result downloaded."""
 
 from __future__ import annotations
 

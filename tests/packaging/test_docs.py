@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from pydantic.alias_generators import to_camel
@@ -74,7 +74,9 @@ def test_every_key_of_llm_on_ray_is_told() -> None:
 def test_the_pictures_of_commands_are_drawn_of_what_they_print_today() -> None:
     pictures = tool("pictures")
     for name, text in (("status", pictures.status_page()), ("watch", pictures.watch_table())):
-        assert (ROOT / "docs" / "pictures" / f"{name}.svg").read_text(encoding="utf-8") == pictures.terminal(text), "run `make docs`"
+        assert (ROOT / "docs" / "pictures" / f"{name}.svg").read_text(encoding="utf-8") == pictures.terminal(text), (
+            "run `make docs`"
+        )
 
 
 def test_the_pictures_are_small_and_load_nothing() -> None:
@@ -82,7 +84,7 @@ def test_the_pictures_are_small_and_load_nothing() -> None:
     assert [path.name for path in drawn] == ["report.svg", "status.svg", "watch.svg"]
     assert sum(path.stat().st_size for path in drawn) < 100_000
     for path in drawn:
-        elements = list(ElementTree.fromstring(path.read_text(encoding="utf-8")).iter())
+        elements = list(ET.fromstring(path.read_text(encoding="utf-8")).iter())
         values = [value for element in elements for name, value in element.items() if name.rpartition("}")[2] in {"href", "src"}]
         assert [value for value in values if not value.startswith("#")] == []
         assert [element.tag for element in elements if element.tag.rpartition("}")[2] in {"image", "script", "img"}] == []
@@ -90,7 +92,7 @@ def test_the_pictures_are_small_and_load_nothing() -> None:
 
 def test_links_of_a_page_become_links_of_the_site() -> None:
     names = {"README.md": "index.md", "docs/cli.md": "cli.md", "docs/reference/reasons.md": "reference/reasons.md"}
-    page = tool("site").site_page
+    page = tool("lay_out").site_page
     for link, made in {
         "[a](docs/cli.md#run)": "[a](cli.md#run)",
         "[`b`](docs/reference/reasons.md)": "[`b`](reference/reasons.md)",

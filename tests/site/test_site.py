@@ -77,7 +77,9 @@ def test_what_a_page_loads_is_there(pages: dict[Path, Page]) -> None:
         (path.name, value)
         for path, page in pages.items()
         for value in page.loaded
-        if not value.startswith("data:") and path.name != "404.html" and not (path.parent / unquote(urlsplit(value).path)).exists()
+        if not value.startswith("data:")
+        and path.name != "404.html"
+        and not (path.parent / unquote(urlsplit(value).path)).exists()
     }
     assert missing == set()
 

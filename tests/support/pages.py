@@ -46,7 +46,12 @@ class Block:
 
 def pages() -> list[str]:
     """Pages that people read, by their place in the repository."""
-    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "trainer_image" / "README.md", *ROOT.glob("examples/*/*.md")]
+    found = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "trainer_image" / "README.md",
+        *ROOT.glob("examples/*/*.md"),
+    ]
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 

@@ -39,7 +39,9 @@ def test_commands_of_finetune_are_ones_that_it_takes(page: str) -> None:
 
 
 def test_the_pages_of_commands_are_looked_at() -> None:
-    assert {"README.md", "docs/cli.md", "docs/first-hour.md", "docs/suspend-and-retry.md", "trainer_image/README.md"} <= set(PAGES)
+    assert {"README.md", "docs/cli.md", "docs/first-hour.md", "docs/suspend-and-retry.md", "trainer_image/README.md"} <= set(
+        PAGES
+    )
 
 
 def test_the_broken_row_of_the_readme_is_reported_in_these_words(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lays out the site's pages in a folder: those of docs/, and others of the repository: ``python docs/tools/site.py FOLDER``.
+"""Lays out the site's pages in a folder: those of docs/, and others of the repository: ``python docs/tools/lay_out.py FOLDER``.
 
 The pages are read in the repository, too, so their links are those between files there. Here they become links between the
 pages of the site; a link to what is no part of the site, such as a folder of code, becomes its text. MkDocs then refuses
