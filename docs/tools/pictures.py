@@ -1,7 +1,7 @@
 """Draws the pictures of README and site: ``python docs/tools/pictures.py FOLDER``.
 
-`status` is a golden page of the tests; `watch` and the report are drawn by the code that shows them, of a run that is made up. Each is an
-SVG that loads nothing, light or dark as the reader has it.
+`status` is a golden page of the tests; `watch` and the report are drawn by the code that shows them, of a run that is made up.
+Each is an SVG that loads nothing, light or dark as the reader has it.
 """
 
 from __future__ import annotations
