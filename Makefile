@@ -1,6 +1,6 @@
 # The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs lock intel benchmark images cluster-up cluster-down clean
+.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs docs-site lock intel benchmark images cluster-up cluster-down clean
 
 # Python keeps what it compiles, whatever the environment says: to compile torch and transformers takes each process seconds.
 export PYTHONDONTWRITEBYTECODE :=
@@ -63,8 +63,19 @@ demo: venv ## Finetune a small real model here, from the manifest that kubectl w
 crds: venv ## Render the CRD from the models
 	$(BIN)/python -m finetune_operator.api.crd crds/finetunejob.yaml charts/finetune-operator/files/finetunejob.yaml
 
-docs: venv ## Render the reference of the resource from the models
+docs: venv ## Render the reference and the pictures from the code
 	$(BIN)/python -m finetune_operator.api.docs docs/reference
+	$(BIN)/python docs/tools/messages.py docs/reference/messages.md
+	$(BIN)/python docs/tools/llm_on_ray.py docs/reference/llm-on-ray.md
+	$(BIN)/python docs/tools/pictures.py docs/pictures
+
+# An environment of its own: what makes the site shares no versions with what is tested.
+SITE := build/site-venv
+docs-site: venv ## Make the documents a site, build/site; a link that leads nowhere is an error
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv --without-pip $(SITE)
+	$(BIN)/uv pip sync --quiet --python $(SITE)/bin/python --require-hashes requirements/docs.txt
+	$(BIN)/python docs/tools/lay_out.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --quiet
 
 fuzz: venv ## Compare 20,000 generated jobs, and 5,000 round trips, with a real API server
 	FUZZ_OBJECTS=10000 ROUND_TRIP_OBJECTS=5000 $(BIN)/pytest -s tests/api/test_fuzz.py tests/api/test_round_trip.py
@@ -84,7 +95,7 @@ benchmark: venv ## Compare with KubeRay's RayJob on the same cluster; writes doc
 # The locks are the same wherever they are made: for all these platforms and versions of Python, each of which is tried.
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
 PYTHONS := 3.11 3.12 3.13
-LOCKED := $(foreach name,bootstrap torch-pypi operator trainer dev,-r requirements/$(name).txt)
+LOCKED := $(foreach name,bootstrap torch-pypi operator trainer dev docs,-r requirements/$(name).txt)
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 # torch's builds for the CPU and for CUDA differ in the CUDA libraries alone: torch and these stay out of the other locks.
 TORCH := -c requirements/torch-pypi.txt $$(grep -oE '^(cuda|nvidia|torch|triton)[^=]*' requirements/torch-pypi.txt | sed 's/^/--no-emit-package /')
@@ -96,6 +107,7 @@ lock: venv ## Lock all requirements anew, with hashes
 	$(LOCK) --extra operator pyproject.toml -o requirements/operator.txt
 	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
 	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --extra operator --extra trainer --extra dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt requirements/docs.in -o requirements/docs.txt
 	$(LOCK) -c requirements/trainer.txt --extra trainer --extra intel --extra dev pyproject.toml -o requirements/intel.txt
 	for platform in $(PLATFORMS); do for version in $(PYTHONS); do \
 	  MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) --dry-run --target build/locked --python-platform $$platform --python-version $$version \

@@ -102,6 +102,7 @@ def parts() -> list[Part]:
     local = ["unit", "packaging", "system", "trainer"]
     found = [
         Part("lint", [["make", "--no-print-directory", "lint"]]),
+        Part("site", [[*PYTEST, "tests/site"]]),
         Part("local", [[*PYTEST, *BESIDE, "--no-loadscope-reorder", *(f"tests/{folder}" for folder in local)]]),
     ]
     if why_not and not os.environ.get("CI"):

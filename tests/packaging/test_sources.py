@@ -22,7 +22,7 @@ PATCHES = {"mock.patch", "patch", ".setattr", "patch.object", "mock.patch.object
 
 
 def python_files() -> Iterator[Path]:
-    for folder in ("operator", "trainer_image", "tests", "examples", "requirements"):
+    for folder in ("operator", "trainer_image", "tests", "docs", "examples", "requirements"):
         yield from sorted((ROOT / folder).rglob("*.py"))
 
 
