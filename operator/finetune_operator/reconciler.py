@@ -22,7 +22,7 @@ from finetune_operator.clients.ray import Dashboard, RayClient
 from finetune_operator.constants import PLURAL, RAY_CLUSTER_LABEL, RAY_PLURAL, UID_LABEL
 from finetune_operator.decide import Plan, decide, decide_unreadable
 from finetune_operator.desired import events, naming
-from finetune_operator.desired.ray_cluster import resolved_defaults
+from finetune_operator.desired.defaults import resolved_defaults
 from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError
 from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_message

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from finetune_operator.api.base import ImagePullPolicy
 from finetune_operator.api.policy import Policy
 
 
@@ -20,7 +21,7 @@ class Settings(BaseSettings):
     """Trainer image for device CPU, and for GPU where no other is set."""
     trainer_image_gpu: str | None = None
     """Trainer image for device GPU."""
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_policy: ImagePullPolicy = "IfNotPresent"
     """How kubelets get the trainer image."""
     namespaces: Annotated[tuple[str, ...], NoDecode] = ()
     """Namespaces to watch, separated by commas; none means all, which needs a ClusterRole."""

@@ -11,6 +11,7 @@ from tests.support.builders import NAMESPACE, OTHER_UID, UID, begun, finished_pr
 from tests.system.world import CLUSTER, JOB, READY, WORKER, World, bring_up, run_to_the_end, run_training
 
 from finetune_operator.api.v1alpha1 import Phase
+from finetune_operator.decide.lifecycle import TAKEN_UP_SECONDS
 
 CHILDREN = ("persistentvolumeclaims", "secrets", "configmaps", "rayclusters")
 INVALID = {"config": {"Training": {"device": "HPU"}}}
@@ -179,6 +180,16 @@ async def test_without_kuberay_a_job_waits_and_says_why(world: World) -> None:
     await world.until(lambda: world.phase() == ("Pending", "KubeRayNotInstalled"), "it says why")
     world.kube.missing.clear()
     await run_to_the_end(world, raw_progress(), finished_progress())
+
+
+async def test_kuberay_that_is_away_is_told_after_some_seconds_and_the_job_goes_on_when_it_is_back(world: World) -> None:
+    world.add_job()
+    operator = await world.start_operator()
+    await world.until(lambda: world.phase() == ("Provisioning", "ClusterStarting"), "the cluster is made")
+    operator.ahead = timedelta(seconds=TAKEN_UP_SECONDS)
+    await world.until(lambda: world.phase() == ("Provisioning", "KubeRayNotResponding"), "it is told")
+    assert "is the operator of KubeRay running?" in world.status()["message"]
+    await bring_up(world)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from tests.support.builders import NAMESPACE, finished_progress, merge, raw_progress
 from tests.system.world import CLUSTER, JOB, World, bring_up, run_training
 
@@ -194,11 +195,13 @@ async def test_a_deletion_that_is_refused_is_in_the_message_of_a_job_that_has_en
     await world.until(lambda: "you may not delete" not in world.status()["message"], "it is over")
 
 
-async def test_a_job_in_flight_keeps_the_image_that_it_began_with(world: World) -> None:
+async def test_a_job_in_flight_keeps_the_pods_that_it_began_with_when_the_operator_is_configured_anew(world: World) -> None:
     await training(world)
     first = world.kube.objects["rayclusters"][CLUSTER]
     await world.stop_operator()
-    world.settings = world.settings.model_copy(update={"trainer_image": "registry.example/other:2", "worker_memory": "99Gi"})
+    other = {"trainer_image": "registry.example/other:2", "image_pull_policy": "Always"}
+    sizes = {"head_cpu": "7", "head_memory": "77Gi", "worker_memory": "99Gi"}
+    world.settings = world.settings.model_copy(update=other | sizes)
     await world.start_operator()
     world.kube.remove("rayclusters", CLUSTER)
     await world.until(lambda: SECOND in world.kube.objects["rayclusters"], "another attempt begins")
@@ -206,10 +209,46 @@ async def test_a_job_in_flight_keeps_the_image_that_it_began_with(world: World) 
     assert _containers(second) == _containers(first)
 
 
-def _containers(cluster: dict[str, Any]) -> list[tuple[str, str]]:
+def _containers(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
-    found = [group["template"]["spec"]["containers"][0] for group in groups]
-    return [(item["image"], item["resources"]["limits"]["memory"]) for item in found]
+    return [group["template"]["spec"]["containers"][0] for group in groups]
+
+
+OTHER_DEFAULTS: dict[str, Any] = {
+    "retryPolicy": {"maxAttempts": 1, "backoffSeconds": 0, "maxBackoffSeconds": 0},
+    "stallTimeoutSeconds": 1,
+    "clusterTTLSeconds": {"onSuccess": 0, "onFailure": 3600},
+}
+"""Defaults that a job may have begun with under another release."""
+
+
+async def test_what_this_release_does_by_default_is_stored_when_the_first_attempt_begins(world: World) -> None:
+    world.add_job(spec={"retryPolicy": {"maxAttempts": 7}})
+    await world.start_operator()
+    await bring_up(world)
+    stored = world.status()["defaults"]
+    assert stored["retryPolicy"] == {"maxAttempts": 3, "backoffSeconds": 10, "maxBackoffSeconds": 300}
+    assert (stored["stallTimeoutSeconds"], stored["clusterTTLSeconds"]) == (900, {"onSuccess": 0, "onFailure": 0})
+
+
+@pytest.mark.parametrize("spec", [{}, {"retryPolicy": {"maxAttempts": 2}}], ids=["nothing", "more attempts"])
+async def test_a_job_in_flight_keeps_the_defaults_of_the_release_that_it_began_with(world: World, spec: Any) -> None:
+    """But for what the spec says itself."""
+    world.add_job(spec=spec)
+    await world.start_operator()
+    await run_training(world, raw_progress())
+    await world.stop_operator()
+    edit_status(world, defaults=OTHER_DEFAULTS)
+    await world.start_operator()
+    await world.until(lambda: world.phase() == ("Running", "Stalled"), "the stall of its release is shown")
+    world.ray_says("FAILED", "exit code 137")
+    if spec:
+        await world.until(lambda: world.status().get("attempt") == 2, "its own attempt begins, without a pause")
+        await bring_up(world)
+        world.ray_says("FAILED", "exit code 137")
+    await world.until(lambda: world.phase()[0] == "Failed", "no attempt is left")
+    await world.rounds(5)
+    assert world.kube.objects["rayclusters"], "its cluster stays to be looked at"
 
 
 async def test_two_operators_at_once_make_one_cluster_and_submit_one_driver_for_each_attempt(world: World) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -53,6 +53,7 @@ SubPath = Annotated[
     ),
 ]
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
+ImagePullPolicy = Literal["Always", "IfNotPresent", "Never"]
 LabelMap = Annotated[dict[str, LabelValue], Field(max_length=64)]
 
 

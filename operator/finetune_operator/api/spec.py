@@ -174,6 +174,9 @@ Seconds = Annotated[int, Field(ge=1, le=31536000)]
 """A time-out: one second to one year."""
 TimeToLive = Annotated[int, Field(ge=0, le=31536000)]
 
+STALL_TIMEOUT_SECONDS = 900
+"""Far more than a step, an evaluation or the start of a large model takes."""
+
 
 class ClusterTTL(Model):
     """How long a finished job's Ray cluster is kept, to look at it."""
@@ -310,7 +313,7 @@ class FinetuneJobSpec(Model):
     """Time from the acceptance of the job to the start of its training; then it fails. Default: no limit."""
     active_deadline_seconds: Seconds | None = None
     """Time that the training may take; then it fails. Default: no limit."""
-    stall_timeout_seconds: Seconds = 900
+    stall_timeout_seconds: Seconds = STALL_TIMEOUT_SECONDS
     """Time without a new step after which the job is shown as stalled. It is not ended."""
     cluster_ttl_seconds: ClusterTTL | None = Field(default=None, alias="clusterTTLSeconds")
     """How long the Ray cluster is kept when the job has ended. Default: it goes at once."""

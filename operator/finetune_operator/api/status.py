@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_operator.api.base import Model, ShortText, Text, Time
+from finetune_operator.api.base import ImagePullPolicy, Model, ShortText, Text, Time
 from finetune_operator.api.phases import Phase
+from finetune_operator.api.spec import Accelerator, ClusterTTL, RetryPolicy, Seconds
 
 
 class ConditionType(StrEnum):
@@ -184,16 +185,26 @@ class ResolvedDefaults(Model):
 
     image: ShortText
     """The trainer image."""
+    image_pull_policy: ImagePullPolicy | None = None
+    """How kubelets get it."""
     head_cpu: ShortText
     """CPU request of the head."""
     head_memory: ShortText
     """Memory of the head."""
     worker_memory: ShortText
     """Memory of a worker."""
+    accelerator: Accelerator | None = None
+    """GPU resource of a worker, for device GPU."""
     checkpoint_every_steps: int
-    """Steps between two checkpoints; 0 leaves it to the trainer."""
+    """Steps between two checkpoints; 0: none but that of a suspension."""
     checkpoint_keep: int
     """Checkpoints that are kept."""
+    retry_policy: RetryPolicy | None = None
+    """What holds for keys that spec.retryPolicy does not set."""
+    stall_timeout_seconds: Seconds | None = None
+    """What holds while spec.stallTimeoutSeconds is not set."""
+    cluster_ttl_seconds: ClusterTTL | None = Field(default=None, alias="clusterTTLSeconds")
+    """What holds for keys that spec.clusterTTLSeconds does not set."""
 
 
 class FinetuneJobStatus(Model):

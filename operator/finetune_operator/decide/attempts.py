@@ -14,6 +14,7 @@ from finetune_operator.decide import sharing
 from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, begin_again, fail
 from finetune_operator.decide.plan import DeleteCluster, Plan
 from finetune_operator.desired import naming
+from finetune_operator.desired.defaults import retry_policy
 from finetune_operator.observed import Cluster, Observed
 from finetune_operator.status import output_status, set_phase
 
@@ -48,7 +49,7 @@ def attempt_failed(
     job: FinetuneJob, status: FinetuneJobStatus, reason: Reason, message: str, now: datetime, *, recurs: bool = False
 ) -> Plan:
     """Plan another attempt, or end the job if none is left, or if none would help: by the reason, or as `recurs` says."""
-    policy = job.spec.retry_policy or RetryPolicy()
+    policy = retry_policy(job)
     count = (status.failed_attempts or 0) + 1
     if count > 1:
         message = f"attempt {count} of {policy.max_attempts}: {message}"
@@ -74,7 +75,7 @@ def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: 
         return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
     if observed.pods and not reusable and now < last.end_time + timedelta(seconds=PODS_GONE_SECONDS):
         return Plan(status, requeue_after=1.0)
-    pause, look = float(_pause(job.spec.retry_policy or RetryPolicy(), status.failed_attempts or 1)), math.inf
+    pause, look = float(_pause(retry_policy(job), status.failed_attempts or 1)), math.inf
     if last.reason == Reason.UNSCHEDULABLE:
         pause, look = sharing.pause_seconds(status, observed), sharing.LOOK_SECONDS
     due = last.end_time + timedelta(seconds=pause)

@@ -16,6 +16,7 @@ from finetune_operator.api.v1alpha1 import (
 )
 from finetune_operator.constants import QUEUE_LABEL
 from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
+from finetune_operator.desired.defaults import cluster_ttl
 from finetune_operator.observed import Observed
 from finetune_operator.status import find_condition, set_condition, set_phase
 
@@ -178,6 +179,6 @@ def _times_to_live(job: JobIdentity) -> tuple[int, int | None]:
     """Seconds that the cluster and the job are kept: of a job that is being deleted, or whose spec cannot be read, nothing."""
     if not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp is not None:
         return 0, None
-    ttl = job.spec.cluster_ttl_seconds
-    kept = 0 if ttl is None else ttl.on_success if job.status.phase is Phase.SUCCEEDED else ttl.on_failure
+    ttl = cluster_ttl(job)
+    kept = ttl.on_success if job.status.phase is Phase.SUCCEEDED else ttl.on_failure
     return kept, job.spec.ttl_seconds_after_finished

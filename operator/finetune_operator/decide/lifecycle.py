@@ -31,6 +31,7 @@ from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.decide.resumption import resume_note
 from finetune_operator.decide.stopping import stop_first
 from finetune_operator.desired import naming
+from finetune_operator.desired.defaults import stall_timeout_seconds
 from finetune_operator.observed import Cluster, Observed, Silence
 from finetune_operator.status import (
     checkpoint_status,
@@ -275,7 +276,7 @@ def _pace(job: FinetuneJob, status: FinetuneJobStatus, now: datetime) -> tuple[R
     since, step = training_since(status) or now, 0
     if progress is not None:
         since, step = max(since, progress.step_time or since), progress.step
-    if (now - since).total_seconds() >= job.spec.stall_timeout_seconds:
+    if (now - since).total_seconds() >= stall_timeout_seconds(job):
         return Reason.STALLED, f"no new step since {since:%Y-%m-%dT%H:%M:%SZ}, after step {step}"
     return (Reason.TRAINING_RUNNING if step else Reason.TRAINING_STARTING), ""
 

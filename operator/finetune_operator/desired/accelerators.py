@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.desired.defaults import accelerator
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,11 @@ ACCELERATORS: dict[str, Accelerator] = {
 }
 """Values of spec.accelerator. i915 and xe are the two kernel drivers for Intel GPUs."""
 
-DEFAULT_ACCELERATOR = "i915"
-
 
 def gpu_resources(job: FinetuneJob) -> dict[str, str]:
     """Extended resources of one worker pod: empty on CPU, one entry on GPU."""
     training = job.spec.config.training
     if training.device != "gpu":
         return {}
-    accelerator = ACCELERATORS[job.spec.accelerator or DEFAULT_ACCELERATOR]
-    return {accelerator.resource: str(training.resources_per_worker.GPU)}
+    resource = ACCELERATORS[accelerator(job)].resource
+    return {resource: str(training.resources_per_worker.GPU)}

@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.api.spec import CheckpointPolicy
-from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, ResolvedDefaults, dump
+from finetune_operator.api.v1alpha1 import FinetuneJob, PodOptions, dump
 from finetune_operator.constants import (
     HUB_CACHE_MOUNT,
     KEY_ANNOTATION,
@@ -18,6 +17,7 @@ from finetune_operator.constants import (
 from finetune_operator.desired import naming
 from finetune_operator.desired.accelerators import gpu_resources
 from finetune_operator.desired.config_map import config_digest
+from finetune_operator.desired.defaults import pod_defaults
 from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.desired.storage import build_volumes
 from finetune_operator.settings import Settings
@@ -89,22 +89,9 @@ def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, keys: 
     }
 
 
-def resolved_defaults(job: FinetuneJob, settings: Settings) -> ResolvedDefaults:
-    """What the spec leaves open, by the settings of today."""
-    policy = job.spec.checkpoint or CheckpointPolicy()
-    return ResolvedDefaults(
-        image=job.spec.image or settings.image_for(job.spec.config.training.device),
-        head_cpu=settings.head_cpu,
-        head_memory=settings.head_memory,
-        worker_memory=settings.worker_memory,
-        checkpoint_every_steps=policy.every_steps,
-        checkpoint_keep=policy.keep,
-    )
-
-
 def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
     head = job.spec.head
-    defaults = job.status.defaults or resolved_defaults(job, settings)
+    defaults = pod_defaults(job, settings)
     memory = head.memory if head and head.memory else defaults.head_memory
     cpu = head.cpu if head and head.cpu else defaults.head_cpu
     resources = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
@@ -115,7 +102,7 @@ def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[s
 
 def _worker_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
     workers = job.spec.workers
-    defaults = job.status.defaults or resolved_defaults(job, settings)
+    defaults = pod_defaults(job, settings)
     memory = workers.memory if workers and workers.memory else defaults.worker_memory
     cpu = f"{max(1, round(job.spec.config.training.resources_per_worker.CPU * 1000))}m"
     gpus = gpu_resources(job)
@@ -135,7 +122,7 @@ def _pod_template(
     volumes, mounts = build_volumes(job)
     volumes.append({"name": "tmp", "emptyDir": {}})
     mounts.append({"name": "tmp", "mountPath": "/tmp"})  # noqa: S108 - Ray's session folder, in the pod's own volume
-    defaults = job.status.defaults or resolved_defaults(job, settings)
+    defaults = pod_defaults(job, settings)
     chosen = dump(options) if options else {}
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -154,7 +141,7 @@ def _pod_template(
             {
                 "name": container,
                 "image": defaults.image,
-                "imagePullPolicy": settings.image_pull_policy,
+                "imagePullPolicy": defaults.image_pull_policy,
                 "env": _environment(job, settings.trainer_env, chosen.get("env", [])),
                 "resources": resources,
                 "securityContext": dict(_SECURITY),
