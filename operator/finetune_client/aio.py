@@ -52,10 +52,10 @@ class AsyncFinetuneClient:
         *,
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        dry_run: bool = False,
+        **options: Any,
     ) -> Job:
-        """Create a job."""
-        return await asyncio.to_thread(self.sync.submit, job, name=name, settings=settings, dry_run=dry_run)
+        """Create a job; the other options are those of `FinetuneClient.submit`."""
+        return await asyncio.to_thread(self.sync.submit, job, name=name, settings=settings, **options)
 
     async def get(self, name: str) -> Job:
         """A job."""

@@ -96,6 +96,8 @@ class FinetuneClient:
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
         dry_run: bool = False,
+        upload: str | Path | None = None,
+        create_claim: str | None = None,
     ) -> Job:
         """Create a job.
 
@@ -104,12 +106,38 @@ class FinetuneClient:
             name: name of the job, instead of its own.
             settings: values by dotted path, as ``{"Training.epochs": 1, "output.size": "20Gi"}``.
             dry_run: let the API server check the job, and store nothing.
+            upload: rows of this machine, which are copied to the claim of the job's data first; the job trains on them.
+            create_claim: size of that claim, which is made if it is not there.
 
         Raises:
             ConfigError: the job is wrong; with every error.
             ExistsError: there is a job of that name.
         """
-        return self.create(submission.build(job, name=name, settings=settings or {}), dry_run=dry_run)
+        settings = submission.with_rows(settings or {}, upload) if upload else settings or {}
+        manifest = submission.build(job, name=name, settings=settings)
+        if upload and not dry_run:
+            self.upload_rows(manifest, upload, create=create_claim)
+        return self.create(manifest, dry_run=dry_run)
+
+    def upload_rows(
+        self,
+        manifest: Object,
+        file: str | Path,
+        *,
+        create: str | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> str:
+        """Copy rows to the claim of the data of a job that is to be created; give their place.
+
+        The API server has checked the job before: nothing is copied for a job that it refuses. The arguments are those of
+        `upload`.
+        """
+        from finetune_client.transfer.api import upload_rows
+
+        submission.place_of_rows(manifest)
+        self.create(manifest, dry_run=True)
+        return upload_rows(self, manifest, file, None, create, progress, say)
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Job:
         """Create a job of a manifest that was checked already.

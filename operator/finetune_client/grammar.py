@@ -101,6 +101,10 @@ def _add_files(commands: Any) -> None:
         metavar="PATH=VALUE",
         help="set a value, as Training.epochs=1 or output.size=20Gi; may be repeated",
     )
+    submit.add_argument(
+        "--upload", metavar="FILE", help="copy these rows to the claim of the job's data first, and have the job train on them"
+    )
+    submit.add_argument("--create", metavar="SIZE", help="with --upload: make the claim if it is not there, as --create 10Gi")
     submit.add_argument("--dry-run", action="store_true", help="have the API server check the job, print it, and store nothing")
     submit.add_argument("--wait", action="store_true", help="wait until the job has ended")
     submit.add_argument("--follow", action="store_true", help="print the log of the job until it has ended")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finetune_client import submission
 from finetune_client.access import Access
 from finetune_client.errors import ClientError, ExistsError, JobEndedError, MissingError, RefusedError, look_at
 from finetune_client.job import Job
@@ -72,6 +73,15 @@ def upload(
             send(pod, file, target, count)
             sent.append(target)
     return sent
+
+
+def upload_rows(
+    client: Access, manifest: Object, file: str | Path, image: str | None, create: str | None, progress: Tell, say: Say
+) -> str:
+    """Copy the rows of a job that is not created yet to the claim of its data; give their place there."""
+    claim, folder = submission.place_of_rows(manifest)
+    upload(client, [file], claim, folder, image or manifest["spec"].get("image"), create, progress, say)
+    return f"{claim}:{'/'.join(filter(None, (folder, Path(file).expanduser().resolve().name)))}"
 
 
 def _claims(client: Access) -> str:
