@@ -93,10 +93,10 @@ class AsyncFinetuneClient:
         finally:
             stop.set()
 
-    async def logs(self, name: str, *, attempt: int | None = None, follow: bool = False) -> AsyncIterator[str]:
-        """The output of a job's driver, in pieces."""
+    async def logs(self, name: str, **options: Any) -> AsyncIterator[str]:
+        """The output of a job's driver, or of a rank, in pieces; the options are those of `FinetuneClient.logs`."""
         stop = Stop()
-        async for text in _in_threads(self.sync.logs(name, attempt=attempt, follow=follow, stop=stop), stop):
+        async for text in _in_threads(self.sync.logs(name, **options, stop=stop), stop):
             yield text
 
     async def download(self, name: str, folder: str | Path, **options: Any) -> Path:

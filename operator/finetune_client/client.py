@@ -18,9 +18,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from finetune_client import driver_log, submission, watching
+from finetune_client import submission, watching
 from finetune_client.errors import (
-    ClientError,
     ExistsError,
     JobEndedError,
     MissingError,
@@ -31,9 +30,10 @@ from finetune_client.errors import (
 from finetune_client.job import Change, Event, Job, parse_time
 from finetune_client.kube.kubeconfig import read_login
 from finetune_client.kube.rest import REQUEST_SECONDS, Rest, Stop, part
+from finetune_client.missing import missing
 from finetune_client.retries import build_retry, retry_name, stem_and_number
 from finetune_operator.api.phases import Phase
-from finetune_operator.constants import API_VERSION, JOB_LABEL, PLURAL
+from finetune_operator.constants import API_VERSION, PLURAL
 
 if TYPE_CHECKING:
     from finetune_client.transfer.copies import Progress
@@ -160,7 +160,7 @@ class FinetuneClient:
             with self._explaining():
                 return Job(self.rest.get(self._path(name)))
         except MissingError as error:
-            raise self._missing(name) from error
+            raise missing(self, name) from error
 
     def list(self, *, all_namespaces: bool = False) -> Sequence[Job]:
         """All jobs, by namespace and name."""
@@ -198,7 +198,7 @@ class FinetuneClient:
                 if name and (change.job.has_ended or change.kind == "DELETED"):
                     return
         if name and not (stop and stop.is_set):
-            raise self._missing(name)
+            raise missing(self, name)
 
     def wait(
         self,
@@ -232,7 +232,7 @@ class FinetuneClient:
                 if until(job) or job.has_ended:
                     return job
         if job is None:
-            raise self._missing(name)
+            raise missing(self, name)
         if stop.is_set:
             return job
         raise NotInTimeError(
@@ -245,23 +245,32 @@ class FinetuneClient:
         name: str,
         *,
         attempt: int | None = None,
+        rank: int | None = None,
         follow: bool = False,
+        image: str | None = None,
         stop: Stop | None = None,
         waiting: Callable[[Job], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[str]:
-        """The output of a job's driver, in pieces.
+        """The output of a job's driver, in pieces; from its output claim when the Ray cluster is gone.
 
         Args:
             name: the job.
             attempt: the number of an attempt; the current one by default.
+            rank: the log of this rank instead, from the output claim.
             follow: go on with what is written later, and with later attempts unless one is named, until the job has ended.
+            image: as for `download`.
             stop: ends the following.
             waiting: is told the job while there is no output yet.
+            say: is told that the log comes from the claim, and what the helper pod waits for.
 
         Raises:
-            NoLogError: the Ray cluster is not there (any more); the hint says where the log is.
+            NoLogError: there is no such log; the hint says what there is.
         """
-        return driver_log.read(self, name, attempt, stop or Stop() if follow else None, waiting)
+        from finetune_client import kept_log
+
+        wanted = kept_log.Wanted(name, attempt, rank, image)
+        return kept_log.read(self, wanted, stop or Stop() if follow else None, waiting, say)
 
     def download(
         self,
@@ -364,23 +373,3 @@ class FinetuneClient:
         """Say of a cluster that does not know FinetuneJobs what to do."""
         message = f"the cluster at {self.server} does not know FinetuneJobs: its CRD is not installed there"
         return watching.Explaining(MissingKindError, MissingKindError(404, message, INSTALL))
-
-    def _missing(self, name: str) -> MissingError:
-        """There is no such job: perhaps it is a slip, or it was deleted and its result is still there."""
-        hint = ""
-        with suppress(ClientError):
-            from difflib import get_close_matches
-
-            names = [job.name for job in self.list()]
-            near = get_close_matches(name, names, 1, 0.6)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else "`finetune list` shows all jobs" + (" (there are none)" if not names else "")
-            )
-        with suppress(ClientError):
-            path = f"/api/v1/namespaces/{part(self.namespace)}/persistentvolumeclaims"
-            claims, _ = self.rest.items(path, labelSelector=f"{JOB_LABEL}={name}")
-            if claims:
-                hint = f"a job of that name was deleted; its result is on the claim {claims[0]['metadata']['name']}"
-        return MissingError(404, f"there is no finetunejob/{name} in namespace {self.namespace}", hint)

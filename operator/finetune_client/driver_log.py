@@ -1,7 +1,7 @@
 """The output of a job's driver: read from the Ray dashboard, through the API server's proxy to services.
 
 The dashboard asks for the job's token, which is in a Secret that the RayCluster names: whoever may read both may read the log.
-When the cluster is gone, so is the log; what is left of the run is on its output claim, and the error says where.
+When the cluster is gone, so is this log; `kept_log` reads what is left of the run on its output claim.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_client.access import Access
-from finetune_client.errors import ForbiddenError, MissingError, MissingKindError, NoLogError, UnreachableError, look_at
+from finetune_client.errors import (
+    ForbiddenError,
+    LogGoneError,
+    MissingError,
+    MissingKindError,
+    NoLogError,
+    UnreachableError,
+    look_at,
+)
 from finetune_client.job import Job
 from finetune_client.kube.rest import Answer, Stop, part
 from finetune_operator.api.phases import Phase
@@ -69,7 +77,7 @@ def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell)
     """The log of an attempt until it has ended; a cluster that starts, or is silent for a while, is waited for."""
     seen, failures = 0, 0
     while True:
-        ended = _has_ended(job, attempt)
+        ended = has_ended(job, attempt.number)
         try:
             text, failures = _text(client, job, attempt), 0
         except (NoLogError, UnreachableError):
@@ -89,9 +97,10 @@ def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell)
         job = client.get(job.name)
 
 
-def _has_ended(job: Job, attempt: _Attempt) -> bool:
+def has_ended(job: Job, attempt: int) -> bool:
+    """Whether an attempt has ended, by its number."""
     known = {item.attempt for item in job.status.attempt_history}
-    return job.has_ended or attempt.number in known or (job.status.attempt or 0) > attempt.number
+    return job.has_ended or attempt in known or (job.status.attempt or 0) > attempt
 
 
 def _is_starting(job: Job) -> bool:
@@ -182,12 +191,12 @@ def _gone(job: Job, attempt: _Attempt) -> NoLogError:
     """The Ray cluster is not there: not yet, while the job waits, or not any more."""
     if not attempt.reason and not job.has_ended and job.phase in {Phase.PENDING, Phase.QUEUED}:
         return NoLogError(f"{job} has no Ray cluster yet ({job.state})", look_at(job.name))
-    message = f"the Ray cluster of attempt {attempt.number} of {job} is gone, and the driver's log with it"
-    output = job.status.output
-    hint = look_at(job.name)
-    if output:
-        hint = f"report.html and logs/ of the run are in {output.path} on the claim {output.persistent_volume_claim}"
-    return NoLogError(message, hint, job.message if job.phase is Phase.FAILED else "")
+    message = f"the Ray cluster of attempt {attempt.number} of {job} is gone"
+    output, details = job.status.output, job.message if job.phase is Phase.FAILED else ""
+    if output is None:
+        return NoLogError(message, look_at(job.name), details)
+    hint = f"report.html and logs/ of the run are in {output.path} on the claim {output.persistent_volume_claim}"
+    return LogGoneError(attempt.number, message, hint, details)
 
 
 def printable(text: str) -> str:

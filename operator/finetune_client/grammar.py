@@ -157,10 +157,12 @@ def _add_views(commands: Any) -> None:
     _add_job(watch, nargs="?")
     watch.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
     watch.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time, as 90s, 30m or 2h")
-    logs = _add(commands, "logs", "print the output of a job's driver", later("commands.logs"))
+    logs = _add(commands, "logs", "print the output of a job's driver, or of a rank", later("commands.logs"))
     _add_job(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
-    logs.add_argument("--attempt", type=int, metavar="N", help="of this attempt (default: the current one)")
+    logs.add_argument("--attempt", type=count, metavar="N", help="of this attempt (default: the current one)")
+    logs.add_argument("--rank", type=count, metavar="N", help="the log of this rank, which the run keeps on its output claim")
+    _add_image(logs)
 
 
 def _add_changes(commands: Any) -> None:
@@ -190,7 +192,7 @@ def _add_copies(commands: Any) -> None:
     download.add_argument("folder", metavar="DIR", help="the folder that it is copied to")
     for parser in (upload, download):
         _add_login(parser)
-        parser.add_argument("--image", help="image of the helper pod, with Python 3.11 or newer (default: the trainer's)")
+        _add_image(parser)
 
 
 def _add_others(commands: Any) -> None:
@@ -218,6 +220,10 @@ def _add_login(parser: argparse.ArgumentParser) -> None:
 def _add_job(parser: argparse.ArgumentParser, **options: Any) -> None:
     parser.add_argument("job", metavar="NAME", help="name of the FinetuneJob", **options)
     _add_login(parser)
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", help="image of the helper pod, with Python 3.11 or newer (default: the trainer's)")
 
 
 def _add_filename(parser: argparse.ArgumentParser) -> None:
@@ -274,6 +280,13 @@ def claim(text: str) -> tuple[str, Path]:
     if not (name and separator and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
     return name, Path(folder).expanduser()
+
+
+def count(text: str) -> int:
+    """A number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

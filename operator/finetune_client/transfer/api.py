@@ -31,7 +31,7 @@ def download(client: Access, name: str, folder: str | Path, image: str | None, p
         raise JobEndedError(f"{job} has no complete result ({job.state})", look_at(name))
     target = Path(folder).expanduser()
     claim, source = output.persistent_volume_claim, output.path
-    with helper(client, claim, image or _image(client, job), read_only=True, tell=say) as pod:
+    with helper(client, claim, image or image_of(client, job), read_only=True, tell=say) as pod:
         try:
             text, entries = manifest_of(pod, source, output.manifest_sha256)
         except RefusedError as error:
@@ -66,7 +66,7 @@ def upload(
     else:
         _require_claim(client, claim)
     sent = []
-    with helper(client, claim, image or _image(client, None), read_only=False, tell=say) as pod:
+    with helper(client, claim, image or image_of(client, None), read_only=False, tell=say) as pod:
         count = Count(sum(file.stat().st_size for file, _ in found), progress)
         for file, name in found:
             target = "/".join(filter(None, (path.strip("/"), name)))
@@ -103,7 +103,7 @@ def _create_claim(client: Access, claim: str, size: str) -> None:
         client.rest.call("POST", _claims(client), body=body)
 
 
-def _image(client: Access, job: Job | None) -> str:
+def image_of(client: Access, job: Job | None) -> str:
     """An image with Python that the cluster has: the job's, that of another job, or the operator's setting."""
     jobs = [job] if job else client.list()
     for item in jobs:
