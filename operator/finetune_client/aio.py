@@ -103,6 +103,10 @@ class AsyncFinetuneClient:
         """Copy the result of a job here; the options are those of `FinetuneClient.download`."""
         return await asyncio.to_thread(self.sync.download, name, folder, **options)
 
+    async def report(self, name: str, folder: str | Path, **options: Any) -> Path:
+        """Copy the report of a job here; the options are those of `FinetuneClient.report`."""
+        return await asyncio.to_thread(self.sync.report, name, folder, **options)
+
     async def upload(self, files: Sequence[str | Path], claim: str, path: str = "", **options: Any) -> Sequence[str]:
         """Copy files to a claim; the options are those of `FinetuneClient.upload`."""
         return await asyncio.to_thread(self.sync.upload, files, claim, path, **options)

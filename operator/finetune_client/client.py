@@ -300,6 +300,20 @@ class FinetuneClient:
 
         return download(self, name, folder, image, progress, say)
 
+    def report(
+        self, name: str, folder: str | Path, *, image: str | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> Path:
+        """Copy report.html of a job, and the records that it is made of, into a folder here; give the page.
+
+        The arguments are those of `download`.
+
+        Raises:
+            JobEndedError: there is no report (yet).
+        """
+        from finetune_client.transfer.report import report
+
+        return report(self, name, folder, image, say)
+
     def upload(
         self,
         files: Sequence[str | Path],

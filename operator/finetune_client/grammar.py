@@ -52,6 +52,7 @@ def build() -> Parser:
     _add_views(commands)
     _add_changes(commands)
     _add_copies(commands)
+    _add_results(commands)
     _add_others(commands)
     return parser
 
@@ -163,6 +164,41 @@ def _add_views(commands: Any) -> None:
     logs.add_argument("--attempt", type=count, metavar="N", help="of this attempt (default: the current one)")
     logs.add_argument("--rank", type=count, metavar="N", help="the log of this rank, which the run keeps on its output claim")
     _add_image(logs)
+
+
+def _add_results(commands: Any) -> None:
+    report = _add(
+        commands, "report", "copy the report of a job here: curves, answers, settings", later("commands.report", "report")
+    )
+    _add_job(report)
+    report.add_argument("folder", metavar="DIR", nargs="?", help="the folder that it is copied to (default: NAME-report)")
+    compare = _add(
+        commands,
+        "compare",
+        "draw curves, settings and answers of several runs side by side, in one page",
+        later("commands.report", "compare"),
+    )
+    compare.add_argument("runs", metavar="NAME|DIR", nargs="+", help="jobs, and output folders of this machine")
+    _add_login(compare)
+    compare.add_argument("-o", "--output", metavar="FILE", default="comparison.html", help="the page (default: comparison.html)")
+    ask = _add(commands, "generate", "ask a finetuned model: one prompt, or a chat on a terminal", later("commands.generate"))
+    ask.add_argument(
+        "model", metavar="NAME|DIR", help="the output folder of a finished run; or a job, whose result is copied here"
+    )
+    ask.add_argument("prompt", metavar="PROMPT", nargs="?", help="default: a chat on a terminal, else standard input")
+    ask.add_argument("--input", metavar="TEXT", help="the context of the instruction, as in a row of the data")
+    ask.add_argument("--base", action="store_true", help="let the base model answer, too")
+    ask.add_argument("--model-dir", "--model_dir", metavar="DIR", help="folder of the base model (default: its name on the hub)")
+    ask.add_argument("--max-tokens", "--max_tokens", type=count, metavar="N", help="tokens of the longest answer (default: 256)")
+    ask.add_argument("--device", choices=("cpu", "gpu"), help="default: a GPU if there is one")
+    ask.add_argument(
+        "--trust-remote-code", "--trust_remote_code", action="store_true", help="run Python code that comes with the base model"
+    )
+    _add_login(ask)
+    _add_image(ask)
+    for parser in (report, compare):
+        parser.add_argument("--open", action="store_true", help="open the page in the browser")
+        _add_image(parser)
 
 
 def _add_changes(commands: Any) -> None:

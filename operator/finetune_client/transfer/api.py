@@ -19,8 +19,8 @@ from finetune_trainer.output.manifest import MANIFEST
 Object = dict[str, Any]
 Say = Callable[[str], None]
 
-EXTRAS = ("report.html",)
-"""Files beside the result that are worth having; they are not in its manifest."""
+EXTRAS = ("report.html", "logs/metrics.jsonl")
+"""Files that are worth having beside those of the manifest."""
 
 
 def download(client: Access, name: str, folder: str | Path, image: str | None, progress: Tell, say: Say) -> Path:
@@ -41,7 +41,7 @@ def download(client: Access, name: str, folder: str | Path, image: str | None, p
         count = Count(sum(entry.size_bytes for entry in entries), progress)
         for entry in entries:
             fetch(pod, f"{source}/{entry.path}", target / entry.path, entry.size_bytes, entry.sha256, count)
-        for extra in EXTRAS:
+        for extra in sorted({*EXTRAS} - {entry.path for entry in entries}):
             found = pod.get("digest", path=f"{source}/{extra}")
             if "sha256" in found:
                 fetch(pod, f"{source}/{extra}", target / extra, found["sizeBytes"], found["sha256"], Count(0, lambda _: None))
