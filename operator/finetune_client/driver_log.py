@@ -10,8 +10,8 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_client.access import Access
@@ -130,13 +130,42 @@ def _find(job: Job, number: int | None) -> _Attempt:
     raise NoLogError(f"{job} has no attempt {number} that is still known", f"its attempts are: {known}")
 
 
-def _text(client: Access, job: Job, attempt: _Attempt) -> str:
+@dataclass(frozen=True)
+class Dashboard:
+    """The Ray dashboard of an attempt, behind the API server."""
+
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+def reach(client: Access, job: Job) -> Dashboard:
+    """The dashboard of the current attempt, which answers.
+
+    Raises:
+        NoLogError: it is not there (any more).
+        ForbiddenError: the user may not reach it.
+        UnreachableError: it does not answer.
+    """
+    attempt = _find(job, None)
+    dashboard = _dashboard(client, job, attempt)
+    answer = client.rest.ask("GET", f"{dashboard.path}/api/version", headers=dashboard.headers)
+    if answer.status != 200:
+        raise _no_log(job, attempt, answer)
+    return dashboard
+
+
+def _dashboard(client: Access, job: Job, attempt: _Attempt) -> Dashboard:
     namespace = f"namespaces/{part(job.namespace)}"
     token = _token(client, job, attempt, namespace)
     service = f"{part(attempt.cluster)}-head-svc:{DASHBOARD_PORT}"
-    path = f"/api/v1/{namespace}/services/{service}/proxy/api/jobs/{part(attempt.submission)}/logs"
     # the token does not go into Authorization, which is the API server's
-    answer = client.rest.ask("GET", path, headers={"x-ray-authorization": f"Bearer {token}"})
+    return Dashboard(f"/api/v1/{namespace}/services/{service}/proxy", {"x-ray-authorization": f"Bearer {token}"})
+
+
+def _text(client: Access, job: Job, attempt: _Attempt) -> str:
+    dashboard = _dashboard(client, job, attempt)
+    path = f"{dashboard.path}/api/jobs/{part(attempt.submission)}/logs"
+    answer = client.rest.ask("GET", path, headers=dashboard.headers)
     text = _log_of(answer)
     if text is None:
         raise _no_log(job, attempt, answer)

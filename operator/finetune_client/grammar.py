@@ -196,6 +196,10 @@ def _add_results(commands: Any) -> None:
     )
     _add_login(ask)
     _add_image(ask)
+    dashboard = _add(commands, "dashboard", "show the Ray dashboard of a job in the browser", later("commands.dashboard"))
+    _add_job(dashboard)
+    dashboard.add_argument("--port", type=count, default=0, metavar="PORT", help="port of this machine (default: a free one)")
+    dashboard.add_argument("--open", action="store_true", help="open the page in the browser")
     for parser in (report, compare):
         parser.add_argument("--open", action="store_true", help="open the page in the browser")
         _add_image(parser)
