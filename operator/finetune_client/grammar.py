@@ -37,6 +37,16 @@ class Parser(argparse.ArgumentParser):
             message = f"there is no {found[1]}; " + (f"did you mean {near[0]}?" if near else f"there are {found[2]}")
         self.exit(USAGE_EXIT_CODE, f"error: {message}\n{self.prog} --help shows what it takes\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; the last argument, if it may be left out, may stand behind options: Python 3.11 takes it for left out there."""
+        found, extras = super().parse_known_args(args, namespace)
+        last = next((action for action in self._actions if action.nargs == "?" and not action.option_strings), None)
+        words = extras[1:] if extras[:1] == ["--"] else [word for word in extras if not word.startswith("-")]
+        if last is not None and len(words) == 1 and len(extras) <= 2 and getattr(found, last.dest) is last.default:
+            setattr(found, last.dest, words[0])
+            extras = [word for word in extras if word not in {"--", words[0]}]
+        return found, extras
+
 
 def build() -> Parser:
     """The whole grammar."""

@@ -40,7 +40,7 @@ from finetune_operator.desired.storage import required_claims
 from finetune_operator.observed import Cluster, Observed, RayJob, missing_object
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.output.answers import Sample, read_samples
+from finetune_trainer.output.answers import ANSWER_TOKENS, Sample, read_samples
 from finetune_trainer.runtime.stop import SIGNALS, STOPPED_EXIT_CODE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 from finetune_trainer.tracking.streams import unfailing
@@ -293,10 +293,10 @@ def _print_answers(folders: Folders) -> None:
                 sys.stdout.write(f"{title} training:\n{indent(answer.text.strip(), INDENT)}\n")
         sys.stdout.write(f"Expected:\n{indent(sample.expected.strip(), INDENT)}\n")
     words = (samples and _words(samples[0], folders)) or ["INSTRUCTION"]
-    command = [sys.executable, "-m", "finetune_client.cli", "generate", str(folders.output)]
+    command = [sys.executable, "-m", "finetune_client.cli", "generate", f"--max-tokens={ANSWER_TOKENS}"]
     command += [f"--model-dir={folders.model}"] if folders.model else []
     command += [f"--input={words[1]}"] if len(words) > 1 else []
-    command += ["--", words[0]]
+    command += ["--", str(folders.output), words[0]]
     sys.stdout.write(f"\nAsk the model, with these or other words:\n{INDENT}{shlex.join(command)}\n")
 
 

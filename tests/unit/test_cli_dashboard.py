@@ -112,7 +112,7 @@ async def test_nobody_without_the_key_is_served(shell: Shell) -> None:
         assert len(shell.cluster.ray.requests) == before
 
 
-async def test_paths_of_the_api_servers_proxy_lead_to_the_dashboard(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_paths_of_the_api_servers_proxy_lead_to_the_dashboard(shell: Shell) -> None:
     ray = shell.cluster.ray
 
     class Redirecting:
@@ -123,7 +123,7 @@ async def test_paths_of_the_api_servers_proxy_lead_to_the_dashboard(shell: Shell
                 )
             return await ray(seen)
 
-    monkeypatch.setattr(shell.cluster, "ray", Redirecting())
+    shell.cluster.ray = Redirecting()
     async with dashboard() as (_, address), browser(address) as session:
         async with session.get("/api/old", allow_redirects=False) as answer:
             assert (answer.status, answer.headers["Location"]) == (307, f"{LOGS}?a=b")

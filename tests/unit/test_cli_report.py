@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
-import webbrowser
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,17 @@ async def test_the_report_of_a_run_is_copied_with_what_it_is_made_of(shell: Shel
     assert (await AsyncFinetuneClient().report("demo", "there")).read_text() == "<p>good"
 
 
-async def test_a_report_is_opened_if_that_is_asked_for(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_report_is_opened_if_that_is_asked_for(shell: Shell, tmp_path: Path) -> None:
     add(shell)
     (tmp_path / "claim" / FOLDER / "report.html").write_text("<p>good")
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)))
-    code, out, err = await shell.run("report", "demo", "a b", "--open")
-    assert (code, out, err) == (0, "a b/report.html\n", "there is no browser here; open the file in one\n")
-    assert opened == [(tmp_path / "a b" / "report.html").as_uri()]
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    words = [sys.executable, "-m", "finetune_client.cli", "report", "demo", "--open", "a b"]
+    process = await asyncio.create_subprocess_exec(*words, env=os.environ | {"BROWSER": f"{browser} %s"}, stdout=-1)
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, out) == (0, b"a b/report.html\n")
+    assert (tmp_path / "opened").read_text() == (tmp_path / "a b" / "report.html").as_uri()
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ def run(options: argparse.Namespace) -> int:
 
 def command(folder: Path, options: argparse.Namespace) -> list[str]:
     """The trainer's program with its arguments."""
-    words = [sys.executable, "-m", "finetune_trainer.generate", str(folder)]
+    words = [sys.executable, "-m", "finetune_trainer.generate"]
     given = {name: getattr(options, name) for name in ("input", "model_dir", "max_tokens", "device")}
     words += [f"--{name}={value}" for name, value in given.items() if value is not None]
     words += [f"--{name}" for name in ("base", "trust_remote_code") if getattr(options, name)]
-    return words if options.prompt is None else [*words, "--", options.prompt]
+    return [*words, "--", str(folder), *([] if options.prompt is None else [options.prompt])]
 
 
 def _folder(options: argparse.Namespace) -> Path:
