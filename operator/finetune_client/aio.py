@@ -52,10 +52,10 @@ class AsyncFinetuneClient:
         *,
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
-        dry_run: bool = False,
+        **options: Any,
     ) -> Job:
-        """Create a job."""
-        return await asyncio.to_thread(self.sync.submit, job, name=name, settings=settings, dry_run=dry_run)
+        """Create a job; the other options are those of `FinetuneClient.submit`."""
+        return await asyncio.to_thread(self.sync.submit, job, name=name, settings=settings, **options)
 
     async def get(self, name: str) -> Job:
         """A job."""
@@ -93,15 +93,19 @@ class AsyncFinetuneClient:
         finally:
             stop.set()
 
-    async def logs(self, name: str, *, attempt: int | None = None, follow: bool = False) -> AsyncIterator[str]:
-        """The output of a job's driver, in pieces."""
+    async def logs(self, name: str, **options: Any) -> AsyncIterator[str]:
+        """The output of a job's driver, or of a rank, in pieces; the options are those of `FinetuneClient.logs`."""
         stop = Stop()
-        async for text in _in_threads(self.sync.logs(name, attempt=attempt, follow=follow, stop=stop), stop):
+        async for text in _in_threads(self.sync.logs(name, **options, stop=stop), stop):
             yield text
 
     async def download(self, name: str, folder: str | Path, **options: Any) -> Path:
         """Copy the result of a job here; the options are those of `FinetuneClient.download`."""
         return await asyncio.to_thread(self.sync.download, name, folder, **options)
+
+    async def report(self, name: str, folder: str | Path, **options: Any) -> Path:
+        """Copy the report of a job here; the options are those of `FinetuneClient.report`."""
+        return await asyncio.to_thread(self.sync.report, name, folder, **options)
 
     async def upload(self, files: Sequence[str | Path], claim: str, path: str = "", **options: Any) -> Sequence[str]:
         """Copy files to a claim; the options are those of `FinetuneClient.upload`."""

@@ -18,9 +18,8 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from finetune_client import driver_log, submission, watching
+from finetune_client import submission, watching
 from finetune_client.errors import (
-    ClientError,
     ExistsError,
     JobEndedError,
     MissingError,
@@ -31,9 +30,10 @@ from finetune_client.errors import (
 from finetune_client.job import Change, Event, Job, parse_time
 from finetune_client.kube.kubeconfig import read_login
 from finetune_client.kube.rest import REQUEST_SECONDS, Rest, Stop, part
+from finetune_client.missing import missing
 from finetune_client.retries import build_retry, retry_name, stem_and_number
 from finetune_operator.api.phases import Phase
-from finetune_operator.constants import API_VERSION, JOB_LABEL, PLURAL
+from finetune_operator.constants import API_VERSION, PLURAL
 
 if TYPE_CHECKING:
     from finetune_client.transfer.copies import Progress
@@ -96,6 +96,8 @@ class FinetuneClient:
         name: str | None = None,
         settings: Mapping[str, Any] | None = None,
         dry_run: bool = False,
+        upload: str | Path | None = None,
+        create_claim: str | None = None,
     ) -> Job:
         """Create a job.
 
@@ -104,12 +106,38 @@ class FinetuneClient:
             name: name of the job, instead of its own.
             settings: values by dotted path, as ``{"Training.epochs": 1, "output.size": "20Gi"}``.
             dry_run: let the API server check the job, and store nothing.
+            upload: rows of this machine, which are copied to the claim of the job's data first; the job trains on them.
+            create_claim: size of that claim, which is made if it is not there.
 
         Raises:
             ConfigError: the job is wrong; with every error.
             ExistsError: there is a job of that name.
         """
-        return self.create(submission.build(job, name=name, settings=settings or {}), dry_run=dry_run)
+        settings = submission.with_rows(settings or {}, upload) if upload else settings or {}
+        manifest = submission.build(job, name=name, settings=settings)
+        if upload and not dry_run:
+            self.upload_rows(manifest, upload, create=create_claim)
+        return self.create(manifest, dry_run=dry_run)
+
+    def upload_rows(
+        self,
+        manifest: Object,
+        file: str | Path,
+        *,
+        create: str | None = None,
+        progress: Callable[[Progress], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> str:
+        """Copy rows to the claim of the data of a job that is to be created; give their place.
+
+        The API server has checked the job before: nothing is copied for a job that it refuses. The arguments are those of
+        `upload`.
+        """
+        from finetune_client.transfer.api import upload_rows
+
+        submission.place_of_rows(manifest)
+        self.create(manifest, dry_run=True)
+        return upload_rows(self, manifest, file, None, create, progress, say)
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Job:
         """Create a job of a manifest that was checked already.
@@ -132,7 +160,7 @@ class FinetuneClient:
             with self._explaining():
                 return Job(self.rest.get(self._path(name)))
         except MissingError as error:
-            raise self._missing(name) from error
+            raise missing(self, name) from error
 
     def list(self, *, all_namespaces: bool = False) -> Sequence[Job]:
         """All jobs, by namespace and name."""
@@ -170,7 +198,7 @@ class FinetuneClient:
                 if name and (change.job.has_ended or change.kind == "DELETED"):
                     return
         if name and not (stop and stop.is_set):
-            raise self._missing(name)
+            raise missing(self, name)
 
     def wait(
         self,
@@ -204,7 +232,7 @@ class FinetuneClient:
                 if until(job) or job.has_ended:
                     return job
         if job is None:
-            raise self._missing(name)
+            raise missing(self, name)
         if stop.is_set:
             return job
         raise NotInTimeError(
@@ -217,23 +245,32 @@ class FinetuneClient:
         name: str,
         *,
         attempt: int | None = None,
+        rank: int | None = None,
         follow: bool = False,
+        image: str | None = None,
         stop: Stop | None = None,
         waiting: Callable[[Job], None] = lambda _: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[str]:
-        """The output of a job's driver, in pieces.
+        """The output of a job's driver, in pieces; from its output claim when the Ray cluster is gone.
 
         Args:
             name: the job.
             attempt: the number of an attempt; the current one by default.
+            rank: the log of this rank instead, from the output claim.
             follow: go on with what is written later, and with later attempts unless one is named, until the job has ended.
+            image: as for `download`.
             stop: ends the following.
             waiting: is told the job while there is no output yet.
+            say: is told that the log comes from the claim, and what the helper pod waits for.
 
         Raises:
-            NoLogError: the Ray cluster is not there (any more); the hint says where the log is.
+            NoLogError: there is no such log; the hint says what there is.
         """
-        return driver_log.read(self, name, attempt, stop or Stop() if follow else None, waiting)
+        from finetune_client import kept_log
+
+        wanted = kept_log.Wanted(name, attempt, rank, image)
+        return kept_log.read(self, wanted, stop or Stop() if follow else None, waiting, say)
 
     def download(
         self,
@@ -262,6 +299,20 @@ class FinetuneClient:
         from finetune_client.transfer.api import download
 
         return download(self, name, folder, image, progress, say)
+
+    def report(
+        self, name: str, folder: str | Path, *, image: str | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> Path:
+        """Copy report.html of a job, and the records that it is made of, into a folder here; give the page.
+
+        The arguments are those of `download`.
+
+        Raises:
+            JobEndedError: there is no report (yet).
+        """
+        from finetune_client.transfer.report import report
+
+        return report(self, name, folder, image, say)
 
     def upload(
         self,
@@ -336,23 +387,3 @@ class FinetuneClient:
         """Say of a cluster that does not know FinetuneJobs what to do."""
         message = f"the cluster at {self.server} does not know FinetuneJobs: its CRD is not installed there"
         return watching.Explaining(MissingKindError, MissingKindError(404, message, INSTALL))
-
-    def _missing(self, name: str) -> MissingError:
-        """There is no such job: perhaps it is a slip, or it was deleted and its result is still there."""
-        hint = ""
-        with suppress(ClientError):
-            from difflib import get_close_matches
-
-            names = [job.name for job in self.list()]
-            near = get_close_matches(name, names, 1, 0.6)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else "`finetune list` shows all jobs" + (" (there are none)" if not names else "")
-            )
-        with suppress(ClientError):
-            path = f"/api/v1/namespaces/{part(self.namespace)}/persistentvolumeclaims"
-            claims, _ = self.rest.items(path, labelSelector=f"{JOB_LABEL}={name}")
-            if claims:
-                hint = f"a job of that name was deleted; its result is on the claim {claims[0]['metadata']['name']}"
-        return MissingError(404, f"there is no finetunejob/{name} in namespace {self.namespace}", hint)

@@ -1,7 +1,7 @@
 """The output of a job's driver: read from the Ray dashboard, through the API server's proxy to services.
 
 The dashboard asks for the job's token, which is in a Secret that the RayCluster names: whoever may read both may read the log.
-When the cluster is gone, so is the log; what is left of the run is on its output claim, and the error says where.
+When the cluster is gone, so is this log; `kept_log` reads what is left of the run on its output claim.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_client.access import Access
-from finetune_client.errors import ForbiddenError, MissingError, MissingKindError, NoLogError, UnreachableError, look_at
+from finetune_client.errors import (
+    ForbiddenError,
+    LogGoneError,
+    MissingError,
+    MissingKindError,
+    NoLogError,
+    UnreachableError,
+    look_at,
+)
 from finetune_client.job import Job
 from finetune_client.kube.rest import Answer, Stop, part
 from finetune_operator.api.phases import Phase
@@ -69,7 +77,7 @@ def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell)
     """The log of an attempt until it has ended; a cluster that starts, or is silent for a while, is waited for."""
     seen, failures = 0, 0
     while True:
-        ended = _has_ended(job, attempt)
+        ended = has_ended(job, attempt.number)
         try:
             text, failures = _text(client, job, attempt), 0
         except (NoLogError, UnreachableError):
@@ -89,9 +97,10 @@ def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell)
         job = client.get(job.name)
 
 
-def _has_ended(job: Job, attempt: _Attempt) -> bool:
+def has_ended(job: Job, attempt: int) -> bool:
+    """Whether an attempt has ended, by its number."""
     known = {item.attempt for item in job.status.attempt_history}
-    return job.has_ended or attempt.number in known or (job.status.attempt or 0) > attempt.number
+    return job.has_ended or attempt in known or (job.status.attempt or 0) > attempt
 
 
 def _is_starting(job: Job) -> bool:
@@ -121,13 +130,42 @@ def _find(job: Job, number: int | None) -> _Attempt:
     raise NoLogError(f"{job} has no attempt {number} that is still known", f"its attempts are: {known}")
 
 
-def _text(client: Access, job: Job, attempt: _Attempt) -> str:
+@dataclass(frozen=True)
+class Dashboard:
+    """The Ray dashboard of an attempt, behind the API server."""
+
+    path: str
+    headers: Mapping[str, str] = field(repr=False)
+
+
+def reach(client: Access, job: Job) -> Dashboard:
+    """The dashboard of the current attempt, which answers.
+
+    Raises:
+        NoLogError: it is not there (any more).
+        ForbiddenError: the user may not reach it.
+        UnreachableError: it does not answer.
+    """
+    attempt = _find(job, None)
+    dashboard = _dashboard(client, job, attempt)
+    answer = client.rest.ask("GET", f"{dashboard.path}/api/version", headers=dashboard.headers)
+    if answer.status != 200:
+        raise _no_log(job, attempt, answer)
+    return dashboard
+
+
+def _dashboard(client: Access, job: Job, attempt: _Attempt) -> Dashboard:
     namespace = f"namespaces/{part(job.namespace)}"
     token = _token(client, job, attempt, namespace)
     service = f"{part(attempt.cluster)}-head-svc:{DASHBOARD_PORT}"
-    path = f"/api/v1/{namespace}/services/{service}/proxy/api/jobs/{part(attempt.submission)}/logs"
     # the token does not go into Authorization, which is the API server's
-    answer = client.rest.ask("GET", path, headers={"x-ray-authorization": f"Bearer {token}"})
+    return Dashboard(f"/api/v1/{namespace}/services/{service}/proxy", {"x-ray-authorization": f"Bearer {token}"})
+
+
+def _text(client: Access, job: Job, attempt: _Attempt) -> str:
+    dashboard = _dashboard(client, job, attempt)
+    path = f"{dashboard.path}/api/jobs/{part(attempt.submission)}/logs"
+    answer = client.rest.ask("GET", path, headers=dashboard.headers)
     text = _log_of(answer)
     if text is None:
         raise _no_log(job, attempt, answer)
@@ -182,12 +220,12 @@ def _gone(job: Job, attempt: _Attempt) -> NoLogError:
     """The Ray cluster is not there: not yet, while the job waits, or not any more."""
     if not attempt.reason and not job.has_ended and job.phase in {Phase.PENDING, Phase.QUEUED}:
         return NoLogError(f"{job} has no Ray cluster yet ({job.state})", look_at(job.name))
-    message = f"the Ray cluster of attempt {attempt.number} of {job} is gone, and the driver's log with it"
-    output = job.status.output
-    hint = look_at(job.name)
-    if output:
-        hint = f"report.html and logs/ of the run are in {output.path} on the claim {output.persistent_volume_claim}"
-    return NoLogError(message, hint, job.message if job.phase is Phase.FAILED else "")
+    message = f"the Ray cluster of attempt {attempt.number} of {job} is gone"
+    output, details = job.status.output, job.message if job.phase is Phase.FAILED else ""
+    if output is None:
+        return NoLogError(message, look_at(job.name), details)
+    hint = f"report.html and logs/ of the run are in {output.path} on the claim {output.persistent_volume_claim}"
+    return LogGoneError(attempt.number, message, hint, details)
 
 
 def printable(text: str) -> str:

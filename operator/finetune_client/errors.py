@@ -64,3 +64,12 @@ class NotInTimeError(ClientError):
 
 class NoLogError(ClientError):
     """The log is not there (any more); the hint says where else to look."""
+
+
+class LogGoneError(NoLogError):
+    """The Ray cluster of an attempt is gone, and with it what the dashboard had; the run keeps a log on its claim."""
+
+    def __init__(self, attempt: int, message: str, hint: str = "", details: str = "") -> None:
+        super().__init__(message, hint, details)
+        self.attempt = attempt
+        """The number of the attempt."""

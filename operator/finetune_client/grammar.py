@@ -37,6 +37,16 @@ class Parser(argparse.ArgumentParser):
             message = f"there is no {found[1]}; " + (f"did you mean {near[0]}?" if near else f"there are {found[2]}")
         self.exit(USAGE_EXIT_CODE, f"error: {message}\n{self.prog} --help shows what it takes\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; the last argument, if it may be left out, may stand behind options: Python 3.11 takes it for left out there."""
+        found, extras = super().parse_known_args(args, namespace)
+        last = next((action for action in self._actions if action.nargs == "?" and not action.option_strings), None)
+        words = extras[1:] if extras[:1] == ["--"] else [word for word in extras if not word.startswith("-")]
+        if last is not None and len(words) == 1 and len(extras) <= 2 and getattr(found, last.dest) is last.default:
+            setattr(found, last.dest, words[0])
+            extras = [word for word in extras if word not in {"--", words[0]}]
+        return found, extras
+
 
 def build() -> Parser:
     """The whole grammar."""
@@ -52,6 +62,7 @@ def build() -> Parser:
     _add_views(commands)
     _add_changes(commands)
     _add_copies(commands)
+    _add_results(commands)
     _add_others(commands)
     return parser
 
@@ -101,6 +112,10 @@ def _add_files(commands: Any) -> None:
         metavar="PATH=VALUE",
         help="set a value, as Training.epochs=1 or output.size=20Gi; may be repeated",
     )
+    submit.add_argument(
+        "--upload", metavar="FILE", help="copy these rows to the claim of the job's data first, and have the job train on them"
+    )
+    submit.add_argument("--create", metavar="SIZE", help="with --upload: make the claim if it is not there, as --create 10Gi")
     submit.add_argument("--dry-run", action="store_true", help="have the API server check the job, print it, and store nothing")
     submit.add_argument("--wait", action="store_true", help="wait until the job has ended")
     submit.add_argument("--follow", action="store_true", help="print the log of the job until it has ended")
@@ -153,10 +168,51 @@ def _add_views(commands: Any) -> None:
     _add_job(watch, nargs="?")
     watch.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces")
     watch.add_argument("--timeout", type=seconds, metavar="TIME", help="end after this time, as 90s, 30m or 2h")
-    logs = _add(commands, "logs", "print the output of a job's driver", later("commands.logs"))
+    logs = _add(commands, "logs", "print the output of a job's driver, or of a rank", later("commands.logs"))
     _add_job(logs)
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
-    logs.add_argument("--attempt", type=int, metavar="N", help="of this attempt (default: the current one)")
+    logs.add_argument("--attempt", type=count, metavar="N", help="of this attempt (default: the current one)")
+    logs.add_argument("--rank", type=count, metavar="N", help="the log of this rank, which the run keeps on its output claim")
+    _add_image(logs)
+
+
+def _add_results(commands: Any) -> None:
+    report = _add(
+        commands, "report", "copy the report of a job here: curves, answers, settings", later("commands.report", "report")
+    )
+    _add_job(report)
+    report.add_argument("folder", metavar="DIR", nargs="?", help="the folder that it is copied to (default: NAME-report)")
+    compare = _add(
+        commands,
+        "compare",
+        "draw curves, settings and answers of several runs side by side, in one page",
+        later("commands.report", "compare"),
+    )
+    compare.add_argument("runs", metavar="NAME|DIR", nargs="+", help="jobs, and output folders of this machine")
+    _add_login(compare)
+    compare.add_argument("-o", "--output", metavar="FILE", default="comparison.html", help="the page (default: comparison.html)")
+    ask = _add(commands, "generate", "ask a finetuned model: one prompt, or a chat on a terminal", later("commands.generate"))
+    ask.add_argument(
+        "model", metavar="NAME|DIR", help="the output folder of a finished run; or a job, whose result is copied here"
+    )
+    ask.add_argument("prompt", metavar="PROMPT", nargs="?", help="default: a chat on a terminal, else standard input")
+    ask.add_argument("--input", metavar="TEXT", help="the context of the instruction, as in a row of the data")
+    ask.add_argument("--base", action="store_true", help="let the base model answer, too")
+    ask.add_argument("--model-dir", "--model_dir", metavar="DIR", help="folder of the base model (default: its name on the hub)")
+    ask.add_argument("--max-tokens", "--max_tokens", type=count, metavar="N", help="tokens of the longest answer (default: 256)")
+    ask.add_argument("--device", choices=("cpu", "gpu"), help="default: a GPU if there is one")
+    ask.add_argument(
+        "--trust-remote-code", "--trust_remote_code", action="store_true", help="run Python code that comes with the base model"
+    )
+    _add_login(ask)
+    _add_image(ask)
+    dashboard = _add(commands, "dashboard", "show the Ray dashboard of a job in the browser", later("commands.dashboard"))
+    _add_job(dashboard)
+    dashboard.add_argument("--port", type=count, default=0, metavar="PORT", help="port of this machine (default: a free one)")
+    dashboard.add_argument("--open", action="store_true", help="open the page in the browser")
+    for parser in (report, compare):
+        parser.add_argument("--open", action="store_true", help="open the page in the browser")
+        _add_image(parser)
 
 
 def _add_changes(commands: Any) -> None:
@@ -186,7 +242,7 @@ def _add_copies(commands: Any) -> None:
     download.add_argument("folder", metavar="DIR", help="the folder that it is copied to")
     for parser in (upload, download):
         _add_login(parser)
-        parser.add_argument("--image", help="image of the helper pod, with Python 3.11 or newer (default: the trainer's)")
+        _add_image(parser)
 
 
 def _add_others(commands: Any) -> None:
@@ -214,6 +270,10 @@ def _add_login(parser: argparse.ArgumentParser) -> None:
 def _add_job(parser: argparse.ArgumentParser, **options: Any) -> None:
     parser.add_argument("job", metavar="NAME", help="name of the FinetuneJob", **options)
     _add_login(parser)
+
+
+def _add_image(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", help="image of the helper pod, with Python 3.11 or newer (default: the trainer's)")
 
 
 def _add_filename(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +330,13 @@ def claim(text: str) -> tuple[str, Path]:
     if not (name and separator and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
     return name, Path(folder).expanduser()
+
+
+def count(text: str) -> int:
+    """A number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -37,10 +38,9 @@ from finetune_operator.desired import naming
 from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.storage import required_claims
 from finetune_operator.observed import Cluster, Observed, RayJob, missing_object
-from finetune_trainer import ask
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.output.answers import Sample, read_samples
+from finetune_trainer.output.answers import ANSWER_TOKENS, Sample, read_samples
 from finetune_trainer.runtime.stop import SIGNALS, STOPPED_EXIT_CODE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 from finetune_trainer.tracking.streams import unfailing
@@ -91,7 +91,7 @@ def _run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     if code not in (0, STOPPED_EXIT_CODE):
         _print_failure(job)
     if code == 0:
-        _print_answers(job, folders)
+        _print_answers(folders)
         sys.stdout.write(f"\nThe result is in {folders.output}\n")
     return code if code in (0, STOPPED_EXIT_CODE) else 1
 
@@ -282,7 +282,7 @@ def _print_failure(job: FinetuneJob) -> None:
         sys.stderr.write(f"  -> {remedy}\n")
 
 
-def _print_answers(job: FinetuneJob, folders: Folders) -> None:
+def _print_answers(folders: Folders) -> None:
     """Print answers from before and after training, and the command that asks the model."""
     samples = read_samples(folders.output / LOGS)[:SHOWN_SAMPLES]
     for sample in samples:
@@ -292,9 +292,12 @@ def _print_answers(job: FinetuneJob, folders: Folders) -> None:
             if answer is not None:
                 sys.stdout.write(f"{title} training:\n{indent(answer.text.strip(), INDENT)}\n")
         sys.stdout.write(f"Expected:\n{indent(sample.expected.strip(), INDENT)}\n")
-    words = (samples and _words(samples[0], folders)) or ["INSTRUCTION", "CONTEXT"]
-    command = ask.command(folders.output, job.spec.config.dataset, folders.model, words)
-    sys.stdout.write(f"\nAsk the model, with these or other words:\n{INDENT}{command}\n")
+    words = (samples and _words(samples[0], folders)) or ["INSTRUCTION"]
+    command = [sys.executable, "-m", "finetune_client.cli", "generate", f"--max-tokens={ANSWER_TOKENS}"]
+    command += [f"--model-dir={folders.model}"] if folders.model else []
+    command += [f"--input={words[1]}"] if len(words) > 1 else []
+    command += ["--", str(folders.output), words[0]]
+    sys.stdout.write(f"\nAsk the model, with these or other words:\n{INDENT}{shlex.join(command)}\n")
 
 
 def _words(sample: Sample, folders: Folders) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_client.errors import ClientError
 from finetune_operator.constants import API_VERSION, KIND
 from finetune_trainer.errors import ConfigError
 
@@ -55,6 +56,33 @@ def finish(raw: Object, where: str, *, name: str | None = None, settings: Mappin
     if errors:
         raise ConfigError(errors)
     return manifest
+
+
+def with_rows(settings: Mapping[str, Any], file: str | Path) -> Object:
+    """Settings of a job that trains on a file or folder that is copied to the claim of its data.
+
+    Raises:
+        ClientError: there is no such file here.
+    """
+    path = Path(file).expanduser()
+    if not path.exists():
+        raise ClientError(f"there is no file {file} here", "--upload takes a file or a folder of this machine")
+    return {"Dataset.train_file": path.resolve().name, **settings}
+
+
+def place_of_rows(manifest: Object) -> tuple[str, str]:
+    """Claim and folder of the data of a valid manifest.
+
+    Raises:
+        ClientError: it names no claim for them.
+    """
+    dataset = manifest["spec"].get("dataset") or {}
+    claim = dataset.get("persistentVolumeClaim")
+    if not claim:
+        instead = "a ConfigMap" if dataset.get("configMap") else "no claim"
+        hint = "name one: --set dataset.persistentVolumeClaim.claimName=NAME, or --dataset-claim NAME for a finetuning YAML"
+        raise ClientError(f"--upload copies rows to a claim, and the job names {instead} for its data", hint)
+    return str(claim["claimName"]), str(claim.get("subPath") or "")
 
 
 def for_namespace(manifest: Object, namespace: str) -> Object:

@@ -115,6 +115,8 @@ def _job(head: Head, submission_id: str) -> web.Response:
 
 
 def _read(head: Head, path: str) -> web.Response:
+    if path == "/api/version":
+        return web.json_response({"ray_version": "2.60.0"})
     if path == "/api/v0/logs/file":
         return _log(head)
     if path.endswith("/logs"):

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Cluster(WatchedKube):
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if "/pods/" in request.path and "/proxy/" in request.path:
-            return await self._forward(request)
+            return await self._reset_or(self.helpers.forward(request), request)
         headers = CIMultiDict(request.headers)
         seen = Seen(request.method, request.path, dict(request.query), headers, await request.text())
         self.seen.append(seen)
@@ -61,11 +61,12 @@ class Cluster(WatchedKube):
             return answer
         if "watch" in seen.query and (self.dropped_watches or self.expired_watches):
             return self._refuse_watch()
-        return await super()._handle(request)
+        return await self._reset_or(super()._handle(request), request)
 
-    async def _forward(self, request: web.BaseRequest) -> web.StreamResponse:
+    @staticmethod
+    async def _reset_or(answer: Awaitable[web.StreamResponse], request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self.helpers.forward(request)
+            return await answer
         except ResetConnection:
             if request.transport is not None:
                 request.transport.abort()

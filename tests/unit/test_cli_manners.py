@@ -207,3 +207,28 @@ def test_every_command_has_help_and_a_place_in_the_documents(capsys: pytest.Capt
         for action in command._actions:
             longest = max(action.option_strings, key=len, default="")
             assert longest in {"", "--help"} or longest in text, (name, longest)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("generate demo --base Q", {"model": "demo", "prompt": "Q", "base": True}),
+        ("generate demo Q --base", {"model": "demo", "prompt": "Q", "base": True}),
+        ("generate demo --base", {"model": "demo", "prompt": None, "base": True}),
+        ("generate demo --base -- -x", {"model": "demo", "prompt": "-x", "base": True}),
+        ("report demo --open folder", {"job": "demo", "folder": "folder", "open": True}),
+        ("watch --timeout 1 demo", {"job": "demo", "timeout": 1.0}),
+    ],
+)
+def test_an_argument_that_may_be_left_out_may_stand_behind_options(line: str, expected: dict[str, Any]) -> None:
+    found = vars(grammar.build().parse_args(line.split()))
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["generate demo Q --base R", "generate demo --bases Q", "list demo --bad", "report demo --open a b"]
+)
+def test_what_no_command_takes_is_refused(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        grammar.build().parse_args(line.split())
+    assert "unrecognized arguments" in capsys.readouterr().err

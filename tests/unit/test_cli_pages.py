@@ -48,7 +48,9 @@ def ended(**changes: Any) -> Object:
 
 def everything(shell: Shell) -> None:
     """A cluster in which jobs can run."""
-    ready = {"status": {"readyReplicas": 1}}
+    ready: Object = {"status": {"readyReplicas": 1}}
+    image = [{"env": [{"name": "FINETUNE_TRAINER_IMAGE", "value": "registry.example/trainer:1"}]}]
+    ready["spec"] = {"template": {"spec": {"containers": image}}}
     for name, namespace in (("finetune-operator", "finetune-system"), ("kuberay-operator", "kuberay")):
         metadata = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/name": name}}
         shell.kube.put("deployments", {"metadata": metadata} | ready)
@@ -161,6 +163,10 @@ STATES: dict[str, Callable[[Shell], None]] = {
 @pytest.fixture
 async def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Shell]:
     async with shell_at(tmp_path, monkeypatch, capsys) as shell:
+        logs = tmp_path / "claim" / OUTPUT["path"] / "logs" / "attempt-1"
+        logs.mkdir(parents=True)
+        (logs / "driver.log").write_text("2026-01-02 03:04:05,678 [  1 s] checking the rows of rows.jsonl\n")
+        shell.cluster.helpers.claims[OUTPUT["persistentVolumeClaim"]] = tmp_path / "claim"
         yield shell
 
 

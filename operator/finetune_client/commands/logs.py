@@ -1,4 +1,4 @@
-"""``finetune logs``: the output of a job's driver."""
+"""``finetune logs``: the output of a job's driver, or of one of its ranks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def run(options: argparse.Namespace) -> int:
     """
     client = client_of(options)
     last = ""
+    chosen = {name: getattr(options, name) for name in ("attempt", "rank", "follow", "image")}
     try:
-        for text in client.logs(options.job, attempt=options.attempt, follow=options.follow, waiting=Waiting()):
+        for text in client.logs(options.job, **chosen, waiting=Waiting(), say=note):
             sys.stdout.write(text)
             sys.stdout.flush()
             last = text or last

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from finetune_client import submission
 from finetune_client.client import FinetuneClient
 from finetune_client.commands.common import Waiting, client_of, note, print_objects, say
+from finetune_client.commands.copy import Bar
 from finetune_client.commands.watch import timer, verdict
 from finetune_client.errors import ClientError, ExistsError, NoLogError
 from finetune_client.files import expand
@@ -32,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
     """
     manifests = _read(options)
     client = client_of(options)
+    if options.upload:
+        _upload(client, manifests[0], options)
     jobs = [_create(client, manifest, options) for manifest in manifests]
     if options.output:
         print_objects(jobs, options.output)
@@ -50,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> list[Object]:
-    settings = submission.parse_settings(options.set)
+    settings = _settings(options)
     found: list[Object] = []
     errors: list[str] = []
     for file in expand(options.filename, recursive=options.recursive):
@@ -65,14 +70,42 @@ def _read(options: argparse.Namespace) -> list[Object]:
         raise ConfigError(errors)
     if not found:
         raise ConfigError([f"{', '.join(options.filename)}: there is no FinetuneJob in it"])
-    if options.name and len(found) > 1:
-        raise ClientError(f"--name is for one job, and there are {len(found)}", "leave it out")
+    if len(found) > 1 and (options.name or options.upload):
+        option = "--name" if options.name else "--upload"
+        raise ClientError(f"{option} is for one job, and there are {len(found)}", "leave it out")
     return found
 
 
+def _settings(options: argparse.Namespace) -> Object:
+    settings = submission.parse_settings(options.set)
+    if options.create and not options.upload:
+        raise ClientError("--create makes the claim for --upload, which is not there", "as: --upload rows.jsonl --create 1Gi")
+    return submission.with_rows(settings, options.upload) if options.upload else settings
+
+
+def _upload(client: FinetuneClient, manifest: Object, options: argparse.Namespace) -> None:
+    """Copy the rows of the job to its claim, unless it is only to be checked."""
+    claim, _ = submission.place_of_rows(manifest)
+    if options.dry_run:
+        note(f"{options.upload} would be copied to the claim {claim} (nothing was copied)")
+        return
+    progress = Bar()
+    with _naming(client, manifest):
+        place = client.upload_rows(manifest, options.upload, create=options.create, progress=progress, say=note)
+    progress.end()
+    note(f"{options.upload} is copied to {place}")
+
+
 def _create(client: FinetuneClient, manifest: Object, options: argparse.Namespace) -> Job:
-    try:
+    with _naming(client, manifest):
         return client.create(manifest, dry_run=options.dry_run)
+
+
+@contextmanager
+def _naming(client: FinetuneClient, manifest: Object) -> Iterator[None]:
+    """Say what to do about a name that is taken."""
+    try:
+        yield
     except ExistsError as error:
         name = manifest["metadata"].get("name")
         hint = f"give this one another name (--name {name}-2), or see `finetune status {name}`"

@@ -129,6 +129,14 @@ class Rest:
             response = self._send(connection, method, path, query, body, headers)
             return Answer(response.status, _read(response, monotonic() + 2 * self._seconds))
 
+    @contextmanager
+    def open(
+        self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Send a request; the answer is read piece by piece within the block, whatever its status."""
+        with self._answering() as connection:
+            yield self._send(connection, method, target, None, body, headers)
+
     def lines(self, path: str, query: Mapping[str, str], seconds: float, stop: Stop) -> Iterator[bytes]:
         """The lines of an answer as they come, none of which takes longer than some seconds."""
         with self._answering(seconds) as connection, stop.ending(connection):

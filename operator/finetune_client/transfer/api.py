@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finetune_client import submission
 from finetune_client.access import Access
 from finetune_client.errors import ClientError, ExistsError, JobEndedError, MissingError, RefusedError, look_at
 from finetune_client.job import Job
@@ -18,8 +19,8 @@ from finetune_trainer.output.manifest import MANIFEST
 Object = dict[str, Any]
 Say = Callable[[str], None]
 
-EXTRAS = ("report.html",)
-"""Files beside the result that are worth having; they are not in its manifest."""
+EXTRAS = ("report.html", "logs/metrics.jsonl")
+"""Files that are worth having beside those of the manifest."""
 
 
 def download(client: Access, name: str, folder: str | Path, image: str | None, progress: Tell, say: Say) -> Path:
@@ -30,7 +31,7 @@ def download(client: Access, name: str, folder: str | Path, image: str | None, p
         raise JobEndedError(f"{job} has no complete result ({job.state})", look_at(name))
     target = Path(folder).expanduser()
     claim, source = output.persistent_volume_claim, output.path
-    with helper(client, claim, image or _image(client, job), read_only=True, tell=say) as pod:
+    with helper(client, claim, image or image_of(client, job), read_only=True, tell=say) as pod:
         try:
             text, entries = manifest_of(pod, source, output.manifest_sha256)
         except RefusedError as error:
@@ -40,7 +41,7 @@ def download(client: Access, name: str, folder: str | Path, image: str | None, p
         count = Count(sum(entry.size_bytes for entry in entries), progress)
         for entry in entries:
             fetch(pod, f"{source}/{entry.path}", target / entry.path, entry.size_bytes, entry.sha256, count)
-        for extra in EXTRAS:
+        for extra in sorted({*EXTRAS} - {entry.path for entry in entries}):
             found = pod.get("digest", path=f"{source}/{extra}")
             if "sha256" in found:
                 fetch(pod, f"{source}/{extra}", target / extra, found["sizeBytes"], found["sha256"], Count(0, lambda _: None))
@@ -65,13 +66,22 @@ def upload(
     else:
         _require_claim(client, claim)
     sent = []
-    with helper(client, claim, image or _image(client, None), read_only=False, tell=say) as pod:
+    with helper(client, claim, image or image_of(client, None), read_only=False, tell=say) as pod:
         count = Count(sum(file.stat().st_size for file, _ in found), progress)
         for file, name in found:
             target = "/".join(filter(None, (path.strip("/"), name)))
             send(pod, file, target, count)
             sent.append(target)
     return sent
+
+
+def upload_rows(
+    client: Access, manifest: Object, file: str | Path, image: str | None, create: str | None, progress: Tell, say: Say
+) -> str:
+    """Copy the rows of a job that is not created yet to the claim of its data; give their place there."""
+    claim, folder = submission.place_of_rows(manifest)
+    upload(client, [file], claim, folder, image or manifest["spec"].get("image"), create, progress, say)
+    return f"{claim}:{'/'.join(filter(None, (folder, Path(file).expanduser().resolve().name)))}"
 
 
 def _claims(client: Access) -> str:
@@ -93,7 +103,7 @@ def _create_claim(client: Access, claim: str, size: str) -> None:
         client.rest.call("POST", _claims(client), body=body)
 
 
-def _image(client: Access, job: Job | None) -> str:
+def image_of(client: Access, job: Job | None) -> str:
     """An image with Python that the cluster has: the job's, that of another job, or the operator's setting."""
     jobs = [job] if job else client.list()
     for item in jobs:

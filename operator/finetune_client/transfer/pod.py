@@ -96,15 +96,25 @@ class Helper:
 
 
 @contextmanager
-def helper(client: Access, claim: str, image: str, *, read_only: bool, tell: Callable[[str], None]) -> Iterator[Helper]:
+def helper(
+    client: Access, claim: str, image: str, *, read_only: bool, tell: Callable[[str], None], near: str | None = None
+) -> Iterator[Helper]:
     """A pod for a claim, deleted at the end.
+
+    Args:
+        client: the namespace of the claim.
+        claim: what it mounts.
+        image: with Python 3.11 or newer.
+        read_only: whether it writes nothing.
+        tell: is told what it waits for.
+        near: a RayCluster that uses the claim now: a ReadWriteOnce claim can be mounted on the nodes of its pods only.
 
     Raises:
         ClientError: it cannot be made, or does not start in time; with the reason.
     """
     token, name = secrets.token_hex(32), f"finetune-files-{secrets.token_hex(4)}"
     pods = f"/api/v1/namespaces/{part(client.namespace)}/pods"
-    client.rest.call("POST", pods, body=manifest(name, claim, image, token, read_only=read_only))
+    client.rest.call("POST", pods, body=manifest(name, claim, image, token, read_only=read_only, near=near))
     try:
         _wait(client, f"{pods}/{name}", claim, tell)
         yield Helper(client, name, token)
@@ -113,7 +123,7 @@ def helper(client: Access, claim: str, image: str, *, read_only: bool, tell: Cal
             client.rest.call("DELETE", f"{pods}/{name}", body={"gracePeriodSeconds": 0})
 
 
-def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool) -> Object:
+def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool, near: str | None = None) -> Object:
     """The pod: under Pod Security `restricted`, without a service account, and with the hash of the token only."""
     program = files("finetune_client.transfer").joinpath("server.py").read_text(encoding="utf-8")
     digest = hashlib.sha256(token.encode()).hexdigest()
@@ -131,7 +141,7 @@ def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool) 
         },
         "volumeMounts": [{"name": "claim", "mountPath": MOUNT, "readOnly": read_only}],
     }
-    spec = {
+    spec: Object = {
         "restartPolicy": "Never",
         "activeDeadlineSeconds": LIFETIME_SECONDS,
         "terminationGracePeriodSeconds": 0,
@@ -148,6 +158,10 @@ def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool) 
         "containers": [container],
         "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": claim}}],
     }
+    if near:
+        term = {"labelSelector": {"matchLabels": {"ray.io/cluster": near}}, "topologyKey": "kubernetes.io/hostname"}
+        preferred = [{"weight": 100, "podAffinityTerm": term}]
+        spec["affinity"] = {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {LABEL: "true"}}, "spec": spec}
 
 

@@ -16,6 +16,7 @@ from finetune_trainer.output import manifest, verify
 from finetune_trainer.output.answers import SAMPLES_FILE, take_over_samples
 from finetune_trainer.output.model_card import model_card
 from finetune_trainer.output.report import report
+from finetune_trainer.output.summary_file import write_summary
 from finetune_trainer.output.taught import teach_template
 from finetune_trainer.runtime import parallel
 from finetune_trainer.tracking.holder import check_still_held
@@ -104,6 +105,7 @@ def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     inputs.tokenizer.save_pretrained(scratch)
     (scratch / "README.md").write_text(model_card(summary), encoding="utf-8")
     (scratch / REPORT_FILE).write_text(report(summary), encoding="utf-8")
+    write_summary(scratch / LOGS, summary)
     about = manifest.Manifest(
         format="peft-adapter" if adapted else "full-model",
         base_model=run.config.general.base_model,

@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -30,6 +32,9 @@ POINTS = 600
 COLOURS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--mark)", "#040404": "var(--rule)"}
 """Colours for matplotlib → CSS values of the page, which differ for light and dark."""
 TEXT, LINE, MARK, RULE = COLOURS
+
+SERIES = {f"#05050{number}": f"var(--run-{number})" for number in range(1, 9)}
+"""The same for the lines of several runs."""
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -56,6 +61,18 @@ STYLE: Any = {
 
 GIBIBYTE = 2**30
 
+MEASURED = (
+    ("Norm of the gradients", "gradNorm", 1),
+    ("Learning rate", "learningRate", 1),
+    ("Tokens per second, all workers", "tokensPerSecond", 1),
+    ("Highest memory use of rank 0 so far, GiB", "memoryBytes", GIBIBYTE),
+)
+"""Plots besides that of the loss, each with a key of the records and its unit."""
+
+LOSSES = ("loss", "evalLoss")
+COMPARED = (("Loss per token", "loss", 1), ("Loss on the evaluation rows", "evalLoss", 1), *MEASURED)
+"""Plots of several runs."""
+
 
 def draw(records: list[Record]) -> dict[str, str]:
     """Draw what is on record of a run; a title → an SVG element."""
@@ -71,17 +88,37 @@ def draw(records: list[Record]) -> dict[str, str]:
         (line,) = axes.plot([], [], color=LINE, linewidth=1.4, markersize=4, label="training")
         _set(line, _points(steps, "loss"))
         plots = {"Loss per token": _losses(axes, evaluations)}
-        for title, key, scale in (
-            ("Norm of the gradients", "gradNorm", 1),
-            ("Learning rate", "learningRate", 1),
-            ("Tokens per second, all workers", "tokensPerSecond", 1),
-            ("Highest memory use of rank 0 so far, GiB", "memoryBytes", GIBIBYTE),
-        ):
+        for title, key, scale in MEASURED:
             points = _points(steps, key, scale)
             _set(line, points)
             axes.set_ylim(0, 1.08 * max(points[1], default=0) or 1)
             plots[title] = _svg(figure)
     return plots
+
+
+def draw_together(runs: Sequence[list[Record]]) -> dict[str, str]:
+    """Draw what is on record of at most as many runs as there are colours; a title → an SVG element.
+
+    The first run has the first colour. What no run has on record is left out.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    drawn = {}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE)
+        axes = _axes(figure, [])
+        lines = [axes.plot([], [], color=colour, linewidth=1.4, markersize=4)[0] for colour in list(SERIES)[: len(runs)]]
+        for title, key, scale in COMPARED:
+            points = [_points(records, key, scale) for records in runs]
+            values = [value for _, found in points for value in found]
+            for line, found in zip(lines, points, strict=True):
+                _set(line, found)
+            if key not in LOSSES:
+                axes.set_ylim(0, 1.08 * max(values, default=0) or 1)
+            if values:
+                drawn[title] = _svg(figure)
+    return drawn
 
 
 def _axes(figure: Figure, resumed: list[int]) -> Axes:
@@ -133,4 +170,5 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return re.sub("|".join(COLOURS), lambda found: COLOURS[found[0]], text)
+    values = COLOURS | SERIES
+    return re.sub("|".join(values), lambda found: values[found[0]], text)
