@@ -23,7 +23,7 @@ from tests.support.shell import CLUSTER, SUBMISSION, Shell, login, shell_at
 
 Object = dict[str, Any]
 PAGES = DATA / "pages"
-STATUS_COMMANDS = (("status", "demo"), ("watch", "demo", "--timeout", "1"), ("logs", "demo"))
+STATUS_COMMANDS = (("status", "demo"), ("watch", "demo", "--timeout", "3"), ("logs", "demo"))
 
 PROGRESS = {
     "display": "45%", "percent": 45, "step": 90, "totalSteps": 200, "epoch": 1.35, "etaSeconds": 312, "loss": 1.126,
@@ -211,6 +211,13 @@ async def test_no_cluster_is_told_with_what_to_do_next(shell: Shell, tmp_path: P
 async def test_an_unknown_user_is_told_to_log_in(shell: Shell) -> None:
     shell.cluster.unknown_user = True
     assert_page("unknown_user", "\n".join([await said(shell, *command) for command in (*STATUS_COMMANDS, ("doctor",))]))
+
+
+async def test_a_watch_that_has_heard_nothing_in_time_does_not_say_that_all_is_well(shell: Shell) -> None:
+    running(shell)
+    code, out, err = await shell.run("watch", "demo", "--timeout", "0s")
+    assert (code, out) == (124, "")
+    assert "has told nothing of finetunejob/demo in time" in err
 
 
 async def test_on_a_terminal_the_table_is_drawn_in_its_place(shell: Shell) -> None:

@@ -53,8 +53,10 @@ def run(options: argparse.Namespace) -> int:
         raise
     finally:
         end.cancel()
-    if options.job is None or job is None:
+    if options.job is None:
         return 0
+    if job is None:
+        raise NotInTimeError(f"the API server has told nothing of finetunejob/{options.job} in time", look_at(options.job))
     if not job.has_ended:
         raise NotInTimeError(f"{job} is still {job.state}", look_at(job.name))
     return verdict(job)
