@@ -12,7 +12,7 @@ import torch
 from finetune_trainer.data import batching, splits, step_plan, tokenize, tokenize_options
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.modeling import attention, families, load
+from finetune_trainer.modeling import families, load, packed_families
 from finetune_trainer.modeling.head_loss import CHUNK_BYTES
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
@@ -111,14 +111,13 @@ def pack_rows(
     A collective.
     """
     model = families.unwrapped(model)
-    family, before = model.config.model_type, model.config._attn_implementation  # noqa: SLF001 - it has no public name
+    family = model.config.model_type
     if not families.family_of(family).packs_rows:
         return False
-    model.set_attn_implementation(attention.NAME)
-    keeps = keeps_rows_apart(loss, worker, autocast)
+    keeps = packed_families.take_over(model) and keeps_rows_apart(loss, worker, autocast)
     packed = all(distributed.all_gather(worker, lambda: keeps))
     if not packed:
-        model.set_attn_implementation(before)
+        packed_families.give_back(model)
         if worker.is_rank0:
             log.warning("this model of type %s does not keep packed rows apart: rows are padded", family)
     return packed
