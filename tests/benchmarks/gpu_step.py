@@ -55,6 +55,7 @@ SWITCHES = {
     "chunks": "chunks of the output layer are as small as they may be",
     "drop": "LoRA has dropout 0.1",
     "ckpt": "gradient checkpointing",
+    "auto": "gradient checkpointing where the prediction says that memory forces it",
     "autocast": "full finetuning has weights in float32 and autocast instead of masters",
     "budget": "steps are made by tokens, not by rows",
     "fp32": "all in float32, to compare losses",
@@ -75,9 +76,10 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
     import torch
 
     size, gpu = shape.rpartition("-")[0], torch.cuda.is_available()
+    recomputes = "auto" if "auto" in switches else "ckpt" in switches
     lora = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1 if "drop" in switches else 0.0}
     return {
-        "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": "ckpt" in switches,
+        "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": recomputes,
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
         "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "tokens_per_step": tokens if "budget" in switches else None,
@@ -123,13 +125,12 @@ def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]
             attention = families.family_of(family).attention
             return AutoModelForCausalLM.from_config(about, dtype=dtype, attn_implementation=attention)
 
-    load.load_base = load_base
     run = Run(config=parsed, output_dir=Path(parsed.general.output_dir))
     run.logs.mkdir(parents=True)
     data = make_rows(law, parsed.training.batch_size * (WARM + STEPS + 4), about.vocab_size)
     dtype = torch.float32 if worker.device.type == "cpu" or "fp32" in switches else torch.bfloat16
     without = patch.object(setup, "needs_masters", return_value=False) if "autocast" in switches else nullcontext()
-    with without:
+    with without, patch.object(load, "load_base", load_base):
         engine = setup.build_engine(run, worker, data, dtype)
     return take_back(engine, switches)
 
@@ -267,7 +268,7 @@ def measure(spec: str) -> dict[str, Any]:
     speed = sum(taken[WARM:]) / sum(seconds)
     return {
         "tok_s": round(speed), "mfu": round(speed * operations(engine, shape, law) / PEAK, 3), **memory(), **done,
-        "packed": engine.packed, "notes": notes.texts, "cuts": cuts(),
+        "forecast": engine.forecast, "packed": engine.packed, "notes": notes.texts, "cuts": cuts(),
         "step_ms": round(1000 * sum(seconds) / len(seconds), 1), "tok_step": round(sum(taken[WARM:]) / len(seconds)),
         "steps_ms": [round(1000 * each) for each in seconds],
     }  # fmt: skip

@@ -111,23 +111,23 @@ def _through(layers: Any, hidden: torch.Tensor, **named: Any) -> torch.Tensor:
 def _gptj(model: Any, ids: torch.Tensor, positions: torch.Tensor, segments: Segments) -> torch.Tensor:
     hidden: torch.Tensor = model.drop(model.wte(ids))
     hidden = _through(model.h, hidden, attention_mask=segments, position_ids=positions)
-    hidden = model.ln_f(hidden)
-    return hidden
+    made: torch.Tensor = model.ln_f(hidden)
+    return made
 
 
 def _bloom(model: Any, ids: torch.Tensor, positions: torch.Tensor, segments: Segments) -> torch.Tensor:
     segments.alibi = alibi(bloom_slopes, model.num_heads, model.h[0].self_attention.inv_norm_factor, positions[0])
     hidden: torch.Tensor = model.word_embeddings_layernorm(model.word_embeddings(ids))
     hidden = _through(model.h, hidden, alibi=None, attention_mask=segments)
-    hidden = model.ln_f(hidden)
-    return hidden
+    made: torch.Tensor = model.ln_f(hidden)
+    return made
 
 
 def _mpt(model: Any, ids: torch.Tensor, positions: torch.Tensor, segments: Segments) -> torch.Tensor:
     segments.alibi = alibi(mpt_slopes, model.num_heads, model.blocks[0].attn.softmax_scale, positions[0])
     hidden = _through(model.blocks, model.wte(ids), position_bias=None, attention_mask=segments)
-    hidden = model.norm_f(hidden)
-    return hidden
+    made: torch.Tensor = model.norm_f(hidden)
+    return made
 
 
 def bloom_slopes(heads: int) -> torch.Tensor:
@@ -181,7 +181,7 @@ def take_over(model: Any) -> bool:
     known = [part for part in model.modules() if type(part) is family.before]
     for part in known:
         part.__class__ = family.after
-    return len(known) == model.config.num_hidden_layers
+    return bool(len(known) == model.config.num_hidden_layers)
 
 
 def give_back(model: Any) -> None:
@@ -195,7 +195,7 @@ def give_back(model: Any) -> None:
             part.__class__ = family.before
 
 
-def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, segments: Segments) -> torch.Tensor:
+def hidden_states(model: Any, ids: torch.Tensor, positions: Any, segments: Segments) -> torch.Tensor:
     """The hidden states [1, T, H] of packed rows, before the output layer of a transformers model.
 
     Args:

@@ -18,6 +18,7 @@ from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
 from finetune_trainer.runtime.masters import Masters
+from finetune_trainer.training.memory_plan import prepare_memory
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 from finetune_trainer.training.seeding import seed_everything
 
@@ -57,6 +58,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
+    forecast = prepare_memory(run, worker, model, rows, dtype)
     masters = None
     if needs_masters(run, worker, dtype):
         masters = Masters(model.to(worker.device), dtype)
@@ -92,6 +94,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         packed=run.config.dataset.group and pack_rows(loss, model, worker, autocast),
         total_steps=total_steps,
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
+        forecast=forecast,
     )
 
 
