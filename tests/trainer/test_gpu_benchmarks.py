@@ -10,7 +10,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("family", ["gptj", "bloom", "mpt", "gpt2"])
 def test_check_finds_packed_rows_to_be_what_transformers_computes(family: str) -> None:
-    assert 0 < gpu_check.check(family)["float32"] < 1e-5
+    """With rows of up to 1,500 tokens: there scores with ALiBi reach some hundreds, here and in transformers."""
+    assert 0 < gpu_check.check(family)["float32"] < (5e-5 if family in ("bloom", "mpt") else 1e-5)
 
 
 def test_check_finds_dropout_to_be_what_it_should() -> None:
