@@ -2,10 +2,11 @@
 
     python -m tests.benchmarks.gpu_step SPEC…
 
-A SPEC is SHAPE:ROWS:TOKENS[:SWITCH+SWITCH…], as in 8b-lora:logn:8192:eager+early; a switch takes one change back.
-For each a line of JSON: tokens per second, the share of the dense bf16 peak of an H100 or H200 (MFU), peak memory, and how long
-it took to compile and to take the first step. It needs no network, no Ray and no disk. Without a GPU it runs, too, in float32,
-for the shapes tiny-lora and tiny-full.
+A SPEC is SHAPE:ROWS:TOKENS[:SWITCH+SWITCH…], as in 8b-lora:logn:8192:eager+early or bloom-1b-full:logn:8192; a switch takes
+one change back. For each a line of JSON: tokens per second, the share of the dense bf16 peak of an H100 or H200 (MFU), peak
+memory, how long it took to compile and to take the first step, whether rows were packed, and what the trainer warned of, as when
+attention runs row by row. It needs no network, no Ray and no disk. Without a GPU it runs, too, in float32, for the shapes
+tiny-lora and tiny-full.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import logging
 import os
 import random
 import sys
@@ -24,16 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.benchmarks.gpu_shapes import SHAPES as FAMILIES
 
 from finetune_trainer.launch.allocator import VARIABLES, set_up_memory
 
-SMALL = {"vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192}
-SHAPES: dict[str, dict[str, Any]] = {
-    "8b": SMALL | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "tie_word_embeddings": False},
-    "1b": SMALL | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},
-    "tiny": {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 8192, "tie_word_embeddings": False},
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name.rpartition("-")[0], sizes) for name, sizes in FAMILIES.items()},
+    "8b": ("llama", FAMILIES["llama-8b"]),
+    "1b": ("llama", FAMILIES["llama-1b"]),
+    "tiny": ("llama", {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                       "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+                       "tie_word_embeddings": False}),
 }  # fmt: skip
+"""By name, each with its family; a spec adds -lora or -full."""
 LAWS = {"logn": 190, "held": 475, "dense": 4096}
 """Laws of the rows' lengths, with their means: lognormal as in chats, uniform from 50 to 900, and all of one length."""
 WARM, STEPS = 5, 12
@@ -48,6 +53,7 @@ SWITCHES = {
     "chunks": "chunks of the output layer are as small as they may be",
     "drop": "LoRA has dropout 0.1",
     "ckpt": "gradient checkpointing",
+    "auto": "gradient checkpointing where the prediction says that memory forces it",
     "autocast": "full finetuning has weights in float32 and autocast instead of masters",
     "budget": "steps are made by tokens, not by rows",
     "fp32": "all in float32, to compare losses",
@@ -67,10 +73,11 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
     """The configuration of the run."""
     import torch
 
-    size, gpu = shape.partition("-")[0], torch.cuda.is_available()
-    lora = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1 if "drop" in switches else 0.0, "target_modules": ["q_proj", "v_proj"]}
+    size, gpu = shape.rpartition("-")[0], torch.cuda.is_available()
+    recomputes = "auto" if "auto" in switches else "ckpt" in switches
+    lora = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1 if "drop" in switches else 0.0}
     return {
-        "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": "ckpt" in switches,
+        "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": recomputes,
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
         "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "tokens_per_step": tokens if "budget" in switches else None,
@@ -97,34 +104,35 @@ def make_rows(law: str, count: int, vocabulary: int) -> Any:
 def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]) -> Any:
     """The engine of the trainer, whose model has random weights that were made on the device."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     from finetune_trainer.config.run import Run
     from finetune_trainer.config.schema import TrainerConfig
-    from finetune_trainer.modeling import load
+    from finetune_trainer.modeling import families, load
     from finetune_trainer.runtime import distributed
     from finetune_trainer.training import setup
 
-    about = LlamaConfig(**SHAPES[shape.partition("-")[0]], bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    family, sizes = SHAPES[shape.rpartition("-")[0]]
+    about = CONFIG_MAPPING[family](**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     parsed = TrainerConfig.model_validate(config)
     worker = distributed.single_process(parsed.training)
 
     def load_base(_: Run, dtype: torch.dtype, **__: Any) -> Any:
         torch.manual_seed(0)
         with torch.device(worker.device):
-            return AutoModelForCausalLM.from_config(about, dtype=dtype, attn_implementation="sdpa")
+            attention = families.family_of(family).attention
+            return AutoModelForCausalLM.from_config(about, dtype=dtype, attn_implementation=attention)
 
-    load.load_base = load_base
     run = Run(config=parsed, output_dir=Path(parsed.general.output_dir))
     run.logs.mkdir(parents=True)
     data = make_rows(law, parsed.training.batch_size * (WARM + STEPS + 4), about.vocab_size)
     dtype = torch.float32 if worker.device.type == "cpu" or "fp32" in switches else torch.bfloat16
-    needs_masters = setup.needs_masters
+    plain = setup.needs_masters, load.load_base
+    load.load_base = load_base
     if "autocast" in switches:
         setup.needs_masters = lambda *_: False
     engine = setup.build_engine(run, worker, data, dtype)
-    setup.needs_masters = needs_masters
-    assert engine.packed
+    setup.needs_masters, load.load_base = plain
     return take_back(engine, switches)
 
 
@@ -188,11 +196,35 @@ def memory() -> dict[str, Any]:
 
 def operations(engine: Any, shape: str, law: str) -> float:
     """Floating-point operations per token, of the weights and of attention; frozen weights get no gradient."""
-    about = engine.model.config
-    matrices = sum(weight.numel() for name, weight in engine.model.named_parameters() if "embed_tokens" not in name)
-    matrices += about.vocab_size * about.hidden_size if about.tie_word_embeddings else 0
+    from torch import nn
+
+    about, model = engine.model.config, engine.model
+    looked_up = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Embedding))
+    matrices = sum(weight.numel() for weight in model.parameters()) - looked_up
+    head = model.get_output_embeddings().weight
+    matrices += head.numel() if head is model.get_input_embeddings().weight else 0
     sees = (LAWS[law] + 1) / 2
     return (4 if shape.endswith("-lora") else 6) * matrices + 12 * about.num_hidden_layers * about.hidden_size * sees
+
+
+class Notes(logging.Handler):
+    """What the trainer warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it, once."""
+        if record.getMessage() not in self.texts:
+            self.texts.append(record.getMessage())
+
+
+def cuts() -> dict[str, int]:
+    """Why and how often torch has cut a layer in pieces that it compiled apart."""
+    from torch._dynamo.utils import counters
+
+    return {why.partition("\n")[0][:200]: count for why, count in counters["graph_break"].items()}
 
 
 def show_kernels(engine: Any) -> None:
@@ -211,17 +243,25 @@ def show_kernels(engine: Any) -> None:
 def measure(spec: str) -> dict[str, Any]:
     """What came of a SPEC."""
     import torch
+    from torch._dynamo.utils import counters
 
+    from finetune_trainer.modeling import attention
+
+    counters.clear()
     shape, law, tokens, *rest = spec.split(":")
     switches = set(rest[0].split("+")) if rest else set()
     assert switches <= SWITCHES.keys(), f"the switches are {', '.join(SWITCHES)}"
     torch.compiler.reset()
+    attention._tell.cache_clear()
+    notes = Notes()
+    logging.getLogger("finetune_trainer").addHandler(notes)
     with tempfile.TemporaryDirectory() as folder:
         config = configure(shape, law, int(tokens), switches, Path(folder))
         engine = make_engine(config, shape, law, switches)
         done = train(engine, switches)
         if "profile" in switches:
             show_kernels(engine)
+    logging.getLogger("finetune_trainer").removeHandler(notes)
     seconds = done.pop("seconds")
     plan, sizes = engine.plan(0), engine.data.train.lengths
     taken = [sum(int(sizes[engine.data.train_rows[share]].sum()) for micro in step.micro for share in micro)
@@ -229,6 +269,7 @@ def measure(spec: str) -> dict[str, Any]:
     speed = sum(taken[WARM:]) / sum(seconds)
     return {
         "tok_s": round(speed), "mfu": round(speed * operations(engine, shape, law) / PEAK, 3), **memory(), **done,
+        "forecast": engine.forecast, "packed": engine.packed, "notes": notes.texts, "cuts": cuts(),
         "step_ms": round(1000 * sum(seconds) / len(seconds), 1), "tok_step": round(sum(taken[WARM:]) / len(seconds)),
         "steps_ms": [round(1000 * each) for each in seconds],
     }  # fmt: skip

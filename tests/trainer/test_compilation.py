@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from finetune_trainer.data.batching import collate, pack
 from finetune_trainer.data.examples import Examples
-from finetune_trainer.modeling import families
+from finetune_trainer.modeling import attention, families, loss
 from finetune_trainer.modeling.attention import Kernel, Segments, attend
 from finetune_trainer.modeling.compilation import Compiler, configure
 from finetune_trainer.modeling.loss import SupervisedLoss
@@ -83,11 +83,11 @@ def learn(model: Any, *, packed: bool, steps: int = STEPS) -> list[float]:
         rows = np.arange(4 * step, 4 * step + 2 + step % 3)
         longest = int(examples.lengths.max())
         batch = pack(examples, rows, longest) if packed else collate(examples, rows, 0, "right", None)
-        loss = module(batch)
-        (loss / len(batch.targets)).backward()
+        summed = module(batch)
+        (summed / len(batch.targets)).backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item() / len(batch.targets))
+        losses.append(summed.item() / len(batch.targets))
     return losses
 
 
@@ -170,24 +170,34 @@ def test_error_of_layers_that_were_compiled_is_an_error() -> None:
         learn(model, packed=False, steps=1)
 
 
-@torch.library.custom_op("finetune_test::flash", mutates_args=())
-def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int) -> torch.Tensor:
-    """A stand-in for the kernel of a GPU: an operation that torch does not look into."""
-    rows = (tensor.split(starts.diff().tolist()) for tensor in (query, key, value))
-    parts = [(tensor.transpose(0, 1) for tensor in row) for row in zip(*rows, strict=True)]
-    attended = [torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True) for part in parts]
-    return torch.cat(attended, dim=1).transpose(0, 1).contiguous()
+def dense(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, window: int | None,
+    scaling: float, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """A stand-in for the kernel of a GPU: its graph does not depend on the rows either."""
+    assert window is None
+    place = torch.arange(query.shape[0])
+    row = torch.bucketize(place, starts[1:], right=True)
+    sees = (row[:, None] == row) & (place[:, None] >= place)
+    tensors = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    options: dict[str, Any] = {"attn_mask": sees, "scale": scaling, "dropout_p": dropout, "enable_gqa": True}
+    return torch.nn.functional.scaled_dot_product_attention(*tensors, **options)[0].transpose(0, 1)
 
 
-@flash.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int) -> torch.Tensor:
-    return torch.empty_like(query)
-
-
-def call(query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, __: int, *, scale: Any, window_size: Any) -> Any:
-    assert scale is None
-    assert window_size == (-1, 0)
-    return flash(query, key, value, starts, longest)
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "bloom", "mpt"])
+def test_layers_are_one_graph_where_a_kernel_takes_all_rows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they learn what transformers' own learn from padded rows."""
+    monkeypatch.setattr(attention, "FLASH_TYPES", (torch.float32,))
+    monkeypatch.setattr(loss, "flash_kernel", lambda _: Kernel(dense))
+    padded, compiled = make_model(family), make_model(family)
+    assert pack_rows(SupervisedLoss(compiled), compiled, Worker(torch.device("cpu")))
+    compiler = compile_layers(families.decoder_layers(compiled), "eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        losses = learn(compiled, packed=True, steps=5)
+    assert compiler.failure is None
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert graphs() == 1
+    assert losses == pytest.approx(learn(padded, packed=False, steps=5), abs=1e-5)
 
 
 @torch.no_grad()
@@ -200,7 +210,7 @@ def test_kernel_for_all_rows_is_in_one_graph_for_all_lengths() -> None:
             torch.manual_seed(0)
             query, key, value = (torch.randn(1, heads, sum(lengths), 8, dtype=torch.bfloat16) for heads in (4, 2, 2))
             segments = Segments.of(lengths, query.device)
-            segments.longest, segments.kernel = 30, Kernel(call, shares_keys=False)
+            segments.longest, segments.kernel = 30, Kernel(dense)
             together, _ = compiled(None, query, key, value, None, segments=segments)
             segments.kernel = None
             torch.testing.assert_close(

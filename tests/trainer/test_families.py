@@ -24,6 +24,7 @@ from finetune_trainer.data.jsonl import Row
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.attention import Segments
 from finetune_trainer.modeling.loss import SupervisedLoss
+from finetune_trainer.modeling.packed_families import hidden_states
 from finetune_trainer.runtime.distributed import Worker
 from finetune_trainer.training.setup import pack_rows
 
@@ -115,10 +116,11 @@ def mean_loss(model: Any, tokenizer: Any) -> float:
 @torch.no_grad()
 def logits(model: Any, batch: Batch) -> torch.Tensor:
     """[B, T, V] of a batch, packed or padded, as the loss takes it."""
-    model, extra = families.unwrapped(model), {}
-    if batch.packed:
-        extra = {"position_ids": batch.position_ids, "segments": Segments.of(batch.packed, batch.input_ids.device)}
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+    model = families.unwrapped(model)
+    if batch.position_ids is not None:
+        hidden = hidden_states(model, batch.input_ids, batch.position_ids, Segments.of(batch.packed, batch.input_ids.device))
+    else:
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False)[0]
     result: torch.Tensor = model.get_output_embeddings()(hidden)
     return result
 
@@ -166,16 +168,12 @@ def packs(case: Case) -> None:
     model, examples = case.written(), encode(case.tokenizer, 5)
     rows, lengths = np.arange(5), examples.lengths.tolist()
     apart = [logits(model, collate(examples, np.array([row]), 0, "right", None))[0, : lengths[row]] for row in rows]
-    packs = pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
-    model.eval()
-    assert packs == families.FAMILIES[case.family].packs_rows
-    if packs:
-        together: Any = logits(model, pack(examples, rows))[0].split(lengths)
-    else:
-        padded = logits(model, collate(examples, rows, 0, "right", None))
-        together = [line[:length] for line, length in zip(padded, lengths, strict=True)]
-    for one, other in zip(apart, together, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    padded = logits(model, collate(examples, rows, 0, "right", None))
+    assert pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
+    together = logits(model.eval(), pack(examples, rows))[0].split(lengths)
+    for one, line, other, length in zip(apart, padded, together, lengths, strict=True):
+        torch.testing.assert_close(line[:length], one, atol=1e-5, rtol=0)
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=0)
 
 
 def resumes(case: Case) -> None:

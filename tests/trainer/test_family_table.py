@@ -21,7 +21,7 @@ from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.batching import collate, pack
 from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
-from finetune_trainer.modeling import families
+from finetune_trainer.modeling import families, packed_families
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime.distributed import Worker
 from finetune_trainer.training.setup import pack_rows
@@ -98,7 +98,7 @@ def test_packed_rows_do_not_affect_each_other(examples: Examples, family: str) -
     sizes = SIZES.get(family, SIZES["llama"]) | {"pad_token_id": 0, "sliding_window": 100}
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **sizes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=families.FAMILIES[family].attention).eval()
     module, rows = SupervisedLoss(model), np.arange(len(examples))
     apart = [float(module(collate(examples, np.array([row]), 0, "right", None))) for row in rows]
     assert pack_rows(module, model, Worker(torch.device("cpu")))
@@ -154,6 +154,21 @@ def test_model_that_mixes_packed_rows_is_detected(caplog: pytest.LogCaptureFixtu
         assert not pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
     assert "does not keep packed rows apart: rows are padded" in caplog.text
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", packed_families.FAMILIES)
+def test_model_with_attention_of_its_own_code_is_padded(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As one with `trust_remote_code`; what was taken over of it is given back."""
+    config = CONFIG_MAPPING[family](vocab_size=VOCABULARY, **SIZES[family])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    before = packed_families.FAMILIES[family].before
+    first, other = (part for part in model.modules() if type(part) is before)
+    other.__class__ = type("Own", (before,), {})
+    with caplog.at_level(logging.WARNING, "finetune_trainer"):
+        logging.getLogger("finetune_trainer").propagate = True
+        assert not pack_rows(SupervisedLoss(model), model, Worker(torch.device("cpu")))
+    assert "rows are padded" in caplog.text
+    assert type(first) is before
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)

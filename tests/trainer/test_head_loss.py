@@ -58,6 +58,29 @@ def test_lower_precision_gives_what_autocast_gives(dtype: torch.dtype) -> None:
         assert float((our - their).norm() / their.norm()) < 1e-2
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("slope", [plain_slope, fused_slope])
+def test_logits_of_a_vocabulary_of_any_size_are_aligned_in_memory(*, bias: bool, slope: Any) -> None:
+    """And the tokens that are added for it have no part in loss and gradients."""
+    torch.manual_seed(0)
+    head = nn.Linear(SIZE, VOCABULARY, bias=bias, dtype=torch.bfloat16)
+    hidden, targets = torch.randn(9, SIZE, dtype=torch.bfloat16, requires_grad=True), torch.randint(VOCABULARY, (9,))
+    strides = []
+
+    def watched(logits: torch.Tensor, targets: torch.Tensor) -> Any:
+        loss, rise = slope(logits, targets)
+        strides.extend([logits.stride(), rise.stride()])
+        return loss, rise
+
+    loss, expected = head_loss(head, hidden, targets, 1, watched), plain_loss(head, hidden, targets)
+    assert VOCABULARY % 8
+    assert strides == [(56, 1), (56, 1)]
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
+    for our, their in zip(gradients(loss, hidden, head), gradients(expected, hidden, head), strict=True):
+        assert our.shape == their.shape
+        assert float((our - their).norm() / their.norm()) < 1e-2
+
+
 def test_without_gradients_none_is_made() -> None:
     head, hidden = nn.Linear(SIZE, VOCABULARY), torch.randn(5, SIZE)
     targets = torch.randint(VOCABULARY, (5,))

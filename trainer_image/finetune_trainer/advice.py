@@ -42,7 +42,7 @@ def _changes(config: TrainerConfig, memory: Memory) -> Iterator[str]:
         fewer = rows // 2 if rows % 2 == 0 else 1
         yield (f"Training.batch_size: {fewer} with gradient_accumulation_steps: {rows // fewer * accumulate}, "
                "which takes as many rows a step")  # fmt: skip
-    if not general.enable_gradient_checkpointing:
+    if general.enable_gradient_checkpointing is not True:
         yield "General.enable_gradient_checkpointing: true"
     if memory == "device" and training.mixed_precision == "no":
         yield "Training.mixed_precision: bf16"

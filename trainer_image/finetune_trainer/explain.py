@@ -33,7 +33,8 @@ def explain(error: BaseException, run: Run) -> TrainerError | None:
     memory = lacking_memory(error)
     if memory is not None:
         said = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        return OutOfMemory(f"the memory of the {memory} is exhausted ({said}); {to_save_memory(run.config, memory)}")
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return OutOfMemory(f"the memory of the {memory} is exhausted ({said}){notes}; {to_save_memory(run.config, memory)}")
     # safetensors writes files in Rust, and its errors have no errno.
     if "No space left on device" in text or "os error 28" in text:
         return OutputVolumeFull(f"{run.output_dir}: no space left on the output volume")

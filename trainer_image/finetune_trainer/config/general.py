@@ -97,8 +97,11 @@ class General(Section):
     merge_adapter: bool = False
     """Also write the base model with the adapter merged into it, below output_dir in the folder merged. No effect without
     lora_config."""
-    enable_gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    enable_gradient_checkpointing: Annotated[
+        Literal["auto", True, False], BeforeValidator(lower), choice("auto", True, False, type_=None)
+    ] = "auto"
+    """Recompute activations in the backward pass, which takes less memory and about a third more compute: true, false, or auto,
+    on CUDA GPUs whose memory is predicted not to suffice without."""
     trainer_type: Objective | None = None
     """Only sft, default or null: other objectives, as dpo, are not supported."""
     gpt_base_model: bool | None = None

@@ -31,8 +31,8 @@ class Family:
     limit: str | None = None
     """Key of the configuration with the most tokens of a row; None: the model has no limit."""
     packs_rows: bool = False
-    """Whether rows may be packed without padding: the model must accept our attention and explicit positions. Models with
-    ALiBi have no positions, and GPT-J accepts only its own attention."""
+    """Whether rows may be packed without padding: the model accepts our attention and explicit positions, or it is in
+    `packed_families`."""
 
 
 QUERY_VALUE = ("q_proj", "v_proj")
@@ -44,10 +44,10 @@ FAMILIES: dict[str, Family] = {
     "llama":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
     "mistral":    Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
     "gpt_neox":   Family("sdpa",  ("query_key_value",), "gpt_neox.layers",      True, POSITIONS,      True),
-    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True, "n_positions",  False),
-    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True, None,           False),
+    "gptj":       Family("eager", QUERY_VALUE,          "transformer.h",        True, "n_positions",  True),
+    "bloom":      Family("eager", ("query_key_value",), "transformer.h",        True, None,           True),
     "opt":        Family("sdpa",  QUERY_VALUE,          "model.decoder.layers", True, POSITIONS,      True),
-    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True, "max_seq_len",  False),
+    "mpt":        Family("eager", ("Wqkv",),            "transformer.blocks",   True, "max_seq_len",  True),
     "gpt2":       Family("sdpa",  ("c_attn",),          "transformer.h",        True, "n_positions",  True),
     "gemma":      Family("sdpa",  QUERY_VALUE,          "model.layers",         True, POSITIONS,      True),
     "phi":        Family("sdpa",  (*QUERY_VALUE, "fc1", "fc2"), "model.layers", True, POSITIONS,      True),

@@ -26,6 +26,10 @@ LOGIT_BYTES = 8
 MIN_ROWS = 512
 """Rows of a chunk at least: with fewer, reading the output layer takes longer than computing with it."""
 
+ALIGNED = 8
+"""Numbers of two bytes in a line of 16: a GPU multiplies matrices several times as slowly whose rows do not begin at one, as
+those of GPT-2's 50,257 logits."""
+
 
 def chunk_rows(vocabulary: int, chunk_bytes: int) -> int:
     """Hidden states in a chunk."""
@@ -77,7 +81,8 @@ class _HeadLoss(torch.autograd.Function):
         rows: int,
         slope: Slope,
     ) -> torch.Tensor:
-        own, layer, shift = torch.empty_like(hidden), weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        own, count = torch.empty_like(hidden), len(weight)
+        layer, shift = _aligned(weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
         _, learns, shifts, *_ = ctx.needs_input_grad
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         of_weight = torch.zeros_like(weight) if learns and not len(hidden) else None
@@ -89,10 +94,10 @@ class _HeadLoss(torch.autograd.Function):
                 loss += added
                 torch.mm(rise, layer, out=own[start : start + rows])
                 if learns:
-                    product = rise.t() @ part
+                    product = (rise.t() @ part)[:count]
                     of_weight = product if of_weight is None else of_weight.float().add_(product)
                 if of_bias is not None:
-                    of_bias += rise.sum(0, dtype=torch.float32)
+                    of_bias += rise.sum(0, dtype=torch.float32)[:count]
         ctx.made = own, of_weight, of_bias
         return loss
 
@@ -102,6 +107,15 @@ class _HeadLoss(torch.autograd.Function):
         own, of_weight, of_bias = (None if made is None else made.mul_(scale) for made in ctx.made)
         del ctx.made  # each of them is used up
         return own, of_weight, of_bias, None, None, None
+
+
+def _aligned(layer: torch.Tensor, shift: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The output layer with as many tokens as a GPU likes; none of those that are added is ever likely."""
+    more = -len(layer) % ALIGNED
+    if not more or layer.element_size() != 2:
+        return layer, shift
+    shift = layer.new_zeros(len(layer)) if shift is None else shift
+    return functional.pad(layer, (0, 0, 0, more)), functional.pad(shift, (0, more), value=-torch.inf)
 
 
 def plain_slope(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

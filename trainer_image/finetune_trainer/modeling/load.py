@@ -56,11 +56,16 @@ def load_model(run: Run, dtype: torch.dtype, *, empty: bool = False) -> Any:
     model.config.use_cache = False
     if general.lora_config is not None:
         model = add_adapters(model, run, dtype)
-    if general.enable_gradient_checkpointing:
-        # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if general.enable_gradient_checkpointing is True:
+        recompute_activations(model)
     return model.train()
+
+
+def recompute_activations(model: Any) -> None:
+    """Let the layers of a model recompute their activations in the backward pass instead of keeping them."""
+    # transformers 5.2x renamed it. Without re-entrance, frozen embeddings need no gradients.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def make_empty(run: Run, dtype: torch.dtype) -> Any:

@@ -13,6 +13,7 @@ from torch import nn
 from finetune_trainer.modeling import families
 from finetune_trainer.modeling.attention import Segments, flash_kernel
 from finetune_trainer.modeling.head_loss import CHUNK_BYTES, cross_entropy, head_loss, plain_slope
+from finetune_trainer.modeling.packed_families import hidden_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,18 +37,21 @@ class SupervisedLoss(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross entropy over the supervised tokens of the batch: a scalar, float32."""
-        extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
-        if batch.position_ids is not None and self.positions:
-            extra["position_ids"] = batch.position_ids
-        if batch.starts is not None:
-            kernel = flash_kernel(batch.input_ids.device)
-            extra["segments"] = Segments(batch.packed, batch.starts, batch.longest, kernel)
-        if self.whole_logits:
-            logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
-            return cross_entropy(logits.flatten(0, 1).index_select(0, batch.places), batch.targets)
         model = families.unwrapped(self.model)
-        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+        if batch.starts is None:
+            extra: dict[str, Any] = {"attention_mask": batch.attention_mask}
+            if batch.position_ids is not None and self.positions:
+                extra["position_ids"] = batch.position_ids
+            if self.whole_logits:
+                logits = self.model(input_ids=batch.input_ids, use_cache=False, **extra).logits
+                return cross_entropy(logits.flatten(0, 1).index_select(0, batch.places), batch.targets)
+            hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
+        else:
+            segments = Segments(batch.packed, batch.starts, batch.longest, flash_kernel(batch.input_ids.device))
+            hidden = hidden_states(model, batch.input_ids, batch.position_ids, segments)
         supervised = hidden.flatten(0, 1).index_select(0, batch.places)
+        if self.whole_logits:
+            return cross_entropy(model.get_output_embeddings()(supervised), batch.targets)
         return head_loss(model.get_output_embeddings(), supervised, batch.targets, self.chunk_bytes, self.slope)
 
     def logits(self, input_ids: torch.Tensor, last: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.stages import enter_stage
 
 if TYPE_CHECKING:
+    from finetune_trainer.config.run import Run
     from finetune_trainer.runtime.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 def compile_layers(engine: Engine) -> None:
     """Compile the layers if Training.compile says so, by a pass through a batch that changes nothing. A collective."""
-    if not is_wanted(engine):
+    if not is_wanted(engine.run, engine.worker.device):
         return
     enter_stage(engine.run, engine.worker.rank, "compiling the layers of the model")
     began, kept = time.monotonic(), _file(engine)
@@ -62,10 +63,10 @@ def compile_layers(engine: Engine) -> None:
         _keep(kept)
 
 
-def is_wanted(engine: Engine) -> bool:
+def is_wanted(run: Run, device: torch.device) -> bool:
     """Whether the layers are to be compiled."""
-    wanted = engine.run.config.training.compile
-    return devices.capability(engine.worker.device) >= CAPABILITY if wanted == "auto" else wanted
+    wanted = run.config.training.compile
+    return devices.capability(device) >= CAPABILITY if wanted == "auto" else wanted
 
 
 def _pass_through(engine: Engine, compiler: Compiler) -> None:

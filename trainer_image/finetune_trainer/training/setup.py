@@ -12,12 +12,13 @@ import torch
 from finetune_trainer.data import batching, splits, step_plan, tokenize, tokenize_options
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.modeling import attention, families, load
+from finetune_trainer.modeling import families, load, packed_families
 from finetune_trainer.modeling.head_loss import CHUNK_BYTES
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
 from finetune_trainer.runtime.engine import Engine
 from finetune_trainer.runtime.masters import Masters
+from finetune_trainer.training.memory_plan import prepare_memory
 from finetune_trainer.training.optimizer import make_optimizer, make_schedule
 from finetune_trainer.training.seeding import seed_everything
 
@@ -57,6 +58,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
     if worker.is_rank0:
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
+    forecast = prepare_memory(run, worker, model, rows, dtype)
     masters = None
     if needs_masters(run, worker, dtype):
         masters = Masters(model.to(worker.device), dtype)
@@ -92,6 +94,7 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         packed=run.config.dataset.group and pack_rows(loss, model, worker, autocast),
         total_steps=total_steps,
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
+        forecast=forecast,
     )
 
 
@@ -111,14 +114,13 @@ def pack_rows(
     A collective.
     """
     model = families.unwrapped(model)
-    family, before = model.config.model_type, model.config._attn_implementation  # noqa: SLF001 - it has no public name
+    family = model.config.model_type
     if not families.family_of(family).packs_rows:
         return False
-    model.set_attn_implementation(attention.NAME)
-    keeps = keeps_rows_apart(loss, worker, autocast)
+    keeps = packed_families.take_over(model) and keeps_rows_apart(loss, worker, autocast)
     packed = all(distributed.all_gather(worker, lambda: keeps))
     if not packed:
-        model.set_attn_implementation(before)
+        packed_families.give_back(model)
         if worker.is_rank0:
             log.warning("this model of type %s does not keep packed rows apart: rows are padded", family)
     return packed

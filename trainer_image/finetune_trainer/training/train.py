@@ -20,6 +20,7 @@ from finetune_trainer.training import samples
 from finetune_trainer.training.cleanup import clean_up
 from finetune_trainer.training.compiling import compile_layers
 from finetune_trainer.training.loop import TrainingLoop
+from finetune_trainer.training.memory_plan import explained
 from finetune_trainer.training.precision import choose_dtype
 from finetune_trainer.training.reference import take_reference
 from finetune_trainer.training.seeding import seed_everything
@@ -58,12 +59,13 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
 
         checkpointer = Checkpointer(engine)
         start = checkpointer.restore(manifest.is_finished)
-        compile_layers(engine)
+        with explained(engine):
+            compile_layers(engine)
         prompts = samples.answer_before(engine, tokenizer, start)
         tracker = Tracker(run, writes=worker.is_rank0)
         world = distributed.describe(worker, run.config.training.strategy, str(dtype).removeprefix("torch."))
         tracker.start(world, engine.total_steps, start.checkpoint, worker.restarts)
-        with closing(tracker):
+        with closing(tracker), explained(engine):
             result = TrainingLoop(engine, tracker, checkpointer, report, is_preempted).run(start)
         if result is None:
             tracker.stop()

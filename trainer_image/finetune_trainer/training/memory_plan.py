@@ -1,0 +1,100 @@
+"""Predict the memory of a run before its first step, and recompute activations if they would not fit otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from finetune_trainer import memory
+from finetune_trainer.data import step_plan
+from finetune_trainer.modeling import families, load
+from finetune_trainer.runtime import devices
+from finetune_trainer.training.compiling import is_wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from finetune_trainer.config.run import Run
+    from finetune_trainer.data.splits import Data
+    from finetune_trainer.runtime.distributed import Worker
+    from finetune_trainer.runtime.engine import Engine
+
+log = logging.getLogger(__name__)
+
+LOOKED_AT = 200
+"""Steps whose size is looked at, at most: rows are in random order, so others are hardly larger."""
+
+
+def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.dtype, room: int | None = None) -> str:
+    """Let the model recompute its activations if the configuration leaves it open and its steps would not fit.
+
+    Args:
+        run: the configuration.
+        worker: this process.
+        model: as `load.load_model` returns it.
+        rows: what is trained.
+        dtype: compute type.
+        room: memory of the device; None: ask it.
+
+    Returns:
+        The prediction in words; empty: the memory of the device is unknown, or what the model needs of it.
+    """
+    room = devices.total_memory(worker.device) if room is None else room
+    if not room or model.config.model_type not in families.FAMILIES:
+        return ""
+    shape, step = memory.Shape.of(model.config.to_dict()), largest_step(run, worker, model, rows, dtype, room)
+    wanted = run.config.general.enable_gradient_checkpointing
+    predicted = memory.predict(shape, dataclasses.replace(step, checkpointing=wanted is True))
+    if wanted == "auto" and not predicted.fits(room):
+        load.recompute_activations(model)
+        less = memory.predict(shape, dataclasses.replace(step, checkpointing=True))
+        if worker.is_rank0:
+            log.info("activations are recomputed, since steps would take %s of the GPU's %.0f", predicted, room / memory.GIB)
+        predicted = less
+    text = f"a step of {step.tokens} tokens was predicted to take {predicted} of the GPU's {room / memory.GIB:.0f}"
+    if worker.is_rank0:
+        log.info("%s", text)
+    return text
+
+
+def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.dtype, room: int) -> memory.Step:
+    """The largest micro-batch of the first steps on any rank."""
+    training, lora = run.config.training, run.config.general.lora_config
+    lengths, supervised = rows.train.lengths[rows.train_rows], rows.train.supervised[rows.train_rows]
+    group = run.config.dataset.group
+    packs = group and families.family_of(model.config.model_type).packs_rows
+    count = min(LOOKED_AT, step_plan.total_steps(lengths, worker.size, run.config))
+    plan = islice(step_plan.plan_steps(lengths, worker.size, run.config, 0, by_length=group and not packs), count)
+    shares = [share for step in plan for micro in step.micro for share in micro if len(share)]
+    sizes = [int(lengths[share].sum() if packs else len(share) * lengths[share].max()) for share in shares]
+    adapter = None
+    if lora is not None:
+        targets = lora.target_modules or families.family_of(model.config.model_type).lora_targets or ()
+        adapter = memory.Adapter(lora.r, frozenset(name.rpartition(".")[2] for name in targets), lora.lora_dropout > 0)
+    return memory.Step(
+        tokens=max(sizes),
+        supervised=max(int(supervised[share].sum()) for share in shares),
+        adapter=adapter,
+        optimizer=training.optimizer,
+        lower=dtype != torch.float32,
+        compiled=is_wanted(run, worker.device),
+        ranks=worker.size,
+        sharded=training.strategy == "FSDP",
+        device=room,
+    )
+
+
+@contextmanager
+def explained(engine: Engine) -> Iterator[None]:
+    """Add the prediction to an error for lack of the device's memory, for `explain`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if engine.forecast:
+            error.add_note(engine.forecast)
+        raise
