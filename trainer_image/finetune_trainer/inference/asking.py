@@ -142,7 +142,9 @@ class _Stream:
         return text
 
 
-def load(folder: Path, model_dir: Path | None, device: str | None, *, base: bool, trusts_code: bool) -> Asked:
+def load(
+    folder: Path, model_dir: Path | None = None, device: str | None = None, *, base: bool = False, trusts_code: bool = False
+) -> Asked:
     """Load the model of a finished run, and if asked for the base model.
 
     Args:
