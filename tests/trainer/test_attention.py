@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from finetune_trainer.modeling import attention
 from finetune_trainer.modeling.attention import Kernel, Segments, attend, find_kernel, flash, flash_kernel
 from finetune_trainer.modeling.packed_families import alibi, bloom_slopes, mpt_slopes
 
@@ -37,10 +36,9 @@ def plain(
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """A plain kernel, which computes in float32 as well."""
-    monkeypatch.setattr(attention, "FLASH_TYPES", (torch.float32,))
-    return Kernel(plain, 24)
+def kernel() -> Kernel:
+    """A plain kernel, which computes in float32."""
+    return Kernel(plain, 24, (torch.float32,))
 
 
 def both(kernel: Kernel, heads: tuple[int, int], size: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:

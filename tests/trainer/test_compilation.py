@@ -18,7 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from finetune_trainer.data.batching import collate, pack
 from finetune_trainer.data.examples import Examples
-from finetune_trainer.modeling import attention, families, loss
+from finetune_trainer.modeling import families
 from finetune_trainer.modeling.attention import Kernel, Segments, attend
 from finetune_trainer.modeling.compilation import Compiler, configure
 from finetune_trainer.modeling.loss import SupervisedLoss
@@ -74,9 +74,10 @@ def compile_layers(layers: Any, backend: Any) -> Compiler:
     return compiler
 
 
-def learn(model: Any, *, packed: bool, steps: int = STEPS) -> list[float]:
+def learn(model: Any, *, packed: bool, steps: int = STEPS, kernel: Kernel | None = None) -> list[float]:
     """The losses of some steps, each with other lengths and another number of rows."""
     module, examples = SupervisedLoss(model), make_examples()
+    module.kernel_on = lambda _: kernel
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
     losses = []
     for step in range(steps):
@@ -185,15 +186,13 @@ def dense(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "bloom", "mpt"])
-def test_layers_are_one_graph_where_a_kernel_takes_all_rows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_one_graph_where_a_kernel_takes_all_rows(family: str) -> None:
     """And they learn what transformers' own learn from padded rows."""
-    monkeypatch.setattr(attention, "FLASH_TYPES", (torch.float32,))
-    monkeypatch.setattr(loss, "flash_kernel", lambda _: Kernel(dense))
     padded, compiled = make_model(family), make_model(family)
     assert pack_rows(SupervisedLoss(compiled), compiled, Worker(torch.device("cpu")))
     compiler = compile_layers(families.decoder_layers(compiled), "eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        losses = learn(compiled, packed=True, steps=5)
+        losses = learn(compiled, packed=True, steps=5, kernel=Kernel(dense, types=(torch.float32,)))
     assert compiler.failure is None
     assert not torch._dynamo.utils.counters["graph_break"]
     assert graphs() == 1

@@ -27,7 +27,7 @@ NAME = "finetune_segments"
 """Its name for `set_attn_implementation`."""
 
 FLASH_TYPES = (torch.float16, torch.bfloat16)
-"""Types that the kernel for all rows at once supports."""
+"""Types that the kernel of torch supports."""
 
 FLASH_CAPABILITY = (8, 0)
 """CUDA's compute capability that the kernel needs, Ampere's: https://github.com/Dao-AILab/flash-attention."""
@@ -49,6 +49,8 @@ class Kernel(NamedTuple):
     """Called as `flash`."""
     head_size: int = HEAD_SIZE
     """Size of the largest head."""
+    types: tuple[torch.dtype, ...] = FLASH_TYPES
+    """Types that it takes."""
 
 
 class Alibi(NamedTuple):
@@ -145,7 +147,7 @@ def _lacks(kernel: Kernel | None, query: torch.Tensor) -> str | None:
     """Why the rows cannot be computed at once; None: they can."""
     if kernel is None:
         return f"torch {torch.__version__} has no kernel for several rows on this device"
-    if query.dtype not in FLASH_TYPES:
+    if query.dtype not in kernel.types:
         return f"the kernel for several rows takes no {query.dtype}"
     if query.shape[3] > kernel.head_size:
         return f"the kernel for several rows takes heads of up to {kernel.head_size} on this device, not {query.shape[3]}"

@@ -32,6 +32,8 @@ class SupervisedLoss(nn.Module):
         self.chunk_bytes = chunk_bytes
         self.slope = plain_slope
         """Computes loss and gradient of logits; it may be compiled."""
+        self.kernel_on = flash_kernel
+        """Finds the kernel for packed rows on a device."""
         self.whole_logits = not families.has_plain_head(model)
         self.positions = families.takes_positions(model)
 
@@ -47,7 +49,7 @@ class SupervisedLoss(nn.Module):
                 return cross_entropy(logits.flatten(0, 1).index_select(0, batch.places), batch.targets)
             hidden = model.base_model(input_ids=batch.input_ids, use_cache=False, **extra)[0]
         else:
-            segments = Segments(batch.packed, batch.starts, batch.longest, flash_kernel(batch.input_ids.device))
+            segments = Segments(batch.packed, batch.starts, batch.longest, self.kernel_on(batch.input_ids.device))
             hidden = hidden_states(model, batch.input_ids, batch.position_ids, segments)
         supervised = hidden.flatten(0, 1).index_select(0, batch.places)
         if self.whole_logits:
