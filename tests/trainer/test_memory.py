@@ -24,9 +24,12 @@ from finetune_trainer.training.memory_plan import explained, largest_step, prepa
 
 WORKER = Worker(torch.device("cpu"))
 H200 = 150_109_880_320
+ROOM = {"NVIDIA H200": H200, "NVIDIA H100 80GB HBM3": 84_929_347_584}
+WITH_COPIES = {"49d5756", "10c988e"}
+"""Commits whose kernels did not share keys between heads yet: they kept a copy for each."""
 MEASURED = [json.loads(line) for line in Path("docs/benchmarks/gpu_step.jsonl").read_text().splitlines()]
 POINTS = [
-    pytest.param(record["spec"], record["reserved_gib"], id=f"{record['commit']}-{record['spec']}")
+    pytest.param(record, id=f"{record['commit']}-{record['spec']}")
     for record in MEASURED
     if record["spec"].startswith(("8b", "1b")) and record["spec"].split(":", 3)[3:] in ([], ["eager"], ["drop"], ["profile"])
 ]
@@ -41,22 +44,23 @@ def make_run(spec: str) -> tuple[Run, Any, set[str]]:
     return Run(config=config, output_dir=Path("/out")), gpu_step.make_rows(law, count, 1000), switches
 
 
-@pytest.mark.parametrize(("spec", "reserved"), POINTS)
-def test_prediction_is_within_ten_percent_of_what_was_measured(spec: str, reserved: float) -> None:
-    """On an H200, with kernels that did not share keys yet."""
+@pytest.mark.parametrize("record", POINTS)
+def test_prediction_is_within_ten_percent_of_what_was_measured(record: dict[str, Any]) -> None:
+    spec = record["spec"]
     run, rows, switches = make_run(spec)
     family, sizes = gpu_step.SHAPES[spec.partition(":")[0].rpartition("-")[0]]
     shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
-    shape = dataclasses.replace(shape, kept_keys=shape.queries)
+    if record["commit"] in WITH_COPIES:
+        shape = dataclasses.replace(shape, kept_keys=shape.queries)
     model = SimpleNamespace(config=SimpleNamespace(model_type=family))
-    step = largest_step(run, WORKER, model, rows, torch.bfloat16, H200)
+    step = largest_step(run, WORKER, model, rows, torch.bfloat16, ROOM[record["gpu"]])
     predicted = memory.predict(shape, dataclasses.replace(step, compiled="eager" not in switches))
-    assert predicted.total / memory.GIB == pytest.approx(reserved, rel=0.1)
+    assert predicted.total / memory.GIB == pytest.approx(record["reserved_gib"], rel=0.1)
 
 
 def test_points_are_of_more_than_one_model_and_size() -> None:
     assert len(POINTS) >= 10
-    assert {point.values[0].rpartition(":")[0] for point in POINTS} >= {"8b-lora:logn", "8b-lora:dense", "1b-full:logn"}
+    assert {point.values[0]["spec"].rpartition(":")[0] for point in POINTS} >= {"8b-lora:logn", "8b-lora:dense", "1b-full:logn"}
 
 
 @pytest.mark.parametrize("family", SIZES)
