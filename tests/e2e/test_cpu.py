@@ -104,8 +104,11 @@ def test_kubectl_get_tells_all(jobs: Kubectl, finished: Finished) -> None:
 
 def test_events_tell_of_each_phase(jobs: Kubectl, finished: Finished) -> None:
     uid = finished.job["metadata"]["uid"]
-    events = [event["reason"] for event in jobs.list("events") if event["involvedObject"].get("uid") == uid]
-    assert sorted(events) == ["Accepted", "ClusterStarting", "Completed", "TrainingStarting"]
+    events = [event for event in jobs.list("events") if event["involvedObject"].get("uid") == uid]
+    # A busy machine may earn the warning that the Ray dashboard does not answer.
+    assert {event["reason"] for event in events if event["type"] != "Normal"} <= {"DashboardUnreachable"}
+    normal = sorted(event["reason"] for event in events if event["type"] == "Normal")
+    assert normal == ["Accepted", "ClusterStarting", "Completed", "TrainingStarting"]
 
 
 def test_output_is_complete_and_loads_on_the_base_model(jobs: Kubectl, release: Release, finished: Finished) -> None:
