@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def _programs(folder: Path) -> Path:
         (folder / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m {module} "$@"\n')
         (folder / name).chmod(0o755)
     return folder
+
+
+def test_every_module_that_a_page_has_run_is_there() -> None:
+    """Blocks that are not run, and commands within the text, too. What was renamed may only stand in the changelog."""
+    named = {
+        (page, name)
+        for page in pages()
+        if page != "CHANGELOG.md"
+        for name in re.findall(r"python -m ((?:finetune_|tests\.)[\w.]+\w)", (ROOT / page).read_text(encoding="utf-8"))
+    }
+    assert named
+    assert [f"{page}: {name}" for page, name in sorted(named) if find_spec(name) is None] == []
 
 
 def test_all_pages_are_looked_at() -> None:
