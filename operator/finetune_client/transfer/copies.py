@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from finetune_client.errors import ClientError, RefusedError
 from finetune_client.transfer.pod import Helper
+from finetune_client.transfer.server import PARTIAL, sha256_of
 from finetune_trainer.files import Entry
 from finetune_trainer.output.manifest import MANIFEST, Manifest
 
 PART_BYTES = 4 << 20
-PARTIAL = ".finetune-partial"
 SENDINGS = 3
 """How often a file is copied whose checksum is wrong, before that is an error."""
 
@@ -73,7 +73,7 @@ def fetch(helper: Helper, source: str, target: Path, size: int, sha256: str, cou
         ClientError: its checksum is wrong, however often it is copied.
         OSError: it cannot be written.
     """
-    if target.is_file() and target.stat().st_size == size and digest(target) == sha256:
+    if target.is_file() and target.stat().st_size == size and sha256_of(target) == sha256:
         count.add(target.name, size)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def fetch(helper: Helper, source: str, target: Path, size: int, sha256: str, cou
                 file.write(data)
                 have += len(data)
                 count.add(target.name, len(data))
-        if digest(partial) == sha256:
+        if sha256_of(partial) == sha256:
             partial.replace(target)
             return
         partial.unlink()
@@ -107,7 +107,7 @@ def send(helper: Helper, source: Path, target: str, count: Count) -> None:
         ClientError: the claim is full, or the checksum is wrong however often the file is copied.
         OSError: it cannot be read.
     """
-    size, sha256 = source.stat().st_size, digest(source)
+    size, sha256 = source.stat().st_size, sha256_of(source)
     there = helper.get("digest", path=target)
     if there.get("sizeBytes") == size and there.get("sha256") == sha256:
         count.add(source.name, size)
@@ -149,9 +149,3 @@ def files_of(names: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
             yield path, path.name
         else:
             raise ClientError(f"there is no file {name} here", "name files or folders of this machine")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

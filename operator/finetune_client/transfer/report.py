@@ -9,8 +9,9 @@ from finetune_client.access import Access
 from finetune_client.errors import JobEndedError, RefusedError, look_at
 from finetune_client.job import Job
 from finetune_client.transfer.api import Say, image_of
-from finetune_client.transfer.copies import PART_BYTES, PARTIAL
+from finetune_client.transfer.copies import PART_BYTES
 from finetune_client.transfer.pod import Helper, helper
+from finetune_client.transfer.server import PARTIAL
 
 REPORT = "report.html"
 RECORDS = ("logs/metrics.jsonl", "logs/samples.json", "logs/summary.json")

@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         found = {"partialBytes": partial.stat().st_size if partial.is_file() else 0}
         if not path.is_file() or query.get("of") == "partial":
             return found
-        return found | {"sizeBytes": path.stat().st_size, "sha256": _sha256(path)}
+        return found | {"sizeBytes": path.stat().st_size, "sha256": sha256_of(path)}
 
     def _write(self, query: dict[str, str], length: int) -> Any:
         path, offset = self._path(query), int(query["offset"])
@@ -137,22 +137,20 @@ class Handler(BaseHTTPRequestHandler):
         path = self._path(query)
         partial = path.with_name(path.name + PARTIAL)
         if not partial.is_file():
-            if path.is_file() and _sha256(path) == query["sha256"]:
+            if path.is_file() and sha256_of(path) == query["sha256"]:
                 return {"done": True}  # the answer to an earlier request was lost
             raise Refusal(404, "nothing of the file has come")
-        if _sha256(partial) != query["sha256"]:
+        if sha256_of(partial) != query["sha256"]:
             partial.unlink()
             raise Refusal(422, "the checksum is wrong: the file has to be sent again")
         partial.replace(path)
         return {"done": True}
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _end_when_idle() -> None:
