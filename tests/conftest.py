@@ -12,6 +12,9 @@ from hypothesis import settings
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "200"))
 """Of a property that names no number of its own. `make check` tries fewer."""
 
+SLICE = os.environ.get("SLICE")
+"""Which of the tests that are `sampled` are quick; without this number all are. `make check` counts commits: each runs others."""
+
 settings.register_profile("bounded", max_examples=EXAMPLES, deadline=None, derandomize=bool(os.environ.get("CI")), database=None)
 settings.load_profile("bounded")
 
@@ -24,15 +27,17 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test that is `sampled`, every n-th case is quick. Files with many slow tests come first: workers of pytest-xdist
-    then end at about the same time.
+    """Of a test that is `sampled`, every n-th case is quick; of a file, every n-th test that is not slow anyway.
+    Files with many slow tests come first: workers of pytest-xdist then end at about the same time.
     """
     cases: Counter[str] = Counter()
     for item in items:
-        if (sampled := item.get_closest_marker("sampled")) is not None:
-            test = item.nodeid.partition("[")[0]
-            if cases[test] % sampled.args[0]:
+        sampled = item.get_closest_marker("sampled")
+        if SLICE and sampled is not None and item.get_closest_marker("slow") is None:
+            whole, file = item.nodeid.partition("[")[0], item.nodeid.partition("::")[0]
+            group = whole if sampled in item.own_markers else file
+            if (cases[group] + int(SLICE)) % sampled.args[0]:
                 item.add_marker(pytest.mark.slow)
-            cases[test] += 1
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+            cases[group] += 1
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("sampled"))
     items.sort(key=lambda item: -slow[item.path])

@@ -288,6 +288,7 @@ def test_the_crd_comes_with_the_chart_and_stays_without_it() -> None:
     assert of_kind(render("--set", "crds.enabled=false"), "CustomResourceDefinition") == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "value",
     [

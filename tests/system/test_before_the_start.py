@@ -13,6 +13,8 @@ from tests.system.world import JOB, World, run_to_the_end, run_training
 from finetune_operator.api.policy import Policy
 from finetune_operator.shared_reads import NODES_SECONDS
 
+pytestmark = pytest.mark.sampled(3)
+
 Object = dict[str, Any]
 I915 = "gpu.intel.com/i915"
 NEEDS = {

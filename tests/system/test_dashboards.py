@@ -17,6 +17,8 @@ from finetune_operator.__main__ import log_handler
 from finetune_operator.api.v1alpha1 import Phase
 from finetune_operator.desired.secrets import KeyRing
 
+pytestmark = pytest.mark.sampled(3)
+
 HOSTILE = "hostile"
 
 

@@ -11,6 +11,8 @@ from tests.support.builders import NAMESPACE, OTHER_UID, UID, finished_progress,
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, JOB, WORKER, World, bring_up, run_training
 
+pytestmark = pytest.mark.sampled(3)
+
 
 @pytest.fixture(autouse=True)
 def _drivers_obey(world: World) -> None:
@@ -51,6 +53,7 @@ async def test_a_job_is_cancelled_wherever_it_is(world: World, where: Any) -> No
 CANCELLING = ("status CancelledByUser", "POST stop", "status Cancelled", "POST events", "DELETE rayclusters")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(len(CANCELLING)), ids=lambda number: CANCELLING[number].replace(" ", "-"))
 async def test_a_crash_at_any_write_of_a_cancellation_changes_nothing_about_it(world: World, number: int, after: bool) -> None:

@@ -11,6 +11,8 @@ from tests.support.builders import UID, finished_progress, raw_progress
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, JOB, World, bring_up, run_to_the_end, run_training
 
+pytestmark = pytest.mark.sampled(3)
+
 WRITES = (
     "status Pending",
     "POST events",
@@ -147,7 +149,7 @@ async def test_a_new_operator_finds_a_running_job_and_writes_nothing(world: Worl
     await world.until(lambda: world.phase()[0] == "Succeeded", "the new operator sees the end")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(len(WRITES)), ids=lambda number: f"{number}-{WRITES[number].replace(' ', '-')}")
 async def test_a_crash_at_any_write_changes_nothing_about_the_end(

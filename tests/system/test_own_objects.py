@@ -13,6 +13,8 @@ from tests.system.world import Object, World, bring_up, run_to_the_end
 from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.storage import build_output_claim
 
+pytestmark = pytest.mark.sampled(3)
+
 OWN_CONFIG: Object = build_config_map(make_job())
 KEPT: Object = build_output_claim(make_job()) or {}
 OWNED: Object = build_output_claim(make_job(spec={"output": {"deleteWithJob": True}})) or {}
@@ -61,6 +63,7 @@ TAKEN: list[Any] = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("plural", "theirs", "spec", "words"), TAKEN)
 async def test_an_object_of_another_is_never_taken_for_the_jobs_own(
     world: World, plural: str, theirs: Object, spec: Object, words: str

@@ -9,6 +9,8 @@ from tests.support.builders import NAMESPACE, OTHER_UID, UID, finished_progress,
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, World, run_to_the_end
 
+pytestmark = pytest.mark.sampled(3)
+
 Object = dict[str, Any]
 FOLDER = f"first-{OTHER_UID}"
 CLAIM: Object = {"metadata": {"namespace": NAMESPACE, "name": "first-out"}}

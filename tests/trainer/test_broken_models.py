@@ -120,6 +120,7 @@ def refusal(folder: Path, name: str, **options: Any) -> TrainerError:
     return error.value
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", CASES)
 def test_broken_model_is_explained_and_not_tried_again(tmp_path: Path, model_folder: Callable[[str], Path], case: str) -> None:
     harm, kind, words = CASES[case]

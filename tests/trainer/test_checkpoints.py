@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 
 

@@ -18,6 +18,8 @@ from finetune_trainer.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from tests.support.trainer import Command, Outcome
 
+pytestmark = pytest.mark.sampled(4)
+
 STEPS = 6
 """Of an epoch of `held_out`: 24 rows, four a step."""
 

@@ -133,6 +133,7 @@ def asked(tokenizer: Any, config: Dataset, row: Row, folder: Path) -> list[int]:
     return list(ids)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_template_gives_the_prompt_that_was_trained(tokenizer: Any, kind: str, tmp_path: Path) -> None:
     for row in ROWS:

@@ -266,7 +266,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("families")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("family", "method", "name"), list(cells()))
 def test_family(
     command: Command, model_folder: Callable[[str], Path], tokenizer: Any, folder: Path, family: str, method: str, name: str

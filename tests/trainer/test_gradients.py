@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from finetune_trainer.runtime.engine import Engine
 
+pytestmark = pytest.mark.sampled(4)
+
 VALUES = {"nan": math.nan, "inf": math.inf, "too large for its square": 1e30}
 
 

@@ -17,6 +17,8 @@ from ruamel.yaml import YAML
 from tests.support.jobs import finetune_job
 from tests.support.trainer import sample_rows
 
+pytestmark = pytest.mark.sampled(4)
+
 
 @pytest.fixture
 def finetune(tmp_path: Path, model_folder: Callable[[str], Path]) -> Callable[..., Any]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def claim(folder: Path, name: str | None = None, attempt: int = 1) -> lock.Claim:
     return lock.Claim(folder, name, attempt)

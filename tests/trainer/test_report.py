@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 VOID = {"meta", "br", "link", "path", "use", "rect", "img"}
 EVIL = '<script>alert("1")</script>'
 

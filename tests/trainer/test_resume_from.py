@@ -15,6 +15,8 @@ from tests.support.trainer import Apart, Command, Outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.sampled(4)
+
 WHOLE, EARLIER = "whole", "earlier"
 
 

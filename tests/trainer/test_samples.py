@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def shown(outcome: Outcome) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((outcome.output / "logs" / "samples.json").read_text())

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def model_without_pad(folder: Path, *tokens: str) -> str:
     """A model for the vocabulary of a tokenizer that has tokens behind it, the last of which is its pad token."""

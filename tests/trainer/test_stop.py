@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 LONG = 150  # steps of a run that takes long enough to be interrupted
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 
 def check_manifest(outcome: Outcome) -> dict[str, Any]:
     """The manifest names every file of the result with its checksum; give it."""

@@ -79,6 +79,7 @@ async def slow_drops(writer: asyncio.StreamWriter) -> None:
         await a_moment()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "talk", [endless_body, endless_headers, endless_interim_answers, slow_drops], ids=lambda talk: talk.__name__
 )

@@ -80,6 +80,7 @@ async def test_the_dashboard_is_served_with_the_jobs_token_until_ctrl_c(shell: S
         assert TOKEN not in err.decode() + address
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("path", "headers", "status"),
     [

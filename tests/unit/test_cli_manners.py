@@ -20,6 +20,8 @@ from tests.support.shell import CLUSTER, SUBMISSION, Shell, shell_at
 from finetune_client import grammar
 from finetune_client.cli import main
 
+pytestmark = pytest.mark.sampled(3)
+
 COMMAND = [sys.executable, "-m", "finetune_client.cli"]
 BARE = "General: {base_model: gpt2}\nDataset: {train_file: rows.jsonl}\n"
 HEAVY = {"pydantic", "kubernetes", "ruamel", "urllib3", "aiohttp", "requests", "ssl", "http.client", "asyncio"}

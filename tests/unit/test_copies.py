@@ -99,6 +99,7 @@ async def test_what_is_there_already_is_not_copied_again(shell: Shell, tmp_path:
     assert tree(target) == files
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("seed", range(10))
 async def test_both_ways_survive_connections_that_are_cut(shell: Shell, tmp_path: Path, seed: int) -> None:
     files = finished(shell)

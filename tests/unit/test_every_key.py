@@ -109,6 +109,7 @@ def effects(name: str) -> list[bool]:
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name in leaves(SPEC) if name not in IN_DECISIONS], ids=str)
 def test_a_key_takes_effect_in_the_manifests(name: str) -> None:
     found = effects(name)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
+import pytest
 from tests.support.builders import DATA, make_job
 
 from finetune_operator.constants import MAX_JOB_NAME
@@ -63,16 +64,19 @@ def cluster_names() -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_the_names_drawn_are_names_that_jobs_may_have() -> None:
     names = [name for name, _, _ in keys()]
     assert all(JOB_NAME.fullmatch(name) and len(name) <= MAX_JOB_NAME for name in names)
     assert {len(name) for name in names} == set(range(1, MAX_JOB_NAME + 1))
 
 
+@pytest.mark.slow
 def test_every_cluster_name_is_valid_and_short_enough_for_kuberay() -> None:
     assert all(DNS_1035.fullmatch(name) and len(name) <= 53 for name in cluster_names())
 
 
+@pytest.mark.slow
 def test_a_cluster_name_tells_its_job_and_attempt() -> None:
     """So no two are alike: what can be taken apart again was put together in one way only."""
     for (name, uid, attempt), cluster in zip(keys(), cluster_names(), strict=True):

@@ -225,6 +225,7 @@ async def test_a_job_that_waits_is_looked_at_less_and_less_until_something_chang
     assert (await looks.observe(waiting_for_claim("another"))).look_again == pytest.approx(5, rel=0.25)
 
 
+@pytest.mark.slow
 async def test_a_thousand_jobs_that_each_wait_for_something_else_make_few_requests_at_any_time() -> None:
     kube, time = Kube(), [0.0]
     looks = Preflight(SharedReads(kube, clock=lambda: time[0]), SETTINGS)  # type: ignore[arg-type]
