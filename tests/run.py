@@ -24,6 +24,8 @@ CLUSTER = ROOT / "tests" / "cluster" / "cluster"
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.tally", "-m", "not benchmark"]
 BESIDE = ["-n", "2", "--dist", "loadfile"]
 """Options of pytest-xdist: two workers, and the tests of a file on one of them."""
+CHART = "tests/packaging/test_chart.py"
+"""Needs helm, which is made with the cluster's programs."""
 EVERY_SECONDS = 30 if not sys.stdout.isatty() else 2
 LOG_LINES = 80
 
@@ -99,16 +101,18 @@ class Part:
 def parts() -> list[Part]:
     """What there is to run on this machine."""
     why_not = subprocess.run([CLUSTER, "why-not"], capture_output=True, text=True, check=False).stdout.strip()
-    local = ["unit", "packaging", "system", "trainer"]
-    found = [
-        Part("lint", [["make", "--no-print-directory", "lint"]]),
-        Part("site", [[*PYTEST, "tests/site"]]),
-        Part("local", [[*PYTEST, *BESIDE, "--no-loadscope-reorder", *(f"tests/{folder}" for folder in local)]]),
+    local = [
+        *PYTEST,
+        *BESIDE,
+        "--no-loadscope-reorder",
+        *(f"tests/{name}" for name in ("unit", "packaging", "system", "trainer")),
     ]
+    found = [Part("lint", [["make", "--no-print-directory", "lint"]]), Part("site", [[*PYTEST, "tests/site"]])]
     if why_not and not os.environ.get("CI"):
         print(why_not, flush=True)
-        return found
-    cluster = [[*PYTEST, "tests/api"], [*PYTEST, *BESIDE, "tests/e2e"]]
+        return [*found, Part("local", [local])]
+    found.append(Part("local", [[*local, f"--ignore={CHART}"]]))
+    cluster = [[*PYTEST, "tests/api", CHART], [*PYTEST, *BESIDE, "tests/e2e"]]
     return [*found, Part("build", [[str(CLUSTER), "prepare"]], niceness=2), Part("cluster", cluster, after=("build",))]
 
 
