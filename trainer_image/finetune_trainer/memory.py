@@ -181,12 +181,17 @@ def predict(shape: Shape, step: Step) -> Prediction:
     copies = 4 * trained if step.lower and step.adapter is None else 0
     frozen = width * shape.weights if step.adapter is None else width * shape.weights + 4 * trained
     return Prediction(
-        weights=(frozen + copies) // parts,
+        weights=(frozen + copies) // parts + (width * gathered(shape) if parts > 1 else 0),
         optimizer=moments // parts,
         gradients=(4 * trained + (width * trained if copies else 0)) // parts,
         activations=activations(shape, step),
         logits=logits(shape, step),
     )
+
+
+def gathered(shape: Shape) -> int:
+    """Weights that FSDP holds whole at a time: a layer, the next one, and what is in no layer."""
+    return 2 * shape.layer + shape.weights - shape.layers * shape.layer
 
 
 def activations(shape: Shape, step: Step) -> int:
