@@ -107,7 +107,11 @@ def cpu_rows() -> Rows:
         adapter = ADAPTER if method == "LoRA" else None
         made = memory.Step(2048, 880, adapter, lower=False, compiled=False, ranks=NODES, device=0)
         work = speed.Work(made, SEEN)
-        yield [f"{size} {method}, DDP", "2,048", *_exchange(memory.Shape.of(SIZES[size]), work, speed.cpu(CORES_OF_NODE), (10, 25))]
+        yield [
+            f"{size} {method}, DDP",
+            "2,048",
+            *_exchange(memory.Shape.of(SIZES[size]), work, speed.cpu(CORES_OF_NODE), (10, 25)),
+        ]
 
 
 def _exchange(shape: memory.Shape, work: speed.Work, device: speed.Device, networks: tuple[int, ...]) -> list[str]:

@@ -164,7 +164,9 @@ def _add_estimate(commands: Any) -> None:
     parser.add_argument("-f", "--filename", required=True, metavar="FILE", help="the FinetuneJob, or the finetuning YAML")
     _add_claims(parser)
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder with the base model's config.json")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="rows to count (default: those that the job names, if they are here)")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="rows to count (default: those that the job names, if they are here)"
+    )
     parser.add_argument("--rows", type=count, metavar="N", help="number of rows, where they are not here")
     parser.add_argument("--mean-tokens", type=count, metavar="N", help="tokens of a row, on average, where they are not here")
     parser.add_argument("--device", metavar="NAME", help="the GPU: h100, h200, ... (default: h100, or max-1550 for Intel GPUs)")

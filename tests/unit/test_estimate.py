@@ -14,11 +14,15 @@ from tests.support.chart import ROOT
 from tests.support.trainer import make_tokenizer, sample_rows
 
 from finetune_client import cli
+from finetune_trainer.config.dataset import Dataset
+from finetune_trainer.data.encode import encode_rows
+from finetune_trainer.data.jsonl import Row
 
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
 }  # fmt: skip
+CONFIG = Dataset(train_file="rows.jsonl")
 LORA = {"r": 8, "lora_dropout": 0.0}
 
 
@@ -31,7 +35,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def write_job(folder: Path, *, gpu: bool = True, bare: bool = False, **sections: dict[str, Any]) -> Path:
+def write_job(folder: Path, *, gpu: bool = True, bare: bool = False, **sections: Any) -> Path:
     """A job, or a finetuning YAML, that trains an 8B model."""
     device = {"device": "GPU", "resources_per_worker": {"CPU": 4, "GPU": 1}} if gpu else {"resources_per_worker": {"CPU": 16}}
     config = {
@@ -77,28 +81,24 @@ def test_a_run_that_was_measured_is_told_as_it_was_measured(
 
 
 def test_what_was_not_measured_is_marked(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for job, options in (
-        (write_job(tmp_path), ("--device", "a100")),
-        (write_job(tmp_path, training={"resources_per_worker": {"CPU": 4, "GPU": 2}}), ()),
-        (write_job(tmp_path, gpu=False), ()),
-    ):
-        found = told(capsys, "-f", job, "--model", model, *KNOWN, *options)
+    two = {"resources_per_worker": {"CPU": 4, "GPU": 2}}
+    for changes, options in (({}, ("--device", "a100")), ({"training": two}, ()), ({"gpu": False}, ())):
+        found = told(capsys, "-f", write_job(tmp_path, **changes), "--model", model, *KNOWN, *options)
         assert found["isEstimate"] is True
         assert "data sheets" in found["notes"][-1]
 
 
-def test_rows_and_tokens_are_counted_where_the_files_are_here(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_and_tokens_are_counted_where_the_files_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claims = tmp_path / "claims"
     (claims / "models" / "ours").mkdir(parents=True)
     (claims / "data").mkdir()
-    make_tokenizer().save_pretrained(claims / "models" / "ours")
+    (tokenizer := make_tokenizer()).save_pretrained(claims / "models" / "ours")
     (claims / "models" / "ours" / "config.json").write_text(json.dumps(LLAMA_8B))
     (claims / "data" / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in sample_rows(200)))
     found = told(capsys, "-f", write_job(tmp_path), "--claims-dir", claims, "--claim", f"data={claims / 'data'}")
     assert found["rows"] == 190
-    assert found["meanTokensPerRow"] == pytest.approx(65, rel=0.3)
+    examples = encode_rows([Row(**row, line=1) for row in sample_rows(200)], tokenizer, CONFIG, "f")
+    assert found["meanTokensPerRow"] == pytest.approx(examples.lengths.mean(), rel=0.02)
     assert not any("guessed" in note for note in found["notes"])
     (claims / "models" / "ours" / "tokenizer.json").unlink()
     assert "guessed" in told(capsys, "-f", write_job(tmp_path), "--claims-dir", claims)["notes"][0]
@@ -118,9 +118,7 @@ def test_activations_are_recomputed_where_memory_does_not_suffice(
     assert [found["memory"]["fits"] for found in on.values()] == [True, True, False]
 
 
-def test_people_get_a_table_and_yaml_is_what_json_is(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_people_get_a_table_and_yaml_is_what_json_is(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-f", str(write_job(tmp_path)), "--model", str(model), *map(str, KNOWN)]
     assert cli.main(["estimate", *arguments]) == 0
     said = capsys.readouterr().out
@@ -137,13 +135,13 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, model: Path, c
     assert "--rows N --mean-tokens N" in refused(capsys, "-f", job, "--model", model)
     assert "it has h200, h100" in refused(capsys, "-f", job, "--model", model, *KNOWN, "--device", "tpu")
     assert "did you mean data" in refused(capsys, "-f", job, "--model", model, *KNOWN, "--claim", "dat=/")
-    assert "the job trains on CPUs" in refused(capsys, "-f", write_job(tmp_path, gpu=False), "--model", model, *KNOWN, "--device", "h100")
+    assert "the job trains on CPUs" in refused(
+        capsys, "-f", write_job(tmp_path, gpu=False), "--model", model, *KNOWN, "--device", "h100"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x"}'])
-def test_a_model_of_unknown_size_is_refused(
-    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], text: str
-) -> None:
+def test_a_model_of_unknown_size_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (model / "config.json").write_text(text)
     assert "config.json does not tell the size of a model" in refused(capsys, "-f", write_job(tmp_path), "--model", model, *KNOWN)
 

@@ -78,7 +78,10 @@ class LlmOnRayPrompt:
 
     def parts(self, rows: Sequence[Row]) -> Iterator[Parts]:
         """The parts of each of at least one row."""
-        prompts = ids_of_markup(self._tokenizer, [render(self._tokenizer, self.template, self.message(row)) for row in rows])
+        before, after = self.around
+        # As the template has it, which takes longer than the tokenizer.
+        texts = [f"{before}{row.instruction}{INPUT + row.context if row.context else ''}{after}" for row in rows]
+        prompts = ids_of_markup(self._tokenizer, texts)
         responses = ids_of(self._tokenizer, [row.response.strip() if self._chat else row.response for row in rows])
         for row, prompt, response in zip(rows, prompts, responses, strict=True):
             if len(prompt) <= self._longest and self._special.count(prompt) == self._specials:

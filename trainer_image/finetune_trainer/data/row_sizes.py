@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.data import folders, jsonl, readers
-from finetune_trainer.data.llm_on_ray_prompt import INSTRUCTION, INTRO, RESPONSE
+from finetune_trainer.data.llm_on_ray_prompt import INPUT, INSTRUCTION, INTRO, RESPONSE
 from finetune_trainer.errors import DatasetInvalid
 
 if TYPE_CHECKING:
@@ -154,6 +154,6 @@ def _row_sizes(row: jsonl.Row, config: Dataset, count: Count, around: int) -> It
         blocks = -(-whole // config.longest_block)
         yield from ((whole // blocks, whole // blocks) for _ in range(blocks))
         return
-    prompt = min(around + count(row.instruction) + count(row.context), config.longest_prompt)
+    prompt = min(around + count(row.instruction) + (count(INPUT + row.context) if row.context else 0), config.longest_prompt)
     response = max(1, min(count(row.response) + 1, config.max_length - prompt))
     yield prompt + response, response if config.mask_input else prompt + response
