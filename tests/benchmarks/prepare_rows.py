@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.prepare_rows RESULTS.json [--rows N] [--processes N] [--rounds N] [--model DIR]
 
-Both read the same JSONL file and leave token ids and labels on the disk, cut to the same lengths. They take turns, A B B A, each in a
-process of its own; seconds count from the open file to the last byte, without imports. Memory is the highest of a process: the one that
-reads and writes, and the largest of those that tokenise. The data set that `datasets.map` makes has to have as many tokens.
+Both read the same JSONL file and leave token ids and labels on the disk, cut to the same lengths. They take turns, A B B A,
+each in a process of its own; seconds count from the open file to the last byte, without imports. Memory is the highest of a
+process: the one that reads and writes, and the largest of those that tokenise.
 """
 
 from __future__ import annotations

@@ -43,8 +43,13 @@ def write_job(folder: Path, *, gpu: bool = True, bare: bool = False, **sections:
         "Dataset": {"train_file": "rows.jsonl"} | sections.get("dataset", {}),
         "Training": {"batch_size": 43, "mixed_precision": "bf16"} | device | sections.get("training", {}),
     }
-    spec = {"config": config, "output": {"size": "1Gi"}, "dataset": {"persistentVolumeClaim": {"claimName": "data"}},
-            "model": {"persistentVolumeClaim": {"claimName": "models", "subPath": "ours"}}} | ({"accelerator": "nvidia"} if gpu else {})  # fmt: skip
+    spec = {
+        "config": config,
+        "output": {"size": "1Gi"},
+        "dataset": {"persistentVolumeClaim": {"claimName": "data"}},
+        "model": {"persistentVolumeClaim": {"claimName": "models", "subPath": "ours"}},
+    }
+    spec |= {"accelerator": "nvidia"} if gpu else {}
     job = {"apiVersion": "llmonray.dev/v1alpha1", "kind": "FinetuneJob", "metadata": {"name": "job"}, "spec": spec}
     path = folder / "job.yaml"
     with path.open("w") as file:

@@ -1,6 +1,6 @@
 """What a run will take: memory, speed and time, from its configuration, the model's config.json and the sizes of its rows.
 
-Nothing is loaded and nothing is tried: it needs no GPU, and none of the libraries of training. `memory` and `speed` predict a step.
+It needs no GPU, and none of the libraries of training. `memory` and `speed` predict a step.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def _micro_batches(
         sharded=training.strategy == "FSDP",
         device=device.memory,
     )
-    means = {"tokens": round(sum(taken) / len(taken)), "supervised": sum(learned for _, learned in batches) // len(batches)}
-    return largest, dataclasses.replace(largest, **means)
+    learned = sum(learned for _, learned in batches) // len(batches)
+    return largest, dataclasses.replace(largest, tokens=round(sum(taken) / len(taken)), supervised=learned)
 
 
 def _tokens(lengths: Sequence[int], *, packs: bool) -> int:

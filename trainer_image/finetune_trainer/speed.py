@@ -1,4 +1,4 @@
-"""The time of a step, predicted by a roofline: operations of matrices and of attention, bytes that are moved, and what ranks exchange.
+"""The time of a step, predicted by a roofline: operations of matrices and attention, bytes moved, and what ranks exchange.
 
 It is arithmetic only, as `memory`, from which it takes the shape of a model and the sizes of a step. The constants were fitted to
 what was measured; `docs/performance.md` has the measurements and how far the prediction is from them.
@@ -75,8 +75,8 @@ WIDE_HEAD, WIDE_ATTENTION = 128, 0.4
 """Numbers of a head above which the kernel of attention has larger tiles, and what that leaves of its rate."""
 
 NORMS, INNER, HEADS = 24, 9, 10
-"""Times that compiled layers read or write a tensor, forwards and backwards: of the hidden size, of the inner size (for each matrix
-before the last one), and of queries and keys."""
+"""Times that compiled layers read or write a tensor, forwards and backwards: of the hidden size, of the inner size (for each
+matrix before the last one), and of queries and keys."""
 
 UNCOMPILED = 4.3
 """How much more is moved where layers are not compiled."""
@@ -85,8 +85,8 @@ UPDATE_BYTES, MOMENT_BYTES = 36, 12
 """Bytes moved for a trained weight in an update: gradient, norm, clipping, weight and its copy; and for each moment of it."""
 
 HOST_STEP, HOST_LAYER = 0.010, 0.0034
-"""Seconds of a micro-batch in which a GPU waits in any case; and seconds that a host takes to start the kernels of a layer, forwards
-and backwards, which a GPU waits for that is faster."""
+"""Seconds of a micro-batch in which a GPU waits in any case; and seconds that a host takes to start the kernels of a layer,
+forwards and backwards, which a GPU waits for that is faster."""
 
 OVERLAP = 0.5
 """Part of the backward pass behind which an exchange of gradients hides."""
@@ -194,7 +194,7 @@ def update_bytes(shape: Shape, step: Step) -> float:
 
 
 def exchanged_bytes(shape: Shape, work: Work) -> float:
-    """Bytes that a rank sends in a step. Gradients are added up in float32, once; FSDP gathers the weights twice in each micro-batch."""
+    """Bytes that a rank sends in a step: gradients in float32, once, and with FSDP the weights twice in each micro-batch."""
     step = work.step
     if step.ranks == 1:
         return 0.0

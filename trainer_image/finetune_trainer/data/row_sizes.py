@@ -121,8 +121,9 @@ def _rows(path: Path, name: str) -> Iterator[Any]:
 
 def _sample(rows: Iterable[Any]) -> tuple[int, list[Any]]:
     """How many rows there are, and some of them, each with the same chance."""
-    chance, kept, number = random.Random(0), [], 0  # noqa: S311 - nothing secret
-    for number, row in enumerate(rows, start=1):  # noqa: B007 - it is used behind the loop
+    kept: list[Any] = []
+    chance, number = random.Random(0), 0  # noqa: S311 - nothing secret
+    for number, row in enumerate(rows, start=1):
         if len(kept) < SAMPLE:
             kept.append(row)
         elif (place := chance.randrange(number)) < SAMPLE:
