@@ -172,7 +172,7 @@ def _add_estimate(commands: Any) -> None:
     parser.add_argument("--device", metavar="NAME", help="the GPU: h100, h200, ... (default: h100, or max-1550 for Intel GPUs)")
     parser.add_argument("--network", type=number, metavar="GBIT", help="Gbit/s of a host to the others (default: 25, on CPUs 10)")
     parser.add_argument(
-        "--core-gflops", type=number, metavar="N", help="what a core of a CPU multiplies in float32, in GFLOP/s (default: 75)"
+        "--core-gflops", type=number, metavar="N", help="what a core of a CPU multiplies in float32, in GFLOP/s (default: 90)"
     )
     parser.add_argument("-o", "--output", choices=("json", "yaml"), help="print it so")
 

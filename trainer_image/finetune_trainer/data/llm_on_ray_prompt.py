@@ -76,8 +76,8 @@ class LlmOnRayPrompt:
     def _split_before(self) -> tuple[list[int], str]:
         """The ids of the text up to the first end-of-sequence token, and the rest of the text before the instruction.
 
-        A tokenizer splits a text at such a token first of all, so that the ids of both sides are those of the whole text: unless it
-        treats the beginning of a text in its own way, which is seen here, since the rest begins alike in all rows.
+        A tokenizer splits a text at such a token first of all, so that the ids of both sides are those of the whole text: unless
+        it treats the beginning of a text in its own way, which is seen here, since the rest begins alike in all rows.
         """
         before, after = self.around
         first, end, rest = before.partition(self._tokenizer.eos_token)
