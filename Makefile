@@ -70,6 +70,7 @@ docs: venv ## Render the reference and the pictures from the code
 	$(BIN)/python docs/tools/messages.py docs/reference/messages.md
 	$(BIN)/python docs/tools/llm_on_ray.py docs/reference/llm-on-ray.md
 	$(BIN)/python docs/tools/pictures.py docs/pictures
+	$(BIN)/python docs/tools/estimates.py docs/performance.md
 
 # An environment of its own: what makes the site shares no versions with what is tested.
 SITE := build/site-venv

@@ -127,21 +127,8 @@ def _add_files(commands: Any) -> None:
     run.add_argument(
         "--local", action="store_true", help="on this machine, which is the default; in a cluster use `finetune submit`"
     )
-    run.add_argument(
-        "--claim",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        type=claim,
-        help="the folder that stands for a PersistentVolumeClaim of the manifest; may be repeated",
-    )
-    run.add_argument(
-        "--claims-dir",
-        type=Path,
-        default=Path("finetune-output"),
-        metavar="DIR",
-        help="folder for the claims that are not named by --claim: each is DIR/NAME (default: finetune-output)",
-    )
+    _add_claims(run)
+    _add_estimate(commands)
     check = _add(
         commands,
         "validate",
@@ -151,6 +138,43 @@ def _add_files(commands: Any) -> None:
     _add_filename(check)
     change = _add(commands, "convert", "make a FinetuneJob manifest of a finetuning YAML of llm-on-ray", later("convert"))
     add_convert_options(change)
+
+
+def _add_claims(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--claim",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        type=claim,
+        help="the folder that stands for a PersistentVolumeClaim of the manifest; may be repeated",
+    )
+    parser.add_argument(
+        "--claims-dir",
+        type=Path,
+        default=Path("finetune-output"),
+        metavar="DIR",
+        help="folder for the claims that are not named by --claim: each is DIR/NAME (default: finetune-output)",
+    )
+
+
+def _add_estimate(commands: Any) -> None:
+    purpose = "predict memory, speed and time of a job or a finetuning YAML, without running it"
+    parser = _add(commands, "estimate", purpose, later("commands.estimate"))
+    parser.add_argument("-f", "--filename", required=True, metavar="FILE", help="the FinetuneJob, or the finetuning YAML")
+    _add_claims(parser)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="folder with the base model's config.json")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="rows to count (default: those that the job names, if they are here)"
+    )
+    parser.add_argument("--rows", type=count, metavar="N", help="number of rows, where they are not here")
+    parser.add_argument("--mean-tokens", type=count, metavar="N", help="tokens of a row, on average, where they are not here")
+    parser.add_argument("--device", metavar="NAME", help="the GPU: h100, h200, ... (default: h100, or max-1550 for Intel GPUs)")
+    parser.add_argument("--network", type=number, metavar="GBIT", help="Gbit/s of a host to the others (default: 25, on CPUs 10)")
+    parser.add_argument(
+        "--core-gflops", type=number, metavar="N", help="what a core of a CPU multiplies in float32, in GFLOP/s (default: 90)"
+    )
+    parser.add_argument("-o", "--output", choices=("json", "yaml"), help="print it so")
 
 
 def _add_views(commands: Any) -> None:
@@ -337,6 +361,17 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number")
     return int(text)
+
+
+def number(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return value
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from textwrap import indent
@@ -26,26 +25,24 @@ from uuid import NAMESPACE_OID, uuid5
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from finetune_client.claims import NAMESPACE, Folders
 from finetune_client.manifest import Document, read_documents
 from finetune_client.submission import is_bare
 from finetune_client.validate import check_object, is_job
-from finetune_operator.api.reasons import ENDED, WAITING, Explanation, Problem, Reason
+from finetune_operator.api.reasons import ENDED, WAITING, Explanation, Reason
 from finetune_operator.api.schema import Finding
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, dump
 from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
 from finetune_operator.decide import decide
 from finetune_operator.desired import naming
 from finetune_operator.desired.config_map import build_config_map
-from finetune_operator.desired.storage import required_claims
-from finetune_operator.observed import Cluster, Observed, RayJob, missing_object
+from finetune_operator.observed import Cluster, Observed, RayJob
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.output.answers import ANSWER_TOKENS, Sample, read_samples
 from finetune_trainer.runtime.stop import SIGNALS, STOPPED_EXIT_CODE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 from finetune_trainer.tracking.streams import unfailing
-
-NAMESPACE = "local"
 
 SHOWN_SAMPLES = 2
 """How many prompts are printed with their answers."""
@@ -94,59 +91,6 @@ def _run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
         _print_answers(folders)
         sys.stdout.write(f"\nThe result is in {folders.output}\n")
     return code if code in (0, STOPPED_EXIT_CODE) else 1
-
-
-class Folders:
-    """Where the job's claims are on this machine."""
-
-    def __init__(self, job: FinetuneJob, claims: Mapping[str, Path], claims_dir: Path) -> None:
-        self._job = job
-        self._claims = claims
-        self._claims_dir = claims_dir
-
-    def claim(self, name: str) -> Path:
-        """The folder that stands for a claim."""
-        return self._claims.get(name, self._claims_dir / name).absolute()
-
-    def unknown(self) -> list[str]:
-        """What is wrong with the names of ``--claim``: each must be a claim of the manifest."""
-        names = sorted({*required_claims(self._job).values(), naming.output_claim_name(self._job)})
-        near = {name: get_close_matches(name, names, 1) for name in self._claims if name not in names}
-        known = ", ".join(names)
-        return [
-            f"--claim {name}: the job has no such claim; {f'did you mean {found[0]}?' if found else f'it has {known}'}"
-            for name, found in near.items()
-        ]
-
-    def missing(self) -> tuple[Problem, ...]:
-        """Claims that must exist and whose folder does not; the output claim's is made, as a cluster would have it."""
-        required = required_claims(self._job).items()
-        absent = [(key, name) for key, name in required if not self.claim(name).is_dir() and not key.startswith("output")]
-        return tuple(missing_object("PersistentVolumeClaim", *item, NAMESPACE) for item in absent)
-
-    @property
-    def output(self) -> Path:
-        """The job's folder on its output claim."""
-        return self.claim(naming.output_claim_name(self._job)) / naming.output_path(self._job)
-
-    @property
-    def dataset(self) -> Path | None:
-        """The folder of the data set's claim, if the job names one."""
-        dataset = self._job.spec.dataset
-        claim = dataset.persistent_volume_claim if dataset else None
-        return self.claim(claim.claim_name) / claim.sub_path if claim else None
-
-    @property
-    def model(self) -> Path | None:
-        """The folder of the model's claim, if the job names one."""
-        model = self._job.spec.model
-        claim = model.persistent_volume_claim if model else None
-        return self.claim(claim.claim_name) / claim.sub_path if claim else None
-
-    def arguments(self) -> list[str]:
-        """Options of the trainer for what the job mounts."""
-        folders = {"--dataset_dir": self.dataset, "--model_dir": self.model}
-        return [word for option, folder in folders.items() if folder for word in (option, str(folder))]
 
 
 def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:

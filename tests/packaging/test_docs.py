@@ -49,6 +49,12 @@ def test_pages_that_are_made_of_the_code_are_the_rendered_ones(page: str, name: 
     assert (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8") == tool(name).render(), "run `make docs`"
 
 
+def test_what_is_predicted_on_the_page_of_performance_is_what_is_predicted_today() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert text == tool("estimates").with_tables(text), "run `make docs`"
+    assert text.count(" tokens/s |") > 10
+
+
 def test_messages_of_every_part_are_on_their_page() -> None:
     text = (ROOT / "docs" / "reference" / "messages.md").read_text(encoding="utf-8")
     for message in (

@@ -19,6 +19,12 @@ INPUTS_OF_INNER = {"gate_proj", "up_proj", "gate_up_proj", "fc1", "fc_in", "c_fc
 """Linear layers, by the tensor that they take; all others take what is kept anyway, or the widest one."""
 WIDEST_INPUTS = {"down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h"}
 
+HEAD_MULTIPLE, ALIBI = 8, 8
+"""To a multiple of what heads are filled up, and by how many numbers ALiBi makes them longer: see `modeling/attention.py`."""
+
+NORMED_EMBEDDINGS = {"bloom"}
+"""Families whose embeddings go through a norm, whose result autocast leaves in float32: so are the inputs of all layers, then."""
+
 MOMENTS = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1, "rprop": 2, "adadelta": 2}
 """Tensors that an optimizer keeps for each weight; others have two, as Adam."""
 
@@ -57,6 +63,10 @@ class Shape:
     positions: int
     """Learned ones."""
     tied: bool
+    heads: int
+    """Of the queries."""
+    head: int
+    """Numbers of a head as the kernel of attention takes it: with those for ALiBi, and filled up."""
     kept_keys: int
     """As `keys`, of those that attention keeps: heads that share one keep a copy each if a kernel cannot share."""
 
@@ -81,6 +91,8 @@ class Shape:
             vocabulary=config["vocab_size"],
             positions=first("max_position_embeddings", "n_positions") if family in ("gpt2", "opt") else 0,
             tied=bool(config.get("tie_word_embeddings", family in ("gpt2", "bloom", "mpt", "opt"))),
+            heads=heads,
+            head=size + -size % HEAD_MULTIPLE + (ALIBI if family in ("bloom", "mpt") else 0),
             kept_keys=keys,
         )
 
@@ -169,7 +181,7 @@ def predict(shape: Shape, step: Step) -> Prediction:
     copies = 4 * trained if step.lower and step.adapter is None else 0
     frozen = width * shape.weights if step.adapter is None else width * shape.weights + 4 * trained
     return Prediction(
-        weights=(frozen + copies) // parts,
+        weights=(frozen + copies) // parts + (width * gathered(shape) if parts > 1 else 0),
         optimizer=moments // parts,
         gradients=(4 * trained + (width * trained if copies else 0)) // parts,
         activations=activations(shape, step),
@@ -177,13 +189,25 @@ def predict(shape: Shape, step: Step) -> Prediction:
     )
 
 
+def gathered(shape: Shape) -> int:
+    """Weights that FSDP holds whole at a time: a layer, the next one, and what is in no layer."""
+    return 2 * shape.layer + shape.weights - shape.layers * shape.layer
+
+
 def activations(shape: Shape, step: Step) -> int:
     """What the layers keep for the backward pass."""
     width = 2 if step.lower else 4
-    layer = int(width * step.tokens * kept_by_layer(shape, step.adapter) * (1 if step.compiled else AS_THEY_ARE))
+    kept = kept_by_layer(shape, step.adapter) + (2 * shape.hidden if has_wide_inputs(shape, step) else 0)
+    layer = int(width * step.tokens * kept * (1 if step.compiled else AS_THEY_ARE))
     if step.checkpointing:
         return shape.layers * width * step.tokens * shape.hidden + layer
     return shape.layers * layer
+
+
+def has_wide_inputs(shape: Shape, step: Step) -> bool:
+    """Whether the inputs of the layers, and the sum before the second norm, are in float32 while all else is in 16 bits."""
+    autocast = step.lower and not step.sharded and (step.adapter is not None or step.ranks > 1)
+    return autocast and shape.family in NORMED_EMBEDDINGS
 
 
 def kept_by_layer(shape: Shape, adapter: Adapter | None) -> int:
@@ -192,7 +216,7 @@ def kept_by_layer(shape: Shape, adapter: Adapter | None) -> int:
     """
     targets = frozenset() if adapter is None else adapter.targets
     full = adapter is None
-    kept = 2 * shape.hidden + 2 * shape.queries + 2 * shape.kept_keys
+    kept = 2 * shape.hidden + round(2 * (shape.queries + shape.kept_keys) * shape.head * shape.heads / shape.queries)
     kept += shape.inner * (2 if shape.family in GATED else 1)
     kept += shape.hidden if full or targets & INPUTS_OF_ATTENTION else 0
     kept += shape.hidden if full or targets & INPUTS_OF_INNER else 0

@@ -69,8 +69,20 @@ class LlmOnRayPrompt:
         self._special = SpecialTokens(tokenizer)
         self.template, self.around = self._find_template()
         """The template of the exported tokenizer, and the text of a prompt before and after the instruction."""
-        question = render(tokenizer, self.template, {"content": QUESTION})
-        self._specials = self._special.count(ids_of_markup(tokenizer, [question])[0])
+        self._question = ids_of_markup(tokenizer, [render(tokenizer, self.template, {"content": QUESTION})])[0]
+        self._specials = self._special.count(self._question)
+        self._same, self._varying = self._split_before()
+
+    def _split_before(self) -> tuple[list[int], str]:
+        """The ids of the text up to the first end-of-sequence token, and the rest of the text before the instruction.
+
+        A tokenizer splits a text at such a token first of all, so that the ids of both sides are those of the whole text: unless
+        it treats the beginning of a text in its own way, which is seen here, since the rest begins alike in all rows.
+        """
+        before, after = self.around
+        first, end, rest = before.partition(self._tokenizer.eos_token)
+        same, other = ids_of_markup(self._tokenizer, [first + end, rest + QUESTION + after])
+        return (same, rest) if same + other == self._question else ([], before)
 
     def message(self, row: Row) -> dict[str, str]:
         """The user's message."""
@@ -78,7 +90,10 @@ class LlmOnRayPrompt:
 
     def parts(self, rows: Sequence[Row]) -> Iterator[Parts]:
         """The parts of each of at least one row."""
-        prompts = ids_of_markup(self._tokenizer, [render(self._tokenizer, self.template, self.message(row)) for row in rows])
+        before, after = self._varying, self.around[1]
+        # As the template has it, without what takes time and is the same in all rows.
+        texts = [f"{before}{row.instruction}{INPUT + row.context if row.context else ''}{after}" for row in rows]
+        prompts = [self._same + ids for ids in ids_of_markup(self._tokenizer, texts)]
         responses = ids_of(self._tokenizer, [row.response.strip() if self._chat else row.response for row in rows])
         for row, prompt, response in zip(rows, prompts, responses, strict=True):
             if len(prompt) <= self._longest and self._special.count(prompt) == self._specials:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def unwrapped(model: Any) -> Any:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The stack of equal blocks of a model, adapted or not."""
+    from torch import nn  # `estimate` reads the table where there is no torch
+
     layers: nn.ModuleList
     model = unwrapped(model)
     path = family_of(model.config.model_type).layers
@@ -94,6 +97,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 def has_plain_head(model: Any) -> bool:
     """Whether the loss may run the output layer on some positions only."""
+    from torch import nn
+
     model = unwrapped(model)
     known = family_of(model.config.model_type).plain_head and model.base_model is not model
     return known and type(model.get_output_embeddings()) is nn.Linear

@@ -1,0 +1,84 @@
+"""Folders of this machine that stand for the PersistentVolumeClaims of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from finetune_client.validate import check_object
+from finetune_operator.api.reasons import Problem
+from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.desired import naming
+from finetune_operator.desired.storage import required_claims
+from finetune_operator.observed import missing_object
+from finetune_trainer.errors import ConfigError
+
+NAMESPACE = "local"
+
+
+def local_job(manifest: Mapping[str, Any], where: str) -> FinetuneJob:
+    """A manifest as a job with the metadata that an API server would add.
+
+    Raises:
+        ConfigError: it is not valid; with every error.
+    """
+    findings = check_object(manifest)
+    if findings:
+        raise ConfigError([f"{where}: {finding}" for finding in findings])
+    metadata = {"name": "job", **manifest["metadata"], "namespace": NAMESPACE, "uid": NAMESPACE}
+    return FinetuneJob.model_validate({"metadata": metadata, "spec": manifest["spec"]})
+
+
+class Folders:
+    """Where the job's claims are on this machine."""
+
+    def __init__(self, job: FinetuneJob, claims: Mapping[str, Path], claims_dir: Path) -> None:
+        self._job = job
+        self._claims = claims
+        self._claims_dir = claims_dir
+
+    def claim(self, name: str) -> Path:
+        """The folder that stands for a claim."""
+        return self._claims.get(name, self._claims_dir / name).absolute()
+
+    def unknown(self) -> list[str]:
+        """What is wrong with the names of ``--claim``: each must be a claim of the manifest."""
+        names = sorted({*required_claims(self._job).values(), naming.output_claim_name(self._job)})
+        near = {name: get_close_matches(name, names, 1) for name in self._claims if name not in names}
+        known = ", ".join(names)
+        return [
+            f"--claim {name}: the job has no such claim; {f'did you mean {found[0]}?' if found else f'it has {known}'}"
+            for name, found in near.items()
+        ]
+
+    def missing(self) -> tuple[Problem, ...]:
+        """Claims that must exist and whose folder does not; the output claim's is made, as a cluster would have it."""
+        required = required_claims(self._job).items()
+        absent = [(key, name) for key, name in required if not self.claim(name).is_dir() and not key.startswith("output")]
+        return tuple(missing_object("PersistentVolumeClaim", *item, NAMESPACE) for item in absent)
+
+    @property
+    def output(self) -> Path:
+        """The job's folder on its output claim."""
+        return self.claim(naming.output_claim_name(self._job)) / naming.output_path(self._job)
+
+    @property
+    def dataset(self) -> Path | None:
+        """The folder of the data set's claim, if the job names one."""
+        dataset = self._job.spec.dataset
+        claim = dataset.persistent_volume_claim if dataset else None
+        return self.claim(claim.claim_name) / claim.sub_path if claim else None
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of the model's claim, if the job names one."""
+        model = self._job.spec.model
+        claim = model.persistent_volume_claim if model else None
+        return self.claim(claim.claim_name) / claim.sub_path if claim else None
+
+    def arguments(self) -> list[str]:
+        """Options of the trainer for what the job mounts."""
+        folders = {"--dataset_dir": self.dataset, "--model_dir": self.model}
+        return [word for option, folder in folders.items() if folder for word in (option, str(folder))]
