@@ -32,7 +32,7 @@ format: venv ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format --quiet
 	$(BIN)/ruff check --quiet --fix
 
-check: venv ## Format, lint, types, layers and a slice of the quick tests, in a minute and a half
+check: venv ## Format, lint, types, layers and a slice of the quick tests, in about a minute and a half
 	@$(MAKE) --no-print-directory -j 4 --output-sync=target lint unit-trainer unit-operator unit-system
 
 lint: venv ## Format, lint, types and layers
@@ -41,7 +41,7 @@ lint: venv ## Format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo | tail -n 2
 
-unit: venv ## All quick tests, in two minutes
+unit: venv ## All quick tests, in three minutes
 	@$(MAKE) --no-print-directory -j 4 --output-sync=target SLICE= unit-trainer unit-operator unit-system
 
 # Only these import torch: by one process, as that takes each process seconds, and on one thread, as others run beside it.
