@@ -7,6 +7,7 @@ They are computed by what `finetune estimate` computes with: no GPU is needed.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def step(method: str, ranks: int, *, sharded: bool, device: speed.Device, tokens
 def fitting(shape: memory.Shape, made: memory.Step) -> tuple[memory.Step, memory.Prediction] | None:
     """The step, with activations recomputed if they have to be, and its memory; None: it does not fit."""
     for recomputes in (False, True):
-        tried = memory.Step(**vars(made) | {"checkpointing": recomputes})
+        tried = dataclasses.replace(made, checkpointing=recomputes)
         predicted = memory.predict(shape, tried)
         if predicted.fits(made.device):
             return tried, predicted

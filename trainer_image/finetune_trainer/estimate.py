@@ -89,7 +89,8 @@ def estimate(
     training = config.training
     rows, evaluated = _split(config, sizes)
     largest, average = _micro_batches(config, shape, sizes, device)
-    largest = dataclasses.replace(largest, checkpointing=_recomputes(config, shape, largest))
+    wanted = config.general.enable_gradient_checkpointing
+    largest = dataclasses.replace(largest, checkpointing=memory.recomputes(shape, largest, wanted))
     average = dataclasses.replace(average, checkpointing=largest.checkpointing)
     work = speed.Work(average, sizes.seen, training.gradient_accumulation_steps)
     step = speed.predict(shape, work, device, _link(config, device, network))
@@ -132,23 +133,18 @@ def _micro_batches(
     config: TrainerConfig, shape: memory.Shape, sizes: Sizes, device: speed.Device
 ) -> tuple[memory.Step, memory.Step]:
     """The largest micro-batch of a rank, and an average one: of rows drawn from the sample."""
-    training, lora = config.training, config.general.lora_config
-    family = families.family_of(shape.family)
+    training = config.training
     count = max(1, round(_rows_per_step(config, sizes) / (training.ranks * training.gradient_accumulation_steps)))
-    packs = config.dataset.group and family.packs_rows
+    packs = config.dataset.group and families.family_of(shape.family).packs_rows
     chance, batches = random.Random(0), []  # noqa: S311 - nothing secret
     for _ in range(max(3, min(200, DRAWN // count))):
         chosen = [chance.randrange(len(sizes.lengths)) for _ in range(count)]
         batches.append(([sizes.lengths[row] for row in chosen], sum(sizes.supervised[row] for row in chosen)))
     taken = [_tokens(lengths, packs=packs) for lengths, _ in batches]
-    adapter = None
-    if lora is not None:
-        targets = lora.target_modules or family.lora_targets or ()
-        adapter = memory.Adapter(lora.r, frozenset(name.rpartition(".")[2] for name in targets), lora.lora_dropout > 0)
     largest = memory.Step(
         tokens=max(taken),
         supervised=max(learned for _, learned in batches),
-        adapter=adapter,
+        adapter=families.adapter_of(config.general.lora_config, shape.family),
         optimizer=training.optimizer,
         lower=training.mixed_precision != "no" and not device.is_cpu,
         compiled=training.compile is True or (training.compile == "auto" and device.name.startswith("NVIDIA")),
@@ -163,14 +159,6 @@ def _micro_batches(
 def _tokens(lengths: Sequence[int], *, packs: bool) -> int:
     """Tokens of a micro-batch, padding included."""
     return sum(lengths) if packs else len(lengths) * max(lengths)
-
-
-def _recomputes(config: TrainerConfig, shape: memory.Shape, step: memory.Step) -> bool:
-    """Whether activations are recomputed, as the trainer decides it."""
-    wanted = config.general.enable_gradient_checkpointing
-    if wanted == "auto":
-        return bool(step.device) and not memory.predict(shape, step).fits(step.device)
-    return wanted
 
 
 def _link(config: TrainerConfig, device: speed.Device, network: float | None) -> float:

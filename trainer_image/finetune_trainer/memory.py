@@ -7,7 +7,7 @@ It is arithmetic only: no torch and no model are needed. `docs/performance.md` c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 GIB = 2**30
 
@@ -19,8 +19,11 @@ INPUTS_OF_INNER = {"gate_proj", "up_proj", "gate_up_proj", "fc1", "fc_in", "c_fc
 """Linear layers, by the tensor that they take; all others take what is kept anyway, or the widest one."""
 WIDEST_INPUTS = {"down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h"}
 
-HEAD_MULTIPLE, ALIBI = 8, 8
-"""To a multiple of what heads are filled up, and by how many numbers ALiBi makes them longer: see `modeling/attention.py`."""
+HEAD_MULTIPLE = 8
+"""Heads have a multiple of so many numbers, which the kernel of attention reads at once."""
+
+ALIBI = 8
+"""By how many numbers ALiBi makes heads longer: see `modeling/attention.py`."""
 
 NORMED_EMBEDDINGS = {"bloom"}
 """Families whose embeddings go through a norm, whose result autocast leaves in float32: so are the inputs of all layers, then."""
@@ -142,7 +145,11 @@ class Step:
     ranks: int = 1
     sharded: bool = False
     device: int = field(default=80 * GIB)
-    """Memory of the GPU."""
+    """Memory of the GPU; 0: unknown."""
+
+    def trained(self, shape: Shape) -> int:
+        """Weights that are trained."""
+        return shape.weights if self.adapter is None else self.adapter.weights(shape)
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ def predict(shape: Shape, step: Step) -> Prediction:
     """The memory of a rank at its peak."""
     width = 2 if step.lower else 4
     parts = step.ranks if step.sharded else 1
-    trained = shape.weights if step.adapter is None else step.adapter.weights(shape)
+    trained = step.trained(shape)
     moments = 4 * MOMENTS.get(step.optimizer.lower(), 2) * trained
     # Trained weights are in float32, beside a copy that computes. Gradients are, too, and for a moment both copies have one.
     copies = 4 * trained if step.lower and step.adapter is None else 0
@@ -187,6 +194,13 @@ def predict(shape: Shape, step: Step) -> Prediction:
         activations=activations(shape, step),
         logits=logits(shape, step),
     )
+
+
+def recomputes(shape: Shape, step: Step, wanted: bool | Literal["auto"]) -> bool:
+    """Whether activations are recomputed, as wanted; automatically where the memory of the device is known not to suffice."""
+    if wanted == "auto":
+        return bool(step.device) and not predict(shape, step).fits(step.device)
+    return wanted
 
 
 def gathered(shape: Shape) -> int:

@@ -163,7 +163,7 @@ def operations(shape: Shape, step: Step) -> float:
     passes = (3 if full else 2) + (1 if step.checkpointing else 0)
     made = 2 * passes * step.tokens * shape.layers * shape.layer
     made += 2 * (3 if full else 2) * step.supervised * shape.hidden * shape.vocabulary
-    return made + (0 if step.adapter is None else 6 * step.tokens * step.adapter.weights(shape))
+    return made + (0 if full else 6 * step.tokens * step.trained(shape))
 
 
 def attention_seconds(shape: Shape, work: Work, device: Device) -> float:
@@ -191,9 +191,8 @@ def elementwise_bytes(shape: Shape, step: Step) -> float:
 
 def update_bytes(shape: Shape, step: Step) -> float:
     """Bytes that the update of the weights moves on a rank."""
-    trained = shape.weights if step.adapter is None else step.adapter.weights(shape)
     moments = MOMENTS.get(step.optimizer.lower(), 2)
-    return trained * (UPDATE_BYTES + MOMENT_BYTES * moments) / (step.ranks if step.sharded else 1)
+    return step.trained(shape) * (UPDATE_BYTES + MOMENT_BYTES * moments) / (step.ranks if step.sharded else 1)
 
 
 def exchanged_bytes(shape: Shape, work: Work) -> float:
@@ -202,7 +201,7 @@ def exchanged_bytes(shape: Shape, work: Work) -> float:
     if step.ranks == 1:
         return 0.0
     others = (step.ranks - 1) / step.ranks
-    trained = shape.weights if step.adapter is None else step.adapter.weights(shape)
+    trained = step.trained(shape)
     if not step.sharded:
         return 2 * others * 4 * trained
     return others * (work.micro * 2 * (2 if step.lower else 4) * shape.weights + 4 * trained)

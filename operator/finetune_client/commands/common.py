@@ -37,7 +37,11 @@ def print_objects(jobs: Sequence[Job], form: str, *, as_list: bool = False) -> N
         return
     objects: list[Mapping[str, Any]] = [dict(job.raw) for job in jobs]
     as_list = as_list or len(jobs) != 1
-    value = {"apiVersion": "v1", "kind": "List", "items": objects} if as_list else objects[0]
+    print_value({"apiVersion": "v1", "kind": "List", "items": objects} if as_list else objects[0], form)
+
+
+def print_value(value: Mapping[str, Any], form: str) -> None:
+    """Print it as JSON, or as YAML."""
     if form == "json":
         say(json.dumps(value, indent=4, ensure_ascii=False))
         return

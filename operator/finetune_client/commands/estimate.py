@@ -7,14 +7,13 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_client import submission
 from finetune_client.claims import Folders, local_job
-from finetune_client.commands.common import duration, note, size, table
+from finetune_client.commands.common import duration, note, print_value, size, table
 from finetune_client.errors import ClientError
 from finetune_client.manifest import read_documents
 from finetune_trainer import estimate, memory, speed
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if not found.is_measured:
         notes.append("no run like this one was measured: the figures follow from data sheets, and may be off by half")
     if options.output:
-        _print_object(_object(found, sizes, notes), options.output)
+        print_value(_object(found, sizes, notes), options.output)
         return 0
     sys.stdout.writelines(f"{line}\n" for line in table(_lines(found, sizes)))
     for line in notes:
@@ -162,15 +161,6 @@ def _object(found: estimate.Estimate, sizes: row_sizes.Sizes, notes: list[str]) 
         "hours": round(found.seconds / 3600, 3),
         "notes": notes,
     }  # fmt: skip
-
-
-def _print_object(value: Mapping[str, Any], form: str) -> None:
-    if form == "json":
-        sys.stdout.write(f"{json.dumps(value, indent=4, ensure_ascii=False)}\n")
-        return
-    from finetune_client.yaml_text import render
-
-    sys.stdout.write(render(dict(value)))
 
 
 def _lines(found: estimate.Estimate, sizes: row_sizes.Sizes) -> list[list[str]]:

@@ -92,7 +92,7 @@ class LlmOnRayPrompt:
         """The parts of each of at least one row."""
         before, after = self._varying, self.around[1]
         # As the template has it, without what takes time and is the same in all rows.
-        texts = [f"{before}{row.instruction}{INPUT + row.context if row.context else ''}{after}" for row in rows]
+        texts = [before + user_text(row) + after for row in rows]
         prompts = [self._same + ids for ids in ids_of_markup(self._tokenizer, texts)]
         responses = ids_of(self._tokenizer, [row.response.strip() if self._chat else row.response for row in rows])
         for row, prompt, response in zip(rows, prompts, responses, strict=True):
@@ -138,5 +138,10 @@ class LlmOnRayPrompt:
 
 
 def body_of(row: Row) -> str:
-    """The part of a prompt that is the user's."""
-    return INSTRUCTION + row.instruction + (INPUT + row.context if row.context else "")
+    """The part of a prompt that is the user's, with its heading."""
+    return INSTRUCTION + user_text(row)
+
+
+def user_text(row: Row) -> str:
+    """The instruction, and the context if there is one."""
+    return row.instruction + (INPUT + row.context if row.context else "")

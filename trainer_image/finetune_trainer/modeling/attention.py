@@ -18,6 +18,8 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from finetune_trainer.memory import HEAD_MULTIPLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -34,9 +36,6 @@ FLASH_CAPABILITY = (8, 0)
 
 HEAD_SIZE, SMALLER_HEAD_SIZE = 256, 192
 """Size of the largest head that the kernel supports, on GPUs of data centres, and on others with less memory in a core."""
-
-HEAD_MULTIPLE = 8
-"""Heads have a multiple of so many numbers, which the kernel reads at once."""
 
 FLASH_ARGUMENTS = {"cum_seq_q", "max_q", "dropout_p", "is_causal", "scale", "window_size_left", "window_size_right"}
 """What torch's operator has to take by these names."""

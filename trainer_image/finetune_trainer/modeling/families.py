@@ -11,8 +11,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune_trainer import memory
+
 if TYPE_CHECKING:
     from torch import nn
+
+    from finetune_trainer.config.general import LoraConfig
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +70,14 @@ LIMITS = (POSITIONS, "n_positions", "max_seq_len", "max_sequence_length", "seq_l
 def family_of(model_type: str) -> Family:
     """The row of a family; the safe defaults for a family without a row."""
     return FAMILIES.get(model_type, UNKNOWN)
+
+
+def adapter_of(lora: LoraConfig | None, model_type: str) -> memory.Adapter | None:
+    """The adapter of a configuration, as the prediction of memory and time takes it; None: all weights are trained."""
+    if lora is None:
+        return None
+    targets = lora.target_modules or family_of(model_type).lora_targets or ()
+    return memory.Adapter(lora.r, frozenset(name.rpartition(".")[2] for name in targets), lora.lora_dropout > 0)
 
 
 def warn_if_unknown(model_type: str) -> None:

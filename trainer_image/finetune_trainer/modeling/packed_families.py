@@ -17,7 +17,8 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, build_alibi
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.mpt.modeling_mpt import MptAttention, build_mpt_alibi_tensor
 
-from finetune_trainer.modeling.attention import HEAD_MULTIPLE, NAME, Alibi, Segments, attend
+from finetune_trainer.memory import HEAD_MULTIPLE
+from finetune_trainer.modeling.attention import NAME, Alibi, Segments, attend
 from finetune_trainer.modeling.families import family_of
 
 if TYPE_CHECKING:

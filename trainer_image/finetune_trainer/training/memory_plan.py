@@ -49,13 +49,13 @@ def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torc
         return ""
     shape, step = memory.Shape.of(model.config.to_dict()), largest_step(run, worker, model, rows, dtype, room)
     wanted = run.config.general.enable_gradient_checkpointing
-    predicted = memory.predict(shape, dataclasses.replace(step, checkpointing=wanted is True))
-    if wanted == "auto" and not predicted.fits(room):
+    recomputes = memory.recomputes(shape, step, wanted)
+    if wanted == "auto" and recomputes:
         load.recompute_activations(model)
-        less = memory.predict(shape, dataclasses.replace(step, checkpointing=True))
         if worker.is_rank0:
-            log.info("activations are recomputed, since steps would take %s of the GPU's %.0f", predicted, room / memory.GIB)
-        predicted = less
+            kept = memory.predict(shape, step)
+            log.info("activations are recomputed, since steps would take %s of the GPU's %.0f", kept, room / memory.GIB)
+    predicted = memory.predict(shape, dataclasses.replace(step, checkpointing=recomputes))
     text = f"a step of {step.tokens} tokens was predicted to take {predicted} of the GPU's {room / memory.GIB:.0f}"
     if worker.is_rank0:
         log.info("%s", text)
@@ -64,7 +64,7 @@ def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torc
 
 def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.dtype, room: int) -> memory.Step:
     """The largest micro-batch of the first steps on any rank."""
-    training, lora = run.config.training, run.config.general.lora_config
+    training = run.config.training
     lengths, supervised = rows.train.lengths[rows.train_rows], rows.train.supervised[rows.train_rows]
     group = run.config.dataset.group
     packs = group and families.family_of(model.config.model_type).packs_rows
@@ -72,14 +72,10 @@ def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.
     plan = islice(step_plan.plan_steps(lengths, worker.size, run.config, 0, by_length=group and not packs), count)
     shares = [share for step in plan for micro in step.micro for share in micro if len(share)]
     sizes = [int(lengths[share].sum() if packs else len(share) * lengths[share].max()) for share in shares]
-    adapter = None
-    if lora is not None:
-        targets = lora.target_modules or families.family_of(model.config.model_type).lora_targets or ()
-        adapter = memory.Adapter(lora.r, frozenset(name.rpartition(".")[2] for name in targets), lora.lora_dropout > 0)
     return memory.Step(
         tokens=max(sizes),
         supervised=max(int(supervised[share].sum()) for share in shares),
-        adapter=adapter,
+        adapter=families.adapter_of(run.config.general.lora_config, model.config.model_type),
         optimizer=training.optimizer,
         lower=dtype != torch.float32,
         compiled=is_wanted(run, worker.device),
