@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -194,11 +195,11 @@ def memory() -> dict[str, Any]:
     return {f"{name}_gib": round(stats[key] / 2**30, 1) for name, key in peaks.items()} | {"retries": stats["num_alloc_retries"]}
 
 
-def operations(engine: Any, shape: str, law: str) -> float:
+def operations(model: Any, shape: str, law: str) -> float:
     """Floating-point operations per token, of the weights and of attention; frozen weights get no gradient."""
     from torch import nn
 
-    about, model = engine.model.config, engine.model
+    about = model.config
     looked_up = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Embedding))
     matrices = sum(weight.numel() for weight in model.parameters()) - looked_up
     head = model.get_output_embeddings().weight
@@ -268,29 +269,37 @@ def measure(spec: str) -> dict[str, Any]:
              for step, _ in zip(plan, range(WARM + STEPS), strict=False)]  # fmt: skip
     speed = sum(taken[WARM:]) / sum(seconds)
     return {
-        "tok_s": round(speed), "mfu": round(speed * operations(engine, shape, law) / PEAK, 3), **memory(), **done,
+        "tok_s": round(speed), "mfu": round(speed * operations(engine.model, shape, law) / PEAK, 3), **memory(), **done,
         "forecast": engine.forecast, "packed": engine.packed, "notes": notes.texts, "cuts": cuts(),
         "step_ms": round(1000 * sum(seconds) / len(seconds), 1), "tok_step": round(sum(taken[WARM:]) / len(seconds)),
         "steps_ms": [round(1000 * each) for each in seconds],
     }  # fmt: skip
 
 
+def about() -> dict[str, str]:
+    """The GPU, the libraries, and the commit: what COMMIT says where the files have come without their history."""
+    import torch
+    import transformers
+
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = os.environ.get("COMMIT") or subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__,
+            "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES))), "commit": commit or "unknown"}  # fmt: skip
+
+
 def main(specs: list[str]) -> None:
     """Measure one after the other."""
     set_up_memory()
     import torch
-    import transformers
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    about = {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__,
-             "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES)))}  # fmt: skip
     for spec in specs:
         try:
             found = measure(spec)
         except Exception as error:  # noqa: BLE001 - the others are measured all the same
             traceback.print_exc()
             found = {"error": repr(error)[:300], **memory()}
-        print(json.dumps({"spec": spec, **found, **about}), flush=True)
+        print(json.dumps({"spec": spec, **found, **about()}), flush=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
