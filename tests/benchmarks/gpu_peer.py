@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -210,7 +211,9 @@ def train(peer: str, spec: str, way: Way, warm: int, steps: int) -> dict[str, An
 def attempt(peer: str, spec: str, way: Way, warm: int, steps: int) -> dict[str, Any]:
     """As `train`, but an error is a finding: most often, there is not enough memory."""
     try:
-        return train(peer, spec, way, warm, steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they use names of each other that have changed
+            return train(peer, spec, way, warm, steps)
     except torch.OutOfMemoryError:
         return {"error": "out of memory"}
     except Exception as error:  # noqa: BLE001 - the other ways are tried all the same

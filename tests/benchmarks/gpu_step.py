@@ -57,6 +57,7 @@ SWITCHES = {
     "auto": "gradient checkpointing where the prediction says that memory forces it",
     "autocast": "full finetuning has weights in float32 and autocast instead of masters",
     "budget": "steps are made by tokens, not by rows",
+    "fp8": "the frozen weights are held in 8 bits",
     "fp32": "all in float32, to compare losses",
     "profile": "print the kernels that take longest, of two further steps",
 }
@@ -79,6 +80,7 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
     lora = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1 if "drop" in switches else 0.0}
     return {
         "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": recomputes,
+                    "frozen_dtype": "fp8" if "fp8" in switches else None,
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
         "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "tokens_per_step": tokens if "budget" in switches else None,
