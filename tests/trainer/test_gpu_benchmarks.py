@@ -21,6 +21,12 @@ def test_check_finds_dropout_to_be_what_it_should() -> None:
     assert all(found[name] <= gpu_check.BOUNDS[name] for name in ("seed", "average"))
 
 
+def test_check_finds_a_frozen_layer_in_8_bits_to_be_near_what_it_was() -> None:
+    found = gpu_check.check_frozen()
+    assert all(0 <= found[name] <= gpu_check.BOUNDS[name] for name in ("forward", "backward", "emulated"))
+    assert found["forward"] > 0
+
+
 def test_step_is_measured_and_what_was_warned_of_is_told() -> None:
     found = gpu_step.measure("tiny-full:logn:1000")
     assert found["packed"]

@@ -105,10 +105,10 @@ class General(Section):
     lora_config: LoraConfig | None = None
     """Low-rank adaptation; null or absent means full finetuning."""
     frozen_dtype: Annotated[Literal["fp8"], choice("fp8")] | None = None
-    """Type in which the frozen linear layers are held and multiplied: fp8, which is faster on NVIDIA GPUs of compute capability 8.9
-    or higher and rounds what these layers compute by some per cent. It needs lora_config, mixed_precision bf16, device GPU and
-    accelerate_mode DDP. A merged model is made of the base model's own weights. An addition to llm-on-ray's keys. Default:
-    that of mixed_precision."""
+    """Type in which the frozen linear layers are held and multiplied: fp8, which is faster on NVIDIA GPUs of compute capability
+    8.9 or higher and rounds what these layers compute by some per cent. It needs lora_config, mixed_precision bf16, device GPU
+    and accelerate_mode DDP. A merged model is made of the base model's own weights. An addition to llm-on-ray's keys.
+    Default: that of mixed_precision."""
     merge_adapter: bool = False
     """Also write the base model with the adapter merged into it, below output_dir in the folder merged. No effect without
     lora_config."""

@@ -17,7 +17,6 @@ from finetune_trainer.config.general import General
 from finetune_trainer.config.section import Section
 from finetune_trainer.config.training import Training
 
-
 FROZEN_NEEDS_GPU = "General.frozen_dtype: fp8 needs Training.device GPU; leave frozen_dtype out on CPUs"
 
 FROZEN_NEEDS_DDP = (
@@ -36,8 +35,8 @@ RULES: list[JsonValue] = [
         "message": FROZEN_NEEDS_DDP,
     },
 ]
-"""Rules between the sections for the API server; `TrainerConfig._frozen_fits` checks the same in Python. The API server cannot look
-at mixed_precision, which may be a text or false: `config_notes` does, and the run."""
+"""Rules between the sections for the API server; `TrainerConfig._frozen_fits` checks the same in Python. The API server cannot
+look at mixed_precision, which may be a text or false: `config_notes` does, and the run."""
 
 
 class TrainerConfig(Section):

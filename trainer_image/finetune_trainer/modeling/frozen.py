@@ -1,7 +1,7 @@
 """Frozen linear layers in 8 bits: General.frozen_dtype.
 
-Weights are kept as float8 (e4m3) with a scale for each output, what comes in is rounded likewise with a scale for each token, and the
-tensor cores multiply both: nearly twice as fast as in bfloat16. So is the gradient of what came in; frozen weights have none.
+Weights are kept as float8 (e4m3) with a scale for each output, what comes in is rounded likewise with a scale for each token, and
+the tensor cores multiply both: nearly twice as fast as in bfloat16. So is the gradient of what came in; frozen weights have none.
 
 torchao has no such layer: its quantized weights are for inference, without gradients, and its layers for training keep
 the weights in bfloat16 and round them anew in each pass.
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import families
@@ -77,7 +76,6 @@ class _FrozenProduct(torch.autograd.Function):
         return product(rounded, weight, scales, scale, rows.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The scales of the weight are along what is summed over: they are multiplied into the gradient before that is rounded.
         scale, transposed, ones = ctx.saved_tensors
@@ -102,8 +100,8 @@ class FrozenLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight as it counts, in its former type: PEFT asks for type and device."""
-        rounded: Any = self.rounded
-        return (rounded.float() * self.scale).to(self.dtype)
+        rounded, scale = self.get_buffer("rounded"), self.get_buffer("scale")
+        return (rounded.float() * scale).to(self.dtype)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As of the layer that it takes the place of."""
@@ -126,17 +124,17 @@ def hold_in_8_bits(model: Any, device: torch.device, product: Product = scaled_p
     for layer in families.decoder_layers(model):
         for part in list(layer.modules()):
             for name, child in list(part.named_children()):
-                if _can_be_held(child):
+                if isinstance(child, nn.Linear) and _can_be_held(child):
                     setattr(part, name, FrozenLinear(child, device, product))
                     found += 1
     if not found:
         kind = families.unwrapped(model).config.model_type
-        raise ConfigError([f"General.frozen_dtype: a model of type {kind} has no linear layers that fp8 can hold (with sizes that "
-                           f"are multiples of {MULTIPLE}); leave frozen_dtype out"])  # fmt: skip
+        why = f"a model of type {kind} has no linear layers that fp8 can hold, with sizes that are multiples of {MULTIPLE}"
+        raise ConfigError([f"General.frozen_dtype: {why}; leave frozen_dtype out"])
     return found
 
 
-def _can_be_held(part: nn.Module) -> bool:
+def _can_be_held(part: nn.Linear) -> bool:
     if type(part) is not nn.Linear or part.weight.requires_grad:
         return False
     return part.in_features % MULTIPLE == 0 and part.out_features % MULTIPLE == 0

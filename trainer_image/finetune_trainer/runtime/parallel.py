@@ -42,7 +42,8 @@ def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.d
     renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
     no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     # It would send the frozen weights, too, and not all back ends send float8.
-    ddp._set_params_and_buffers_to_ignore_for_model(module, list(frozen.buffers_in_8_bits(module)))  # noqa: SLF001 - as torch's own code
+    ignore: Any = ddp._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001 - there is no public way
+    ignore(module, list(frozen.buffers_in_8_bits(module)))
     return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
 
 

@@ -72,10 +72,7 @@ def build_engine(
     masters = None
     if needs_masters(run, worker, dtype):
         masters = Masters(model.to(worker.device), dtype)
-    if run.config.general.frozen_dtype is not None:
-        held = frozen.hold_in_8_bits(model, worker.device, product)
-        if worker.is_rank0:
-            log.info("%d frozen linear layers are held in fp8", held)
+    round_frozen(run, worker, model, product)
     chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
     loss = parallel.parallelize(SupervisedLoss(model, chunk_bytes), worker, training.strategy, dtype)
 
@@ -110,6 +107,18 @@ def build_engine(
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
         forecast=forecast,
     )
+
+
+def round_frozen(run: Run, worker: Worker, model: Any, product: frozen.Product) -> None:
+    """Hold the frozen linear layers as the configuration says.
+
+    Raises:
+        ConfigError: the model has none that can be held so.
+    """
+    if run.config.general.frozen_dtype is not None:
+        held = frozen.hold_in_8_bits(model, worker.device, product)
+        if worker.is_rank0:
+            log.info("%d frozen linear layers are held in fp8", held)
 
 
 def needs_masters(run: Run, worker: Worker, dtype: torch.dtype) -> bool:
