@@ -170,8 +170,9 @@ def check_frozen() -> dict[str, float]:
             inputs, gradient = (torch.randn(count, size, device=DEVICE, dtype=torch.bfloat16) for size in (512, 1536))
             ours, expected = both_ways(layer, inputs, gradient), both_ways(plain, inputs, gradient)
             likewise = both_ways(emulated, inputs.cpu(), gradient.cpu())
-            for name, value in (("forward", apart(ours[0], expected[0])), ("backward", apart(ours[1], expected[1])),
-                                ("emulated", apart(ours[0].cpu(), likewise[0])), ("emulated", apart(ours[1].cpu(), likewise[1]))):  # fmt: skip
+            values = [("forward", apart(ours[0], expected[0])), ("backward", apart(ours[1], expected[1]))]
+            values += [("emulated", apart(mine.cpu(), other)) for mine, other in zip(ours, likewise, strict=True)]
+            for name, value in values:
                 found[name] = max(found[name], value)
         assert compiler.failure is None, compiler.failure
     return found
