@@ -69,7 +69,7 @@ def measure(model: str, rows: Path, kind: str | None, seed: int, steps: int) -> 
         losses.append(evaluate(engine, bool))
     before, after = (found.loss if found is not None else float("nan") for found in losses)
     return {"seed": seed, "frozen": kind or str(dtype).removeprefix("torch."), "before": round(before, 5),
-            "after": round(after, 5), "held_out": len(data.eval_rows), "seconds": round(time.perf_counter() - began, 1)}  # fmt: skip
+            "after": round(after, 5), "held_out": len(data.eval_rows), "seconds": round(time.perf_counter() - began)}  # fmt: skip
 
 
 def main(model: str, rows: str, steps: str = str(STEPS)) -> None:

@@ -65,7 +65,7 @@ class LoraConfig(Section):
     """Names of the linear layers to adapt. Default: PEFT's choice for the model's family."""
 
 
-FROZEN_NEEDS_LORA = "frozen_dtype needs General.lora_config: in full finetuning no weights are frozen"
+FROZEN_NEEDS_LORA = "frozen_dtype needs General.lora_config"
 
 GENERAL_RULES: list[JsonValue] = [
     {"rule": "!has(self.frozen_dtype) || has(self.lora_config)", "message": FROZEN_NEEDS_LORA},
@@ -105,10 +105,9 @@ class General(Section):
     lora_config: LoraConfig | None = None
     """Low-rank adaptation; null or absent means full finetuning."""
     frozen_dtype: Annotated[Literal["fp8"], choice("fp8")] | None = None
-    """Type in which the frozen linear layers are held and multiplied: fp8, which is faster on NVIDIA GPUs of compute capability
-    8.9 or higher and rounds what these layers compute by some per cent. It needs lora_config, mixed_precision bf16, device GPU
-    and accelerate_mode DDP. A merged model is made of the base model's own weights. An addition to llm-on-ray's keys.
-    Default: that of mixed_precision."""
+    """Type of LoRA's frozen linear layers. fp8: faster on NVIDIA GPUs of capability 8.9 or higher, and some per cent less exact.
+    It needs mixed_precision bf16. Merging takes the base model's own weights. An addition to llm-on-ray's keys. Default: that
+    of mixed_precision."""
     merge_adapter: bool = False
     """Also write the base model with the adapter merged into it, below output_dir in the folder merged. No effect without
     lora_config."""

@@ -55,12 +55,7 @@ def build_engine(
 ) -> Engine:
     """Load the model, wrap it for data-parallel training, and make optimizer and schedule. A collective.
 
-    Args:
-        run: the configuration.
-        worker: this process.
-        rows: what is trained.
-        dtype: compute type.
-        product: multiplies frozen weights that are held in 8 bits.
+    The product is that of frozen weights that are held in 8 bits.
     """
     training = run.config.training
     shards = training.strategy == "FSDP" and worker.size > 1
@@ -69,9 +64,7 @@ def build_engine(
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
     forecast = prepare_memory(run, worker, model, rows, dtype)
-    masters = None
-    if needs_masters(run, worker, dtype):
-        masters = Masters(model.to(worker.device), dtype)
+    masters = Masters(model.to(worker.device), dtype) if needs_masters(run, worker, dtype) else None
     round_frozen(run, worker, model, product)
     chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
     loss = parallel.parallelize(SupervisedLoss(model, chunk_bytes), worker, training.strategy, dtype)
