@@ -1,6 +1,6 @@
 # The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs docs-site lock intel benchmark images cluster-up cluster-down clean
+.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs docs-site lock intel benchmark bench-gpu images cluster-up cluster-down clean
 
 # Python keeps what it compiles, whatever the environment says: to compile torch and transformers takes each process seconds.
 export PYTHONDONTWRITEBYTECODE :=
@@ -94,6 +94,11 @@ cluster-down: ## Stop it
 
 benchmark: venv ## Compare with KubeRay's RayJob on the same cluster; writes docs/benchmarks
 	$(BIN)/pytest -m benchmark tests/benchmarks -s
+
+# Not in the environment of the tests, which has torch for CPUs: PYTHON has torch for CUDA, and requirements/peers.in.
+PEERS ?= all:8b-lora:logn:8192
+bench-gpu: ## Compare with the trainers of transformers and TRL on one GPU, as PEERS says
+	PYTHONPATH=operator:trainer_image:. $(PYTHON) -m tests.benchmarks.gpu_peers $(PEERS)
 
 # The locks are the same wherever they are made: for all these platforms and versions of Python, each of which is tried.
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin

@@ -1,10 +1,12 @@
 """What a GPU computes for packed rows is what transformers computes for each row by itself, in float32 and eager attention.
 
-    python -m tests.benchmarks.gpu_check [FAMILY…]
+    python -m tests.benchmarks.gpu_check [FAMILY… | fp8]
 
 For each family a line of JSON: how far loss and gradients are from those of transformers, relative to them, with the rows
 packed in float32, in bfloat16, and in bfloat16 with compiled layers. Then for sizes of heads, what dropout of attention draws:
-what one seed draws is the same each time, and the average over many is what comes without dropout. It ends with 1 if a number
+what one seed draws is the same each time, and the average over many is what comes without dropout. Then, on GPUs that can, for a
+frozen layer in 8 bits, how far its output and the gradient of its input are from those in bfloat16, for several counts of tokens,
+compiled or not, and those of a CPU that emulates it. It ends with 1 if a number
 is out of its bounds, and says which. It takes a minute, needs no network and no Ray, and runs on a CPU, too, in float32.
 """
 
@@ -20,14 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.support.engines import emulated_product
 from tests.support.trainer import NO_DROPOUT
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from finetune_trainer.data.batching import Batch, collate, pack
 from finetune_trainer.data.examples import Examples
-from finetune_trainer.modeling import attention, families, packed_families
+from finetune_trainer.modeling import attention, families, frozen, packed_families
 from finetune_trainer.modeling.compilation import Compiler
 from finetune_trainer.modeling.loss import SupervisedLoss
+from finetune_trainer.runtime import devices
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VOCABULARY = 1003
@@ -45,7 +49,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 512, "n_layer": 3, "n_head": 8, "n_positions": 2048},
 }  # fmt: skip
 """Heads of 64, of 96 and 128 with ALiBi, and of 256; three slopes of ALiBi are no powers of two, as with six heads."""
-BOUNDS = {"float32": 1e-4, "bfloat16": 0.03, "compiled": 0.03, "seed": 1e-6, "average": 0.05}
+BOUNDS = {
+    "float32": 1e-4,
+    "bfloat16": 0.03,
+    "compiled": 0.03,
+    "seed": 1e-6,
+    "average": 0.05,
+    "forward": 0.04,
+    "backward": 0.04,
+    "emulated": 0.005,
+}
 """Relative; bfloat16 has 8 bits, and an average of draws has the spread of its draws."""
 DROPOUT, DRAWS = 0.1, 200
 DROPPING = {"heads of 64": (64, False), "heads of 256": (256, False), "heads of 96 with ALiBi": (96, True)}
@@ -140,6 +153,38 @@ def drop(name: str) -> dict[str, float]:
     return {"seed": apart(once(0, DROPOUT), first), "average": apart(mean, expected)}
 
 
+def check_frozen() -> dict[str, float]:
+    """How far a frozen layer in 8 bits is from what it was, and from what is emulated, at most."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(512, 1536, bias=False, device=DEVICE, dtype=torch.bfloat16).requires_grad_(False)
+    gpu = DEVICE.type == "cuda"
+    layer = frozen.FrozenLinear(plain, DEVICE, frozen.scaled_product if gpu else emulated_product)
+    emulated = frozen.FrozenLinear(plain.cpu(), torch.device("cpu"), emulated_product)
+    plain.to(DEVICE)
+    found = {"forward": 0.0, "backward": 0.0, "emulated": 0.0}
+    for compiled in (False, True) if gpu else (False,):
+        compiler = Compiler()
+        if compiled:
+            compiler.compile_layers([layer])
+        for count in (1, 7, 16, 1000, 1027):
+            inputs, gradient = (torch.randn(count, size, device=DEVICE, dtype=torch.bfloat16) for size in (512, 1536))
+            ours, expected = both_ways(layer, inputs, gradient), both_ways(plain, inputs, gradient)
+            likewise = both_ways(emulated, inputs.cpu(), gradient.cpu())
+            values = [("forward", apart(ours[0], expected[0])), ("backward", apart(ours[1], expected[1]))]
+            values += [("emulated", apart(mine.cpu(), other)) for mine, other in zip(ours, likewise, strict=True)]
+            for name, value in values:
+                found[name] = max(found[name], value)
+        assert compiler.failure is None, compiler.failure
+    return found
+
+
+def both_ways(layer: torch.nn.Module, inputs: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output, and gradient of the input, in float32."""
+    given = inputs.clone().requires_grad_()
+    made = layer(given)
+    return made.detach().float(), torch.autograd.grad(made, given, gradient)[0].float()
+
+
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """How far two tensors are apart, relative to the latter."""
     return float((ours - theirs).norm() / theirs.norm())
@@ -150,12 +195,13 @@ def main(names: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.backends.cuda.matmul.allow_tf32 = False
     failed = False
-    for name in names or [*SIZES, *DROPPING]:
+    fp8 = ["fp8"] if devices.capability(DEVICE) >= frozen.CAPABILITY else []
+    for name in names or [*SIZES, *DROPPING, *fp8]:
         attention._tell.cache_clear()
         torch.compiler.reset()
         began = time.perf_counter()
         try:
-            found: dict[str, Any] = check(name) if name in SIZES else drop(name)
+            found: dict[str, Any] = check_frozen() if name == "fp8" else check(name) if name in SIZES else drop(name)
         except Exception as error:  # noqa: BLE001 - the others are checked all the same
             traceback.print_exc()
             found, failed = {"error": repr(error)[:300]}, True

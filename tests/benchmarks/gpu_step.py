@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,6 +57,7 @@ SWITCHES = {
     "auto": "gradient checkpointing where the prediction says that memory forces it",
     "autocast": "full finetuning has weights in float32 and autocast instead of masters",
     "budget": "steps are made by tokens, not by rows",
+    "fp8": "the frozen weights are held in 8 bits",
     "fp32": "all in float32, to compare losses",
     "profile": "print the kernels that take longest, of two further steps",
 }
@@ -78,6 +80,7 @@ def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Pat
     lora = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1 if "drop" in switches else 0.0}
     return {
         "General": {"base_model": size, "output_dir": str(folder), "enable_gradient_checkpointing": recomputes,
+                    "frozen_dtype": "fp8" if "fp8" in switches else None,
                     "lora_config": lora if shape.endswith("-lora") else None},
         "Dataset": {"train_file": "rows.jsonl", "validation_split_percentage": 0},
         "Training": {"batch_size": max(1, round(tokens / LAWS[law])), "tokens_per_step": tokens if "budget" in switches else None,
@@ -194,11 +197,11 @@ def memory() -> dict[str, Any]:
     return {f"{name}_gib": round(stats[key] / 2**30, 1) for name, key in peaks.items()} | {"retries": stats["num_alloc_retries"]}
 
 
-def operations(engine: Any, shape: str, law: str) -> float:
+def operations(model: Any, shape: str, law: str) -> float:
     """Floating-point operations per token, of the weights and of attention; frozen weights get no gradient."""
     from torch import nn
 
-    about, model = engine.model.config, engine.model
+    about = model.config
     looked_up = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Embedding))
     matrices = sum(weight.numel() for weight in model.parameters()) - looked_up
     head = model.get_output_embeddings().weight
@@ -268,29 +271,37 @@ def measure(spec: str) -> dict[str, Any]:
              for step, _ in zip(plan, range(WARM + STEPS), strict=False)]  # fmt: skip
     speed = sum(taken[WARM:]) / sum(seconds)
     return {
-        "tok_s": round(speed), "mfu": round(speed * operations(engine, shape, law) / PEAK, 3), **memory(), **done,
+        "tok_s": round(speed), "mfu": round(speed * operations(engine.model, shape, law) / PEAK, 3), **memory(), **done,
         "forecast": engine.forecast, "packed": engine.packed, "notes": notes.texts, "cuts": cuts(),
         "step_ms": round(1000 * sum(seconds) / len(seconds), 1), "tok_step": round(sum(taken[WARM:]) / len(seconds)),
         "steps_ms": [round(1000 * each) for each in seconds],
     }  # fmt: skip
 
 
+def about() -> dict[str, str]:
+    """The GPU, the libraries, and the commit: what COMMIT says where the files have come without their history."""
+    import torch
+    import transformers
+
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = os.environ.get("COMMIT") or subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__,
+            "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES))), "commit": commit or "unknown"}  # fmt: skip
+
+
 def main(specs: list[str]) -> None:
     """Measure one after the other."""
     set_up_memory()
     import torch
-    import transformers
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    about = {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__,
-             "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES)))}  # fmt: skip
     for spec in specs:
         try:
             found = measure(spec)
         except Exception as error:  # noqa: BLE001 - the others are measured all the same
             traceback.print_exc()
             found = {"error": repr(error)[:300], **memory()}
-        print(json.dumps({"spec": spec, **found, **about}), flush=True)
+        print(json.dumps({"spec": spec, **found, **about()}), flush=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -20,17 +20,31 @@ from finetune_trainer.training.setup import build_engine, load_data
 if TYPE_CHECKING:
     from tests.support.trainer import Command
 
+    from finetune_trainer.modeling.frozen import Product
     from finetune_trainer.runtime.engine import Engine
 
 
-def make(command: Command, name: str, dtype: torch.dtype = torch.float32, every: int = 0) -> Engine:
-    """The engine of a command, for a run named r with an output folder of this name, and a checkpoint every so many steps."""
+def emulated_product(
+    left: torch.Tensor, right: torch.Tensor, left_scale: torch.Tensor, right_scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """What the tensor cores of a GPU compute from float8, computed in float32 on a CPU."""
+    return ((left.float() @ right.float().t()) * left_scale * right_scale.t()).to(dtype)
+
+
+def make(
+    command: Command, name: str, dtype: torch.dtype = torch.float32, every: int = 0, product: Product | None = None
+) -> Engine:
+    """The engine of a command, for a run named r with an output folder of this name, and a checkpoint every so many steps.
+
+    A product stands in for a GPU: the engine is on a CPU, whatever the command asks for.
+    """
     config = TrainerConfig.model_validate(command.config)
     run = Run(config=config, output_dir=command.folder / name, dataset_dir=command.folder, run_name="r", saving=Saving(every))
     run.logs.mkdir(parents=True, exist_ok=True)
-    worker = distributed.single_process(config.training)
+    worker = distributed.single_process(config.training) if product is None else distributed.Worker(torch.device("cpu"))
+    options = {} if product is None else {"product": product}
     seed_everything(config.training.seed)
-    return build_engine(run, worker, load_data(run, worker, load_tokenizer(run)), dtype)
+    return build_engine(run, worker, load_data(run, worker, load_tokenizer(run)), dtype, **options)
 
 
 def train(engine: Engine, report: Any = None) -> Engine:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.benchmarks import gpu_check, gpu_step
+import torch
+import transformers
+from tests.benchmarks import gpu_check, gpu_peer, gpu_peers, gpu_step
 
 pytestmark = pytest.mark.slow
 
@@ -19,8 +21,40 @@ def test_check_finds_dropout_to_be_what_it_should() -> None:
     assert all(found[name] <= gpu_check.BOUNDS[name] for name in ("seed", "average"))
 
 
+def test_check_finds_a_frozen_layer_in_8_bits_to_be_near_what_it_was() -> None:
+    found = gpu_check.check_frozen()
+    assert all(0 <= found[name] <= gpu_check.BOUNDS[name] for name in ("forward", "backward", "emulated"))
+    assert found["forward"] > 0
+
+
 def test_step_is_measured_and_what_was_warned_of_is_told() -> None:
     found = gpu_step.measure("tiny-full:logn:1000")
     assert found["packed"]
     assert found["notes"] == []
     assert found["tok_s"] > 0
+
+
+@pytest.mark.parametrize("peer", ["hf", "hf-flat"])
+def test_peer_is_measured_in_the_fastest_of_its_ways(peer: str) -> None:
+    found = gpu_peer.measure(peer, "tiny-lora:logn:1000")
+    assert found["tok_s"] > 0
+    assert all(way["came"] > 0 for way in found["tried"])
+    assert found["filled"] == 1 if peer == "hf-flat" else 0.5 < found["filled"] < 1
+
+
+def test_rows_in_a_line_have_the_loss_that_they_have_beside_each_other() -> None:
+    """What a peer computes for rows that its attention keeps apart is no less than what this trainer does."""
+    rows = gpu_peer.read_rows(gpu_step.make_rows("logn", 5, 1000).train)
+    flat = transformers.DataCollatorWithFlattening()(rows)
+    losses = []
+    for implementation, batch in (("sdpa", gpu_peer.pad(rows)), (gpu_peer.APART, flat)):
+        with torch.no_grad():
+            losses.append(float(gpu_peer.make_model("tiny-full", implementation)(**batch).loss))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_peers_have_a_process_each_and_all_stands_for_each_of_them() -> None:
+    assert gpu_peers.expand(["trl:a", "product:a", "trl:b"]) == [("product", ["a"]), ("trl", ["a", "b"])]
+    assert [peer for peer, _ in gpu_peers.expand(["all:a"])] == list(gpu_peers.PEERS)
+    with pytest.raises(SystemExit, match="no peer torchtune"):
+        gpu_peers.expand(["torchtune:a"])

@@ -48,7 +48,7 @@ def _changes(config: TrainerConfig, memory: Memory) -> Iterator[str]:
         yield "Training.mixed_precision: bf16"
     if general.lora_config is None:
         yield "General.lora_config, since an adapter needs a small part of the optimizer's memory"
-    if training.strategy == "DDP" and training.ranks > 1:
+    if training.strategy == "DDP" and training.ranks > 1 and general.frozen_dtype is None:
         yield f"Training.accelerate_mode: FSDP, which spreads the weights over the {training.ranks} workers"
     yield f"a Dataset.max_length below {config.dataset.max_length}"
     if memory == "host":

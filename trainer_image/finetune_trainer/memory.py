@@ -43,6 +43,9 @@ AS_THEY_ARE = 1.5
 WORKSPACE = GIB // 4
 """Of matrix multiplications, and of the tensors of a step outside of the layers."""
 
+FP8_BYTES = 2
+"""Of a frozen weight that is held in float8: it is there a second time, transposed."""
+
 IN_PIECES = 1.02
 """What torch reserves, relative to what it hands out, with segments that can grow."""
 
@@ -141,6 +144,8 @@ class Step:
     lower: bool = True
     """Whether it computes in 16 bits."""
     compiled: bool = True
+    fp8: bool = False
+    """Whether the frozen matrices of the layers are held in float8."""
     checkpointing: bool = False
     ranks: int = 1
     sharded: bool = False
@@ -186,7 +191,9 @@ def predict(shape: Shape, step: Step) -> Prediction:
     moments = 4 * MOMENTS.get(step.optimizer.lower(), 2) * trained
     # Trained weights are in float32, beside a copy that computes. Gradients are, too, and for a moment both copies have one.
     copies = 4 * trained if step.lower and step.adapter is None else 0
-    frozen = width * shape.weights if step.adapter is None else width * shape.weights + 4 * trained
+    frozen = width * shape.weights + (0 if step.adapter is None else 4 * trained)
+    if step.fp8:
+        frozen += (FP8_BYTES - width) * shape.layers * shape.layer
     return Prediction(
         weights=(frozen + copies) // parts + (width * gathered(shape) if parts > 1 else 0),
         optimizer=moments // parts,

@@ -59,5 +59,7 @@ def configuration_digest(engine: Engine) -> str:
     }
     if config.training.tokens_per_step is not None:  # checkpoints of releases without this key stay what they are
         settings["training"]["tokens_per_step"] = config.training.tokens_per_step
+    if config.general.frozen_dtype is not None:  # the same
+        settings["general"]["frozen_dtype"] = config.general.frozen_dtype
     rows = (data.train.digest.encode(), data.train_rows.tobytes())
     return digest(json.dumps(settings, sort_keys=True).encode(), *rows)

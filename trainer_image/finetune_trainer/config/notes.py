@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def config_notes(config: TrainerConfig) -> list[str]:
     """One line for each key that is set and has no effect, or not the effect that it once had."""
-    return [*_obsolete_keys(config), *_inactive_keys(config), *_renamed_optimizer(config)]
+    return [*_obsolete_keys(config), *_inactive_keys(config), *_renamed_optimizer(config), *_wide_compute_type(config)]
 
 
 def _obsolete_keys(config: TrainerConfig) -> Iterator[str]:
@@ -37,3 +37,11 @@ def _renamed_optimizer(config: TrainerConfig) -> Iterator[str]:
     name = config.training.optimizer
     if name.lower() in RENAMED_OPTIMIZERS:
         yield f"Training.optimizer: {name} is gone from current releases; {config.training.torch_optimizer} takes its place"
+
+
+FROZEN_NEEDS_BF16 = "General.frozen_dtype: fp8 needs Training.mixed_precision: bf16; a run without it is refused when it starts"
+
+
+def _wide_compute_type(config: TrainerConfig) -> Iterator[str]:
+    if config.general.frozen_dtype is not None and config.training.mixed_precision != "bf16":
+        yield FROZEN_NEEDS_BF16

@@ -11,7 +11,7 @@ import torch
 
 from finetune_trainer.config.run import LOGS, MERGED, REPORT_FILE
 from finetune_trainer.errors import output_error
-from finetune_trainer.modeling import families, load
+from finetune_trainer.modeling import families, frozen, load
 from finetune_trainer.output import manifest, verify
 from finetune_trainer.output.answers import SAMPLES_FILE, take_over_samples
 from finetune_trainer.output.model_card import model_card
@@ -150,15 +150,20 @@ def _save_model(inputs: ExportInput, folder: Path, shard_bytes: int = SHARD_BYTE
 def _save_merged(run: Run, inputs: ExportInput, folder: Path) -> None:
     """Merge the adapter into the base model, layer by layer and in place.
 
-    The trained model is used up for that. If it is sharded, the base model is loaded again, in the type of the result.
+    The trained model is used up for that. If it is sharded, or its frozen weights are rounded to 8 bits, the base model is loaded
+    again, in the type of the result. Rounded weights give other answers than the base model's own: then what is merged is
+    compared with the adapter on these.
     """
     import peft
 
+    reference, rounded = inputs.reference, frozen.is_held_in_8_bits(inputs.model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT uses names that transformers has changed
         adapted = inputs.model
-        if inputs.weights is not None:
+        if inputs.weights is not None or rounded:
             adapted = peft.PeftModel.from_pretrained(load.load_base(run, inputs.dtype), run.output_dir)
+        if rounded:
+            reference = verify.read_again(adapted.eval(), reference, inputs.dtype)
         _untie_adapted(adapted.get_base_model())
         merged = adapted.merge_and_unload()
     if families.family_of(merged.config.model_type).packs_rows:
@@ -166,7 +171,7 @@ def _save_merged(run: Run, inputs: ExportInput, folder: Path) -> None:
     size = sum(weight.numel() for weight in merged.parameters()) * inputs.dtype.itemsize
     shard_bytes = min(max(size // MERGED_SHARDS, MIN_SHARD_BYTES), SHARD_BYTES)
     _save_model(replace(inputs, model=merged, weights=None), folder, shard_bytes)
-    verify.verify_model(run, folder, inputs.reference, inputs.dtype)
+    verify.verify_model(run, folder, reference, inputs.dtype)
     inputs.tokenizer.save_pretrained(folder)
 
 

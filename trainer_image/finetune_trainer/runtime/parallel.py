@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from finetune_trainer.modeling import families
+from finetune_trainer.modeling import families, frozen
 from finetune_trainer.runtime import devices, distributed
 from finetune_trainer.runtime.one_reader import send_from_rank0
 
@@ -41,6 +41,9 @@ def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.d
     ddp = nn.parallel.DistributedDataParallel
     renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
     no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    # It would send the frozen weights, too, and not all back ends send float8.
+    ignore: Any = ddp._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001 - there is no public way
+    ignore(module, list(frozen.buffers_in_8_bits(module)))
     return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
 
 

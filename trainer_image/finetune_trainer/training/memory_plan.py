@@ -79,6 +79,7 @@ def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.
         optimizer=training.optimizer,
         lower=dtype != torch.float32,
         compiled=is_wanted(run, worker.device),
+        fp8=run.config.general.frozen_dtype == "fp8",
         ranks=worker.size,
         sharded=training.strategy == "FSDP",
         device=room,

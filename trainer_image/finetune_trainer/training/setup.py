@@ -12,7 +12,7 @@ import torch
 from finetune_trainer.data import batching, splits, step_plan, tokenize, tokenize_options
 from finetune_trainer.data.splits import Data
 from finetune_trainer.errors import ConfigError
-from finetune_trainer.modeling import families, load, packed_families
+from finetune_trainer.modeling import families, frozen, load, packed_families
 from finetune_trainer.modeling.head_loss import CHUNK_BYTES
 from finetune_trainer.modeling.loss import SupervisedLoss
 from finetune_trainer.runtime import devices, distributed, host, one_reader, parallel
@@ -50,8 +50,13 @@ def load_data(run: Run, worker: Worker, tokenizer: Any) -> Data:
     return Data(train, train_rows, train, eval_rows, pad)
 
 
-def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> Engine:
-    """Load the model, wrap it for data-parallel training, and make optimizer and schedule. A collective."""
+def build_engine(
+    run: Run, worker: Worker, rows: Data, dtype: torch.dtype, product: frozen.Product = frozen.scaled_product
+) -> Engine:
+    """Load the model, wrap it for data-parallel training, and make optimizer and schedule. A collective.
+
+    The product is that of frozen weights that are held in 8 bits.
+    """
     training = run.config.training
     shards = training.strategy == "FSDP" and worker.size > 1
     model = one_reader.load_on_rank0(run, worker, dtype) if shards else load.load_model(run, dtype)
@@ -59,9 +64,8 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         families.warn_if_unknown(model.config.model_type)
     check_fit(model, rows)
     forecast = prepare_memory(run, worker, model, rows, dtype)
-    masters = None
-    if needs_masters(run, worker, dtype):
-        masters = Masters(model.to(worker.device), dtype)
+    masters = Masters(model.to(worker.device), dtype) if needs_masters(run, worker, dtype) else None
+    round_frozen(run, worker, model, product)
     chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
     loss = parallel.parallelize(SupervisedLoss(model, chunk_bytes), worker, training.strategy, dtype)
 
@@ -96,6 +100,18 @@ def build_engine(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> En
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
         forecast=forecast,
     )
+
+
+def round_frozen(run: Run, worker: Worker, model: Any, product: frozen.Product) -> None:
+    """Hold the frozen linear layers as the configuration says.
+
+    Raises:
+        ConfigError: the model has none that can be held so.
+    """
+    if run.config.general.frozen_dtype is not None:
+        held = frozen.hold_in_8_bits(model, worker.device, product)
+        if worker.is_rank0:
+            log.info("%d frozen linear layers are held in fp8", held)
 
 
 def needs_masters(run: Run, worker: Worker, dtype: torch.dtype) -> bool:
