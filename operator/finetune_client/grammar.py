@@ -260,6 +260,7 @@ def _add_others(commands: Any) -> None:
         later("commands.completion"),
     )
     completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 def _add_login(parser: argparse.ArgumentParser) -> None:

@@ -43,15 +43,28 @@ def read_login(context: str | None = None, kubeconfig: str | None = None, enviro
     Raises:
         NotLoggedInError: there is none, or it cannot be read.
     """
-    named = kubeconfig or environment.get("KUBECONFIG")
-    files = [Path(part).expanduser() for part in named.split(os.pathsep) if part] if named else [_default(environment)]
+    files = _files(kubeconfig, environment)
     merged = _merge(files)
     if merged["contexts"]:
         return _choose(merged, context)
-    if not named and context is None and (login := _of_a_pod(environment)) is not None:
+    if files == [_default(environment)] and context is None and (login := _of_a_pod(environment)) is not None:
         return login
     where = ", ".join(map(str, files))
     raise NotLoggedInError(f"{NO_CLUSTER}: there is no kubeconfig with a context ({where})", ELSEWHERE)
+
+
+def contexts(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of all contexts.
+
+    Raises:
+        NotLoggedInError: a kubeconfig cannot be read.
+    """
+    return list(_merge(_files(None, environment))["contexts"])
+
+
+def _files(kubeconfig: str | None, environment: Mapping[str, str]) -> list[Path]:
+    named = kubeconfig or environment.get("KUBECONFIG")
+    return [Path(part).expanduser() for part in named.split(os.pathsep) if part] if named else [_default(environment)]
 
 
 def _default(environment: Mapping[str, str]) -> Path:
