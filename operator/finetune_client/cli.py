@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ INVALID_FILE, NOT_IN_TIME, INTERRUPTED, NOBODY_READS = 2, 124, 130, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Nothing that a user can cause ends in a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _prepare_streams()
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -38,6 +40,8 @@ def _fail(error: Exception, *, verbose: bool) -> int:
         case BrokenPipeError():
             _drop_output()
             return NOBODY_READS
+        case FileNotFoundError(filename=None):
+            return _tell("error: the folder that you are in is not there any more\n  -> change to another one\n", 1)
         case OSError(filename=None):
             _drop_output()
             return _tell(f"error: standard output cannot be written: {error.strerror or error}\n", 1)
@@ -45,6 +49,15 @@ def _fail(error: Exception, *, verbose: bool) -> int:
             return _tell(f"error: {error.filename}: {error.strerror}\n", 1)
         case _:
             return _tell(f"error: {error}\n", 1)
+
+
+def _prepare_streams() -> None:
+    """Replace streams that are closed, and have standard output take names of files and of others that it cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123 - until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_client.home import at_home
 from finetune_trainer.errors import USAGE_EXIT_CODE
 
 DEFAULT_OUTPUT_SIZE = "10Gi"
@@ -19,6 +20,7 @@ Run = Callable[[argparse.Namespace], int]
 LISTED = ("json", "yaml", "name", "wide")
 PRINTED = ("json", "yaml", "name")
 SHELLS = ("bash", "zsh", "fish")
+LAST_PORT = 65535
 
 ENDING = """\
 Exit codes: 0 done; 1 failed, refused or wrong usage; 2 an invalid file; 75 a local run was stopped, and the same command
@@ -208,7 +210,7 @@ def _add_results(commands: Any) -> None:
     _add_image(ask)
     dashboard = _add(commands, "dashboard", "show the Ray dashboard of a job in the browser", later("commands.dashboard"))
     _add_job(dashboard)
-    dashboard.add_argument("--port", type=count, default=0, metavar="PORT", help="port of this machine (default: a free one)")
+    dashboard.add_argument("--port", type=port, default=0, metavar="PORT", help="port of this machine (default: a free one)")
     dashboard.add_argument("--open", action="store_true", help="open the page in the browser")
     for parser in (report, compare):
         parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -330,7 +332,7 @@ def claim(text: str) -> tuple[str, Path]:
     name, separator, folder = text.partition("=")
     if not (name and separator and folder):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
-    return name, Path(folder).expanduser()
+    return name, at_home(folder)
 
 
 def count(text: str) -> int:
@@ -338,6 +340,14 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no number")
     return int(text)
+
+
+def port(text: str) -> int:
+    """A port of this machine."""
+    number = count(text)
+    if number > LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: the last one is {LAST_PORT}")
+    return number
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -37,6 +37,9 @@ class Node:
     alias: Node | None = None
 
 
+MOST_DIGITS = 4000
+"""Python reads no longer number in decimal digits; none of 64 bits is that long."""
+
 _TAG = "tag:yaml.org,2002:"
 MERGE_TAG = f"{_TAG}merge"
 _TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON")
@@ -87,7 +90,7 @@ def _plain(text: str) -> Any:
     digits = text if text.startswith(".") else text.replace("_", "")
     if text[0] not in "+-.0123456789":
         return text
-    if found := _INTEGER.fullmatch(digits):
+    if len(digits) < MOST_DIGITS and (found := _INTEGER.fullmatch(digits)):
         base = 0 if found[2][1:2].isalpha() else 8 if found[2].startswith("0") else 10
         number = int(found[2], base) * (-1 if found[1] == "-" else 1)
         if number in INT64 or (not found[1] and number < 2**64):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_client.errors import NotLoggedInError
+from finetune_client.home import at_home
 
 Object = dict[str, Any]
 
@@ -49,7 +50,7 @@ def read_login(context: str | None = None, kubeconfig: str | None = None, enviro
         return _choose(merged, context)
     if files == [_default(environment)] and context is None and (login := _of_a_pod(environment)) is not None:
         return login
-    where = ", ".join(map(str, files))
+    where = ", ".join(map(str, files)) or "KUBECONFIG names no file"
     raise NotLoggedInError(f"{NO_CLUSTER}: there is no kubeconfig with a context ({where})", ELSEWHERE)
 
 
@@ -64,11 +65,11 @@ def contexts(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 def _files(kubeconfig: str | None, environment: Mapping[str, str]) -> list[Path]:
     named = kubeconfig or environment.get("KUBECONFIG")
-    return [Path(part).expanduser() for part in named.split(os.pathsep) if part] if named else [_default(environment)]
+    return [at_home(part) for part in named.split(os.pathsep) if part] if named else [_default(environment)]
 
 
 def _default(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
+    return Path(environment.get("HOME") or at_home("~")) / ".kube" / "config"
 
 
 def _merge(files: list[Path]) -> Object:
@@ -93,7 +94,7 @@ def _read(file: Path) -> Object:
         raise NotLoggedInError(f"{NO_CLUSTER}: the kubeconfig {file} cannot be read: {reason}", ELSEWHERE) from error
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = _parse_yaml(file, text)
     return content if isinstance(content, dict) else {}
 
@@ -104,7 +105,7 @@ def _parse_yaml(file: Path, text: str) -> Any:
 
     try:
         return YAML(typ="base", pure=True).load(text)  # every scalar is text: a token of digits is no number
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise NotLoggedInError(f"{NO_CLUSTER}: the kubeconfig {file} is no YAML", ELSEWHERE, str(error)) from error
 
 
@@ -122,7 +123,7 @@ _PATHS = ("certificate-authority", "client-certificate", "client-key", "tokenFil
 
 def _absolute(entry: Object, folder: Path) -> Object:
     """Paths in a kubeconfig are relative to its folder."""
-    return entry | {key: str(folder / entry[key]) for key in _PATHS if entry.get(key)} | {"folder": str(folder)}
+    return entry | {key: str(folder / str(entry[key])) for key in _PATHS if entry.get(key)} | {"folder": str(folder)}
 
 
 def _choose(merged: Object, context: str | None) -> Login:
