@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_client.errors import one_line
 from finetune_client.home import at_home
 from finetune_trainer.errors import USAGE_EXIT_CODE
 
@@ -37,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
             near = get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1)
             message = f"there is no {found[1]}; " + (f"did you mean {near[0]}?" if near else f"there are {found[2]}")
-        self.exit(USAGE_EXIT_CODE, f"error: {message}\n{self.prog} --help shows what it takes\n")
+        self.exit(USAGE_EXIT_CODE, f"error: {one_line(message)}\n{self.prog} --help shows what it takes\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; the last argument, if it may be left out, may stand behind options: Python 3.11 takes it for left out there."""
@@ -262,7 +263,9 @@ def _add_others(commands: Any) -> None:
         later("commands.completion"),
     )
     completion.add_argument("shell", choices=SHELLS)
-    completion.add_argument("words", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    completion.add_argument(
+        "--words", nargs=argparse.REMAINDER, help="print what fits at the end of these words, as the script asks"
+    )
 
 
 def _add_login(parser: argparse.ArgumentParser) -> None:

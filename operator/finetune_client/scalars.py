@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 import struct
@@ -73,7 +72,7 @@ def scalar(node: Node) -> Any:
     if kind == "binary":
         try:
             return base64.b64decode(re.sub(r"[\r\n]", "", node.text), validate=True).decode(errors="replace")
-        except binascii.Error:
+        except ValueError:
             raise Unreadable(node.line, "!!binary takes base64") from None
     if kind not in _KINDS:
         return node.text if kind or not node.plain else _plain(node.text)

@@ -85,7 +85,7 @@ async def test_a_shell_is_offered_what_the_grammar_and_the_cluster_have(shell: S
 
 async def said(shell: Shell, *words: str) -> list[str]:
     """What the command answers to the script."""
-    code, out, err = await shell.run("completion", "bash", "--", *words)
+    code, out, err = await shell.run("completion", "bash", "--words", *words)
     assert (code, err) == (0, "")
     return out.split()
 
@@ -130,6 +130,4 @@ def test_other_shells_have_their_script(name: str, words: str, capsys: pytest.Ca
     assert main(["completion", name]) == 0
     out = capsys.readouterr().out
     assert words in out
-    assert f"finetune completion {'bash' if name == 'zsh' else name} -- " in out
-
-
+    assert f"finetune completion {'bash' if name == 'zsh' else name} --words " in out

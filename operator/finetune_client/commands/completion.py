@@ -22,7 +22,7 @@ ANSWER_SECONDS = 3.0
 _BASH = """\
 _finetune() {
     local IFS=$'\\n'
-    COMPREPLY=($(finetune completion bash -- "${COMP_WORDS[@]:1:COMP_CWORD}" </dev/null 2>/dev/null))
+    COMPREPLY=($(finetune completion bash --words "${COMP_WORDS[@]:1:COMP_CWORD}" </dev/null 2>/dev/null))
     if [[ ${COMPREPLY[0]} == *: ]] && type compopt >/dev/null 2>&1; then compopt -o nospace 2>/dev/null; fi
 }
 complete -o default -F _finetune finetune
@@ -33,7 +33,7 @@ _FISH = """\
 function __finetune_offers
     set -l typed (commandline -opc)
     set -l word (commandline -ct)
-    set -g __finetune_offered (finetune completion fish -- $typed[2..] "$word" </dev/null 2>/dev/null)
+    set -g __finetune_offered (finetune completion fish --words $typed[2..] "$word" </dev/null 2>/dev/null)
     test -n "$__finetune_offered"
 end
 complete -c finetune -n __finetune_offers -f -a '$__finetune_offered'
@@ -48,12 +48,12 @@ _BREAKS = {"=", ":"}
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the script of a shell, or what fits at the end of the words after ``--``."""
-    if options.words[:1] != ["--"]:
+    """Print the script of a shell, or what fits at the end of the words that were typed."""
+    if options.words is None:
         sys.stdout.write(SCRIPTS[options.shell])
         return 0
-    word = options.words[-1] if len(options.words) > 1 else ""
-    fits = (offer for offer in _offers(options.words[1:-1], word) if offer.startswith(word) and _SAFE.fullmatch(offer))
+    word = options.words[-1] if options.words else ""
+    fits = (offer for offer in _offers(options.words[:-1], word) if offer.startswith(word) and _SAFE.fullmatch(offer))
     sys.stdout.writelines(f"{offer}\n" for offer in sorted(set(fits)))
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -166,7 +165,7 @@ def decoded(entry: Mapping[str, Any], key: str) -> bytes | None:
         return None
     try:
         return base64.b64decode(str(data), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise NotLoggedInError(f"{NO_CLUSTER}: {key}-data of the kubeconfig is not base64", "get a new kubeconfig") from None
 
 

@@ -168,7 +168,7 @@ class Rest:
         body: Any,
         headers: Mapping[str, str] | None,
     ) -> http.client.HTTPResponse:
-        target = self._prefix + path + (f"?{urlencode(query, errors="surrogateescape")}" if query else "")
+        target = self._prefix + path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
         media = MERGE_PATCH if method == "PATCH" else "application/json"
         media = "application/octet-stream" if isinstance(body, bytes) else media
         given = {"Accept": "application/json", "User-Agent": "finetune"} | self._credentials.headers()
@@ -178,11 +178,8 @@ class Rest:
         return connection.getresponse()
 
     def _object(self, body: bytes) -> Object:
-        try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
+        value = _object_of(body)
+        if value is None:
             if _is_page(body):
                 raise self._no_api(Answer(200, body))
             message = f"{self.login.server} does not answer as an API server of Kubernetes does"
@@ -197,13 +194,9 @@ class Rest:
 
     def _refusal(self, answer: Answer, path: str) -> RefusedError | UnreachableError:
         """What a refusal means."""
-        try:
-            told = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            told = None
         if _is_page(answer.body):
             return self._no_api(answer)
-        told = told if isinstance(told, dict) else {}
+        told = _object_of(answer.body) or {}
         said = str(told.get("message") or answer.body[:200].decode(errors="replace")).strip() or "nothing"
         named = isinstance(told.get("details"), dict) and told["details"].get("name")
         server, status = self.login.server, answer.status
@@ -227,6 +220,14 @@ class Rest:
             case _:
                 refusal = RefusedError(status, f"the API server says: {said}")
         return refusal
+
+
+def _object_of(body: bytes) -> Object | None:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _is_page(body: bytes) -> bool:

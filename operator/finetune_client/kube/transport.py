@@ -92,7 +92,10 @@ def _tls_cause(error: ssl.SSLError) -> tuple[str, str]:
         return f"its certificate is not trusted ({error.verify_message})", "see certificate-authority of the kubeconfig"
     reason = str(error.reason)
     if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-        return f"it does not take your client certificate ({reason})", "get a new kubeconfig, or log in again: it may have expired"
+        return (
+            f"it does not take your client certificate ({reason})",
+            "get a new kubeconfig, or log in again: it may have expired",
+        )
     return f"it does not speak TLS as expected ({reason})", "see server of the kubeconfig"
 
 
