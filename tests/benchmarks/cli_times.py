@@ -1,4 +1,4 @@
-"""How long the command line takes: `python -m tests.benchmarks.cli_times`; against KUBECONFIG's cluster, else a fake one on loopback.
+"""How long the command line takes, against the cluster of KUBECONFIG, or else a fake one: `python -m tests.benchmarks.cli_times`.
 
 It writes the medians of ten runs to docs/benchmarks/cli_times.json, beside that of an empty Python: on a busy machine the ratio
 tells more than the milliseconds.
