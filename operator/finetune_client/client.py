@@ -381,6 +381,8 @@ class FinetuneClient:
 
     def _path(self, name: str | None = None) -> str:
         path = f"/apis/{API_VERSION}/namespaces/{part(self.namespace)}/{PLURAL}"
+        if name in {"", ".", ".."}:  # which would be the path of something else
+            raise MissingError(404, f"there is no finetunejob/{name}")
         return f"{path}/{part(name)}" if name else path
 
     def _explaining(self) -> watching.Explaining:

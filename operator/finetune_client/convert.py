@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_client.grammar import DEFAULT_OUTPUT_SIZE, add_conversion
+from finetune_client.home import at_home
 from finetune_client.validate import check_object
 from finetune_client.yaml_text import render
 from finetune_operator.api.schema import crd_schema, format_path, unknown_fields, violations
@@ -209,7 +210,7 @@ def _is_folder(name: str) -> bool:
 
 def _last_part(folder: str) -> str:
     name = PurePosixPath(folder).name
-    return Path(folder).expanduser().resolve().name if name in {"", "..", "~"} else name
+    return at_home(folder).resolve().name if name in {"", "..", "~"} else name
 
 
 def _rest_of_spec(options: argparse.Namespace) -> Object:

@@ -7,7 +7,6 @@ When the cluster is gone, so is this log; `kept_log` reads what is left of the r
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -189,7 +188,7 @@ def _token(client: Access, job: Job, attempt: _Attempt, namespace: str) -> str:
         ) from error
     except MissingError as error:
         raise _gone(job, attempt) from error
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise NoLogError(f"the Secret {secret} has no token of the Ray dashboard", look_at(job.name)) from error
 
 

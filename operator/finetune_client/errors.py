@@ -8,6 +8,11 @@ def look_at(name: str) -> str:
     return f"`finetune status {name}` tells why, and what to do"
 
 
+def one_line(text: str) -> str:
+    """A text of others on one line, without what steers a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 class ClientError(Exception):
     """A command, or a call of `FinetuneClient`, cannot be carried out."""
 

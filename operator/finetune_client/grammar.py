@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from finetune_client.errors import one_line
+from finetune_client.values import claim, count, number, port, seconds
 from finetune_trainer.errors import USAGE_EXIT_CODE
 
 DEFAULT_OUTPUT_SIZE = "10Gi"
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
             near = get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), 1)
             message = f"there is no {found[1]}; " + (f"did you mean {near[0]}?" if near else f"there are {found[2]}")
-        self.exit(USAGE_EXIT_CODE, f"error: {message}\n{self.prog} --help shows what it takes\n")
+        self.exit(USAGE_EXIT_CODE, f"error: {one_line(message)}\n{self.prog} --help shows what it takes\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; the last argument, if it may be left out, may stand behind options: Python 3.11 takes it for left out there."""
@@ -232,7 +234,7 @@ def _add_results(commands: Any) -> None:
     _add_image(ask)
     dashboard = _add(commands, "dashboard", "show the Ray dashboard of a job in the browser", later("commands.dashboard"))
     _add_job(dashboard)
-    dashboard.add_argument("--port", type=count, default=0, metavar="PORT", help="port of this machine (default: a free one)")
+    dashboard.add_argument("--port", type=port, default=0, metavar="PORT", help="port of this machine (default: a free one)")
     dashboard.add_argument("--open", action="store_true", help="open the page in the browser")
     for parser in (report, compare):
         parser.add_argument("--open", action="store_true", help="open the page in the browser")
@@ -284,6 +286,9 @@ def _add_others(commands: Any) -> None:
         later("commands.completion"),
     )
     completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument(
+        "--words", nargs=argparse.REMAINDER, help="print what fits at the end of these words, as the script asks"
+    )
 
 
 def _add_login(parser: argparse.ArgumentParser) -> None:
@@ -346,47 +351,6 @@ def add_conversion(parser: Any) -> None:
         choices=("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"),
         help="access mode of the claim to make (default: ReadWriteOnce, which holds all pods on one node)",
     )
-
-
-def claim(text: str) -> tuple[str, Path]:
-    """``NAME=DIR``."""
-    name, separator, folder = text.partition("=")
-    if not (name and separator and folder):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
-    return name, Path(folder).expanduser()
-
-
-def count(text: str) -> int:
-    """A number that is not negative."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
-    return int(text)
-
-
-def number(text: str) -> float:
-    """A positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return value
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def seconds(text: str) -> float:
-    """A time as 90, 90s, 30m, 2h or 1d."""
-    number, unit = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1)
-    try:
-        value = float(number) * unit
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time, as 90s, 30m or 2h")
-    return value
 
 
 def usage() -> int:

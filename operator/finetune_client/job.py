@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
+LARGEST = 1e18
+"""JSON may write a number that Python reads as infinite (1e400), or that no float holds: neither is a count, a size or a time."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -99,9 +102,10 @@ class Job:
         return value
 
     def number(self, *path: str) -> float | None:
-        """A value that is a number, or None."""
+        """A value that is a number of a sensible size, or None."""
         value = self.read(*path)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return value if is_number and abs(value) < LARGEST else None
 
     def __str__(self) -> str:
         return f"{KIND.lower()}/{self.name}"

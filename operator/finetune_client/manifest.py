@@ -65,6 +65,11 @@ def read_documents(name: str) -> list[Document]:
     return [document for document in documents if document.value is not None or document.problems]
 
 
+def is_stream(name: str) -> bool:
+    """Whether a name can be read once only: standard input, a pipe, what a shell makes of ``<(…)``."""
+    return name == STANDARD_INPUT or not File(name).is_file()
+
+
 def parse_value(text: str, where: str) -> Any:
     """A value as it would stand in a manifest.
 
@@ -107,7 +112,7 @@ def _chunks(text: str) -> Iterator[_Chunk]:
         begin = len(text) - len(rest.lstrip())
         try:
             start = decoder.raw_decode(text, begin)[1]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if count > 1:
                 yield _Chunk(text.count("\n", 0, begin), "", problem=f"this is no JSON: {error}")
                 return

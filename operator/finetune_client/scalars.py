@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 import struct
@@ -36,6 +35,9 @@ class Node:
     pairs: list[tuple[Node, Node]] | None = None
     alias: Node | None = None
 
+
+MOST_DIGITS = 4000
+"""Python reads no longer number in decimal digits; none of 64 bits is that long."""
 
 _TAG = "tag:yaml.org,2002:"
 MERGE_TAG = f"{_TAG}merge"
@@ -70,7 +72,7 @@ def scalar(node: Node) -> Any:
     if kind == "binary":
         try:
             return base64.b64decode(re.sub(r"[\r\n]", "", node.text), validate=True).decode(errors="replace")
-        except binascii.Error:
+        except ValueError:
             raise Unreadable(node.line, "!!binary takes base64") from None
     if kind not in _KINDS:
         return node.text if kind or not node.plain else _plain(node.text)
@@ -87,7 +89,7 @@ def _plain(text: str) -> Any:
     digits = text if text.startswith(".") else text.replace("_", "")
     if text[0] not in "+-.0123456789":
         return text
-    if found := _INTEGER.fullmatch(digits):
+    if len(digits) < MOST_DIGITS and (found := _INTEGER.fullmatch(digits)):
         base = 0 if found[2][1:2].isalpha() else 8 if found[2].startswith("0") else 10
         number = int(found[2], base) * (-1 if found[1] == "-" else 1)
         if number in INT64 or (not found[1] and number < 2**64):

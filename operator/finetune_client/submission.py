@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_client.errors import ClientError
+from finetune_client.home import at_home
 from finetune_operator.constants import API_VERSION, KIND
 from finetune_trainer.errors import ConfigError
 
@@ -64,7 +65,7 @@ def with_rows(settings: Mapping[str, Any], file: str | Path) -> Object:
     Raises:
         ClientError: there is no such file here.
     """
-    path = Path(file).expanduser()
+    path = at_home(file)
     if not path.exists():
         raise ClientError(f"there is no file {file} here", "--upload takes a file or a folder of this machine")
     return {"Dataset.train_file": path.resolve().name, **settings}
@@ -158,11 +159,11 @@ def jobs_of_file(file: str, options: argparse.Namespace | None = None) -> Iterat
     Raises:
         ConfigError: it cannot be read, or is wrong; with every error.
     """
-    from finetune_client.manifest import STANDARD_INPUT, read_documents
+    from finetune_client.manifest import is_stream, read_documents
     from finetune_client.validate import is_job, objects
 
     documents = read_documents(file)
-    if len(documents) == 1 and is_bare(documents[0].value) and file != STANDARD_INPUT:
+    if len(documents) == 1 and is_bare(documents[0].value) and not is_stream(file):
         yield _of_config(None, file, options)  # by the trainer's own reader: kubectl's takes `no` for false
         return
     if wrong := [line for document in documents for line in document.errors()]:

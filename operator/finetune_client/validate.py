@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_client.files import expand
-from finetune_client.manifest import STANDARD_INPUT, Document, read_documents
+from finetune_client.manifest import Document, is_stream, read_documents
 from finetune_client.submission import is_bare
 from finetune_operator.api.cel import check_rules
 from finetune_operator.api.checks import malformed_keys
@@ -126,7 +126,7 @@ def _check_file(name: str) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    if len(documents) == 1 and is_bare(documents[0].value) and name != STANDARD_INPUT:
+    if len(documents) == 1 and is_bare(documents[0].value) and not is_stream(name):
         return _check_config(name)
     codes = [code for document in documents for code in _check_document(document)]
     if not codes:

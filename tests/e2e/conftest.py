@@ -17,6 +17,8 @@ from tests.support.trainer import make_model, make_tokenizer
 
 __all__ = ["kubectl"]
 
+SAMPLE_ROWS = cluster.ROOT / "examples" / "data" / "sample_finetune_data.jsonl"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
@@ -74,15 +76,20 @@ def model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def jobs(kubectl: Kubectl, release: Release, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with random weights that most jobs train, as a Hugging Face folder."""
+    tokenizer = make_tokenizer(texts=SAMPLE_ROWS.read_text(encoding="utf-8").splitlines(), vocabulary=2000)
+    return make_model("llama", tokenizer, tmp_path_factory.mktemp("models") / SMALL_MODEL, **SMALL_SIZES)
+
+
+@pytest.fixture(scope="session")
+def jobs(kubectl: Kubectl, release: Release, small_model: Path) -> Kubectl:
     """This worker's namespace, with a small model and data sets on claims, one of them with a broken row."""
     namespace = cluster.new_namespace(kubectl, f"finetune-e2e-{lanes.worker()}".rstrip("-"))
-    rows = (cluster.ROOT / "examples" / "data" / "sample_finetune_data.jsonl").read_text(encoding="utf-8")
+    rows = SAMPLE_ROWS.read_text(encoding="utf-8")
     lines = rows.splitlines()
     broken = "\n".join([*lines[:16], '{"instruction": "no response"}', *lines[16:]])
-    tokenizer = make_tokenizer(texts=lines, vocabulary=2000)
-    small = make_model("llama", tokenizer, tmp_path_factory.mktemp("models") / SMALL_MODEL, **SMALL_SIZES)
-    cluster.fill(namespace, release.trainer_image, small, {"rows.jsonl": rows, "broken.jsonl": broken})
+    cluster.fill(namespace, release.trainer_image, small_model, {"rows.jsonl": rows, "broken.jsonl": broken})
     return namespace
 
 

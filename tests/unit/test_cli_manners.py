@@ -147,37 +147,6 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("finetune ")
 
 
-def complete(*words: str, path: Path) -> list[str]:
-    """What bash offers for the last word."""
-    script = subprocess.run([*COMMAND, "completion", "bash"], capture_output=True, text=True, timeout=60, check=True).stdout
-    typed = " ".join(f"'{word}'" for word in words)
-    ask = f'{script}\nCOMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _finetune; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    environment = os.environ | {"PATH": f"{path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=60, env=environment, cwd=path)
-    assert done.stderr == ""
-    return done.stdout.split()
-
-
-def test_bash_completes_commands_options_values_and_names(tmp_path: Path) -> None:
-    fake = tmp_path / "finetune"
-    fake.write_text("#!/bin/sh\necho finetunejob.llmonray.dev/demo\necho finetunejob.llmonray.dev/other\n")
-    fake.chmod(0o755)
-    assert complete("finetune", "st", path=tmp_path) == ["status"]
-    assert complete("finetune", "logs", "--fo", path=tmp_path) == ["--follow"]
-    assert complete("finetune", "list", "-o", "y", path=tmp_path) == ["yaml"]
-    assert complete("finetune", "status", "de", path=tmp_path) == ["demo"]
-    assert complete("finetune", "submit", "-f", "fine", path=tmp_path) == ["finetune"]
-    assert complete("finetune", "completion", "z", path=tmp_path) == ["zsh"]
-
-
-@pytest.mark.parametrize("shell_name", ["zsh", "fish"])
-def test_other_shells_have_their_script(shell_name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", shell_name]) == 0
-    out = capsys.readouterr().out
-    assert ("bashcompinit" in out) == (shell_name == "zsh")
-    assert all(command in out for command in ("status", "submit", "doctor"))
-
-
 def test_validate_takes_folders_and_finetuning_yamls(tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("General: {base_model: gpt2}\nDataset: {}\n")

@@ -271,7 +271,7 @@ async def test_a_log_that_is_not_there_is_told_with_where_else_to_look(shell: Sh
 @pytest.mark.parametrize(
     ("canned", "words"),
     [
-        (Canned(body="<html>please log in</html>"), "does not answer as an API server of Kubernetes does"),
+        (Canned(body="<html>please log in</html>"), "answers with a web page (200)"),
         (Canned(body="[1]"), "does not answer as an API server of Kubernetes does"),
         (Canned(body="[" * 100_000), "does not answer as an API server of Kubernetes does"),
         (Canned(status=302, body="", headers={"Location": "http://127.0.0.1:1/"}), "does not answer as an API server"),

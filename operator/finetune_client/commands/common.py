@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_client.client import FinetuneClient
+from finetune_client.errors import one_line
 from finetune_client.job import Job
 from finetune_operator.constants import GROUP, KIND
 
@@ -101,7 +102,7 @@ def number(value: float | None) -> str:
 
 def plain(text: object) -> str:
     """A text of others on one line, without what steers a terminal."""
-    return " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
+    return one_line(str(text))
 
 
 def bar(percent: float, width: int = 20) -> str:

@@ -15,6 +15,7 @@ from finetune_client import submission
 from finetune_client.claims import Folders, local_job
 from finetune_client.commands.common import duration, note, print_value, size, table
 from finetune_client.errors import ClientError
+from finetune_client.home import at_home
 from finetune_client.manifest import read_documents
 from finetune_trainer import estimate, memory, speed
 from finetune_trainer.config.schema import TrainerConfig
@@ -79,7 +80,7 @@ def _read(options: argparse.Namespace) -> Given:
 
 def _given(options: argparse.Namespace, config: TrainerConfig, model: Path | None, data: Path, gpu: str) -> Given:
     names = config.dataset.train_file, config.dataset.validation_file
-    train, validation = (data / Path(name).expanduser() if name else None for name in names)
+    train, validation = (data / at_home(name) if name else None for name in names)
     if options.data is not None or train is None:
         train, validation = options.data, None
     return Given(config, model, train, validation, gpu)
@@ -88,9 +89,9 @@ def _given(options: argparse.Namespace, config: TrainerConfig, model: Path | Non
 def _model_here(options: argparse.Namespace, config: TrainerConfig, claim: Path | None) -> Path | None:
     """The folder of the model, if it is on this machine: as the options or the job say, or where the hub's library keeps it."""
     name = config.general.base_model
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    home = at_home(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     kept = sorted((home / "hub" / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
-    places = [options.model] if options.model else [claim, Path(name).expanduser(), *kept]
+    places = [options.model] if options.model else [claim, at_home(name), *kept]
     return next((place for place in places if place and (place / CONFIG_FILE).is_file()), options.model)
 
 

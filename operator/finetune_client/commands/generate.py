@@ -14,6 +14,7 @@ from pathlib import Path
 from finetune_client.commands.common import client_of, note
 from finetune_client.commands.copy import Bar
 from finetune_client.errors import ClientError
+from finetune_client.home import at_home
 
 MODEL_FILES = ("adapter_config.json", "config.json")
 """What a folder with an adapter or a model has."""
@@ -43,7 +44,7 @@ def command(folder: Path, options: argparse.Namespace) -> list[str]:
 
 def _folder(options: argparse.Namespace) -> Path:
     """The folder of the model; the result of a job is copied to a folder of its name unless it is there already."""
-    folder = Path(options.model).expanduser()
+    folder = at_home(options.model)
     if any((folder / name).is_file() for name in MODEL_FILES):
         return folder
     if len(folder.parts) != 1 or folder.parts[0] in {"..", "~"}:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetune_client.commands.common import client_of, note, say
 from finetune_client.errors import ClientError, JobEndedError
+from finetune_client.home import at_home
 
 if TYPE_CHECKING:
     from finetune_client.client import FinetuneClient
@@ -47,7 +48,7 @@ def compare(options: argparse.Namespace) -> int:
         raise ClientError(f"{comparison.MOST_RUNS} runs can be compared at most, and these are {len(options.runs)}", hint)
     with tempfile.TemporaryDirectory() as place:
         runs = list(_runs(options, Path(place)))
-    page = Path(options.output).expanduser()
+    page = at_home(options.output)
     page.write_text(comparison.compare(runs), encoding="utf-8")
     return _show(page, options)
 
@@ -64,7 +65,7 @@ def _runs(options: argparse.Namespace, place: Path) -> Iterator[Compared]:
 
     client: FinetuneClient | None = None
     for number, name in enumerate(options.runs):
-        config, logs = None, Path(name).expanduser() / LOGS
+        config, logs = None, at_home(name) / LOGS
         if not logs.is_dir():
             if Path(name).is_dir():
                 raise ClientError(f"{name} is no output folder of a run: it has no folder {LOGS}", "name its folder, or a job")

@@ -32,6 +32,13 @@ class Credentials:
         Raises:
             NotLoggedInError: a file cannot be read, or a program gives no credentials.
         """
+        headers = self._headers()
+        if wrong := [name for name, value in headers.items() if not (value.isascii() and value.isprintable())]:
+            message = f"{NO_CLUSTER}: what the kubeconfig has for the header {wrong[0]} is no text of one line in ASCII"
+            raise NotLoggedInError(message, "get a new kubeconfig, or log in again")
+        return headers
+
+    def _headers(self) -> dict[str, str]:
         user = self._login.user
         headers = {}
         if user.get("as"):
@@ -53,7 +60,7 @@ class Credentials:
         if "exec" in user:
             given = self._program()
             pair = given.get("clientCertificateData"), given.get("clientKeyData")
-            return (pair[0].encode(), pair[1].encode()) if pair[0] and pair[1] else None
+            return (str(pair[0]).encode(), str(pair[1]).encode()) if pair[0] and pair[1] else None
         certificate, key = (content(user, name) for name in ("client-certificate", "client-key"))
         return (certificate, key) if certificate and key else None
 
@@ -62,7 +69,7 @@ class Credentials:
         if user.get("token"):
             return str(user["token"])
         if user.get("tokenFile"):
-            return _read(Path(user["tokenFile"])).decode().strip()
+            return _read(Path(user["tokenFile"])).decode(errors="replace").strip()
         if "exec" in user:
             return str(self._program().get("token") or "")
         return _token_by_library(self._login) if "auth-provider" in user else ""
@@ -86,20 +93,25 @@ def content(entry: Mapping[str, Any], key: str) -> bytes | None:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        message = f"{NO_CLUSTER}: {path}, which the kubeconfig names, cannot be read: {error.strerror}"
+    except (OSError, ValueError) as error:  # a path may hold a character that no path can
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        message = f"{NO_CLUSTER}: {path}, which the kubeconfig names, cannot be read: {reason}"
         raise NotLoggedInError(message, "get a new kubeconfig") from error
 
 
 def _run(login: Login) -> Object:
     """Run the program of a user, as clouds have one, and read the ExecCredential that it prints."""
-    plan: Object = login.user["exec"]
+    try:
+        plan: Object = dict(login.user["exec"])
+        arguments = [str(word) for word in plan.get("args") or ()]
+        environment = os.environ | {str(item["name"]): str(item["value"]) for item in plan.get("env") or ()}
+    except (TypeError, ValueError, KeyError) as error:
+        message = f"{NO_CLUSTER}: the kubeconfig does not say how to run the program that logs you in (users[].user.exec)"
+        raise NotLoggedInError(message, "get a new kubeconfig", repr(error)) from error
     program = str(plan.get("command"))
     if "/" in program and not program.startswith("/"):
         program = str(Path(login.user["folder"]) / program)
     asks = sys.stdin is not None and sys.stdin.isatty() and plan.get("interactiveMode") != "Never"
-    arguments = [str(word) for word in plan.get("args") or ()]
-    environment = os.environ | {str(item["name"]): str(item["value"]) for item in plan.get("env") or ()}
     environment["KUBERNETES_EXEC_INFO"] = json.dumps(_question(login, plan, asks=asks))
     try:
         done = subprocess.run(  # noqa: S603 - the user's own kubeconfig names it, as for kubectl
@@ -111,14 +123,15 @@ def _run(login: Login) -> Object:
             timeout=None if asks else EXEC_SECONDS,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"it gave no answer within {EXEC_SECONDS} s"
-        hint = str(plan.get("installHint") or "install it, or get another kubeconfig").splitlines()[0]
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        late = f"it gave no answer within {EXEC_SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else late
+        hint = str(plan.get("installHint") or "install it, or get another kubeconfig").strip().partition("\n")[0]
         raise NotLoggedInError(f"{NO_CLUSTER}: {program}, which the kubeconfig names, cannot be run: {reason}", hint) from error
     said = (done.stderr or b"").decode(errors="replace").strip()
     try:
         status = json.loads(done.stdout)["status"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         status = None
     if done.returncode or not isinstance(status, dict):
         message = f"{NO_CLUSTER}: {program}, which the kubeconfig names, gave no credentials (exit code {done.returncode})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_client.errors import NotLoggedInError
+from finetune_client.home import at_home
 
 Object = dict[str, Any]
 
@@ -43,19 +43,32 @@ def read_login(context: str | None = None, kubeconfig: str | None = None, enviro
     Raises:
         NotLoggedInError: there is none, or it cannot be read.
     """
-    named = kubeconfig or environment.get("KUBECONFIG")
-    files = [Path(part).expanduser() for part in named.split(os.pathsep) if part] if named else [_default(environment)]
+    files = _files(kubeconfig, environment)
     merged = _merge(files)
     if merged["contexts"]:
         return _choose(merged, context)
-    if not named and context is None and (login := _of_a_pod(environment)) is not None:
+    if files == [_default(environment)] and context is None and (login := _of_a_pod(environment)) is not None:
         return login
-    where = ", ".join(map(str, files))
+    where = ", ".join(map(str, files)) or "KUBECONFIG names no file"
     raise NotLoggedInError(f"{NO_CLUSTER}: there is no kubeconfig with a context ({where})", ELSEWHERE)
 
 
+def contexts(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of all contexts.
+
+    Raises:
+        NotLoggedInError: a kubeconfig cannot be read.
+    """
+    return list(_merge(_files(None, environment))["contexts"])
+
+
+def _files(kubeconfig: str | None, environment: Mapping[str, str]) -> list[Path]:
+    named = kubeconfig or environment.get("KUBECONFIG")
+    return [at_home(part) for part in named.split(os.pathsep) if part] if named else [_default(environment)]
+
+
 def _default(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
+    return Path(environment.get("HOME") or at_home("~")) / ".kube" / "config"
 
 
 def _merge(files: list[Path]) -> Object:
@@ -80,7 +93,7 @@ def _read(file: Path) -> Object:
         raise NotLoggedInError(f"{NO_CLUSTER}: the kubeconfig {file} cannot be read: {reason}", ELSEWHERE) from error
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = _parse_yaml(file, text)
     return content if isinstance(content, dict) else {}
 
@@ -91,7 +104,7 @@ def _parse_yaml(file: Path, text: str) -> Any:
 
     try:
         return YAML(typ="base", pure=True).load(text)  # every scalar is text: a token of digits is no number
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise NotLoggedInError(f"{NO_CLUSTER}: the kubeconfig {file} is no YAML", ELSEWHERE, str(error)) from error
 
 
@@ -109,7 +122,7 @@ _PATHS = ("certificate-authority", "client-certificate", "client-key", "tokenFil
 
 def _absolute(entry: Object, folder: Path) -> Object:
     """Paths in a kubeconfig are relative to its folder."""
-    return entry | {key: str(folder / entry[key]) for key in _PATHS if entry.get(key)} | {"folder": str(folder)}
+    return entry | {key: str(folder / str(entry[key])) for key in _PATHS if entry.get(key)} | {"folder": str(folder)}
 
 
 def _choose(merged: Object, context: str | None) -> Login:
@@ -152,7 +165,7 @@ def decoded(entry: Mapping[str, Any], key: str) -> bytes | None:
         return None
     try:
         return base64.b64decode(str(data), validate=True)
-    except binascii.Error:
+    except ValueError:
         raise NotLoggedInError(f"{NO_CLUSTER}: {key}-data of the kubeconfig is not base64", "get a new kubeconfig") from None
 
 

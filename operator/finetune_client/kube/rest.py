@@ -152,7 +152,7 @@ class Rest:
         connection = self._connect(seconds or self._seconds)
         try:
             yield connection
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             reason, hint = cause(error)
             message = f"the API server at {self.login.server} does not answer: {reason}"
             raise UnreachableError(message, hint) from error
@@ -168,7 +168,7 @@ class Rest:
         body: Any,
         headers: Mapping[str, str] | None,
     ) -> http.client.HTTPResponse:
-        target = self._prefix + path + (f"?{urlencode(query)}" if query else "")
+        target = self._prefix + path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
         media = MERGE_PATCH if method == "PATCH" else "application/json"
         media = "application/octet-stream" if isinstance(body, bytes) else media
         given = {"Accept": "application/json", "User-Agent": "finetune"} | self._credentials.headers()
@@ -178,22 +178,25 @@ class Rest:
         return connection.getresponse()
 
     def _object(self, body: bytes) -> Object:
-        try:
-            value = json.loads(body)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
+        value = _object_of(body)
+        if value is None:
+            if _is_page(body):
+                raise self._no_api(Answer(200, body))
             message = f"{self.login.server} does not answer as an API server of Kubernetes does"
             raise UnreachableError(message, "see server of the kubeconfig", body[:1000].decode(errors="replace"))
         return value
 
+    def _no_api(self, answer: Answer) -> UnreachableError:
+        """A proxy, a portal or a load balancer answers in the API server's place."""
+        message = f"{self.login.server} answers with a web page ({answer.status}) and not as an API server of Kubernetes does"
+        hint = "see server of the kubeconfig, HTTPS_PROXY and NO_PROXY; or log in to the network, and try again"
+        return UnreachableError(message, hint, answer.body[:1000].decode(errors="replace"))
+
     def _refusal(self, answer: Answer, path: str) -> RefusedError | UnreachableError:
         """What a refusal means."""
-        try:
-            told = json.loads(answer.body)
-        except (ValueError, RecursionError):
-            told = None
-        told = told if isinstance(told, dict) else {}
+        if _is_page(answer.body):
+            return self._no_api(answer)
+        told = _object_of(answer.body) or {}
         said = str(told.get("message") or answer.body[:200].decode(errors="replace")).strip() or "nothing"
         named = isinstance(told.get("details"), dict) and told["details"].get("name")
         server, status = self.login.server, answer.status
@@ -219,6 +222,18 @@ class Rest:
         return refusal
 
 
+def _object_of(body: bytes) -> Object | None:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_page(body: bytes) -> bool:
+    return body[:200].lstrip().startswith(b"<")
+
+
 def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
     """The body, which has to be there in time however slowly it comes."""
     data = bytearray()
@@ -235,4 +250,4 @@ def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
 
 def part(text: str) -> str:
     """A name as a part of a path."""
-    return quote(text, safe="")
+    return quote(text, safe="", errors="surrogateescape")

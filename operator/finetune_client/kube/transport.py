@@ -39,16 +39,12 @@ def connector(login: Login, credentials: Credentials) -> Callable[[float], Conne
     Raises:
         NotLoggedInError: server, proxy or certificates are not usable.
     """
-    server = urlsplit(login.server)
-    try:
-        port = server.port or (80 if server.scheme == "http" else 443)
-    except ValueError:
-        port = 0
-    if server.scheme not in {"http", "https"} or not server.hostname or not port:
+    server, port = _split(login.server)
+    if server is None or server.scheme not in {"http", "https"} or not server.hostname:
         raise NotLoggedInError(f"{NO_CLUSTER}: {login.server!r} is no address of a server", "see `kubectl config view`")
     proxy = _proxy(login, server)
     host = server.hostname
-    target = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
+    target = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port or (80 if server.scheme == "http" else 443))
     if server.scheme == "http":
         return lambda seconds: http.client.HTTPConnection(*target, timeout=seconds)
     context = _context(login, credentials)
@@ -57,7 +53,7 @@ def connector(login: Login, credentials: Credentials) -> Callable[[float], Conne
     def connect(seconds: float) -> Connection:
         connection = _Tls(*target, context=context, server_name=name, timeout=seconds)
         if proxy:
-            connection.set_tunnel(host, port, _proxy_headers(proxy))
+            connection.set_tunnel(host, port or 443, _proxy_headers(proxy))
         return connection
 
     return connect
@@ -67,12 +63,10 @@ def cause(error: Exception) -> tuple[str, str]:
     """Why there is no answer, and what to do."""
     see = "see whether the cluster runs, and whether --context and KUBECONFIG name the right one"
     match error:
-        case socket.gaierror():
+        case socket.gaierror() | UnicodeError():
             words = "its name cannot be resolved"
-        case ssl.SSLCertVerificationError():
-            words, see = f"its certificate is not trusted ({error.verify_message})", "see certificate-authority of the kubeconfig"
         case ssl.SSLError():
-            words, see = f"it does not speak TLS as expected ({error.reason})", "see server of the kubeconfig"
+            words, see = _tls_cause(error)
         case TimeoutError():
             words = "it took too long"
         case ConnectionResetError() | BrokenPipeError() | http.client.RemoteDisconnected() | http.client.IncompleteRead():
@@ -84,6 +78,25 @@ def cause(error: Exception) -> tuple[str, str]:
         case _:
             words, see = f"its answer is not HTTP ({type(error).__name__})", "see server of the kubeconfig"
     return words, see
+
+
+OUT_OF_DATE = {9: "is not valid yet", 10: "has expired"}
+"""OpenSSL's numbers (X509_V_ERR_…) of what the clock says about a certificate."""
+
+
+def _tls_cause(error: ssl.SSLError) -> tuple[str, str]:
+    """Why TLS has failed, and what to do: the server's certificate, the user's, or no TLS at all."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if when := OUT_OF_DATE.get(error.verify_code):
+            return f"its certificate {when}", "the cluster's administrator has to renew it; if the clock of this machine is right"
+        return f"its certificate is not trusted ({error.verify_message})", "see certificate-authority of the kubeconfig"
+    reason = str(error.reason)
+    if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+        return (
+            f"it does not take your client certificate ({reason})",
+            "get a new kubeconfig, or log in again: it may have expired",
+        )
+    return f"it does not speak TLS as expected ({reason})", "see server of the kubeconfig"
 
 
 def _context(login: Login, credentials: Credentials) -> ssl.SSLContext:
@@ -106,7 +119,17 @@ def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(certificate + b"\n" + key)
         file.flush()
-        context.load_cert_chain(file.name)
+        context.load_cert_chain(file.name, password="")  # or OpenSSL would ask for it on the terminal
+
+
+def _split(address: str) -> tuple[SplitResult | None, int | None]:
+    """An address in its parts, with its port if it has one; nothing where it is none."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        return None, None
+    return (None, None) if port == 0 or any(char.isspace() or not char.isprintable() for char in address) else (parts, port)
 
 
 def _proxy(login: Login, server: SplitResult) -> SplitResult | None:
@@ -118,7 +141,10 @@ def _proxy(login: Login, server: SplitResult) -> SplitResult | None:
         address = "" if proxy_bypass(server.netloc) else getproxies().get(server.scheme, "")
     if not address:
         return None
-    proxy = urlsplit(address if "//" in address else f"http://{address}")
+    proxy, _ = _split(address if "//" in address else f"http://{address}")
+    if proxy is None:
+        message = f"{NO_CLUSTER}: the address of the proxy for {login.server} is no address"
+        raise NotLoggedInError(message, "see HTTPS_PROXY, and proxy-url of the kubeconfig: as http://proxy.example:3128")
     if proxy.scheme != "http" or not proxy.hostname or server.scheme == "http":
         message = f"{NO_CLUSTER}: the proxy {proxy.scheme}://{proxy.hostname} for {login.server} is not supported"
         raise NotLoggedInError(message, "use an HTTP proxy for an HTTPS server, or NO_PROXY for that server")

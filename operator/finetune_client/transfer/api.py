@@ -10,6 +10,7 @@ from typing import Any
 from finetune_client import submission
 from finetune_client.access import Access
 from finetune_client.errors import ClientError, ExistsError, JobEndedError, MissingError, RefusedError, look_at
+from finetune_client.home import at_home
 from finetune_client.job import Job
 from finetune_client.kube.rest import part
 from finetune_client.transfer.copies import Count, Tell, fetch, files_of, manifest_of, send
@@ -29,7 +30,7 @@ def download(client: Access, name: str, folder: str | Path, image: str | None, p
     output = job.status.output
     if output is None or output.manifest_sha256 is None:
         raise JobEndedError(f"{job} has no complete result ({job.state})", look_at(name))
-    target = Path(folder).expanduser()
+    target = at_home(folder)
     claim, source = output.persistent_volume_claim, output.path
     with helper(client, claim, image or image_of(client, job), read_only=True, tell=say) as pod:
         try:
@@ -81,7 +82,7 @@ def upload_rows(
     """Copy the rows of a job that is not created yet to the claim of its data; give their place there."""
     claim, folder = submission.place_of_rows(manifest)
     upload(client, [file], claim, folder, image or manifest["spec"].get("image"), create, progress, say)
-    return f"{claim}:{'/'.join(filter(None, (folder, Path(file).expanduser().resolve().name)))}"
+    return f"{claim}:{'/'.join(filter(None, (folder, at_home(file).resolve().name)))}"
 
 
 def _claims(client: Access) -> str:

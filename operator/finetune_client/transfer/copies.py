@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from finetune_client.errors import ClientError, RefusedError
+from finetune_client.home import at_home
 from finetune_client.transfer.pod import Helper
 from finetune_client.transfer.server import PARTIAL, sha256_of
 from finetune_trainer.files import Entry
@@ -141,7 +142,7 @@ def files_of(names: Sequence[str | Path]) -> Iterator[tuple[Path, str]]:
         ClientError: one is not there.
     """
     for name in names:
-        path = Path(name).expanduser()
+        path = at_home(name)
         if path.is_dir():
             found = sorted(inner for inner in path.rglob("*") if inner.is_file() and not inner.name.endswith(PARTIAL))
             yield from ((inner, f"{path.resolve().name}/{inner.relative_to(path).as_posix()}") for inner in found)

@@ -89,9 +89,12 @@ class Helper:
 
     @staticmethod
     def _object(answer: Answer) -> Object:
-        value = json.loads(answer.body)
+        try:
+            value = json.loads(answer.body)
+        except (ValueError, RecursionError):
+            value = None
         if not isinstance(value, dict):
-            raise UnreachableError("the helper pod gives no object")
+            raise UnreachableError("the helper pod gives no object", "does --image name an image of yours? leave it out")
         return value
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from finetune_client.access import Access
 from finetune_client.errors import JobEndedError, RefusedError, look_at
+from finetune_client.home import at_home
 from finetune_client.job import Job
 from finetune_client.transfer.api import Say, image_of
 from finetune_client.transfer.copies import PART_BYTES
@@ -21,7 +22,7 @@ RECORDS = ("logs/metrics.jsonl", "logs/samples.json", "logs/summary.json")
 def report(client: Access, name: str, folder: str | Path, image: str | None, say: Say) -> Path:
     """Copy the report of a job and what it is made of; see `FinetuneClient.report`."""
     job = client.get(name)
-    target = Path(folder).expanduser()
+    target = at_home(folder)
     if REPORT not in copy(client, job, (REPORT, *RECORDS), target, image, say):
         hint = f"the trainer writes it when a run ends; `finetune compare {name}` draws the curves so far"
         raise JobEndedError(f"{job} has no report ({job.state})", hint if not job.has_ended else look_at(name))

@@ -102,6 +102,10 @@ def _parse(name: str, text: str) -> Mapping[str, Any]:
         raise ConfigError([f"{place}: {problem}"]) from None
     except YAMLError as error:
         raise ConfigError([f"{name}: {' '.join(str(error).split())}"]) from None
+    except RecursionError:
+        raise ConfigError([f"{name}: lists or mappings are nested too deeply"]) from None
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that no calendar has
+        raise ConfigError([f"{name}: a value cannot be read: {' '.join(str(error).split())[:200]}"]) from None
     if not isinstance(raw, dict):
         raise ConfigError([f"{name}: the file must hold a mapping, as `key: value`"])
     return raw
