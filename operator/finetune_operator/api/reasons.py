@@ -172,10 +172,7 @@ WAITING: dict[Reason, Explanation] = {
         "After the pause of `retryPolicy` the next try goes on where this one has ended.",
         "Read the message: is the server reachable from the cluster's pods (proxy, NetworkPolicy)? Or set `cancel: true`.",
     ),
-    Reason.FETCHED: Explanation(
-        "The files of `dataset.uri` and `model.uri` are on the claim; `status.fetch` has their version.",
-        "It makes the Ray cluster.",
-    ),
+    Reason.FETCHED: Explanation("What was to be fetched is on the claim; see `status.fetch`.", "It makes the Ray cluster."),
     Reason.QUEUED: Explanation(
         "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its reason.",
         "It waits. No deadline counts.",
@@ -322,8 +319,7 @@ ENDED: dict[Reason, Explanation] = {
         "`gradient_accumulation_steps`) or `max_length`.",
     ),
     Reason.DATASET_NOT_FOUND: Explanation(
-        "`train_file` or `validation_file` does not exist, or there is nothing at `dataset.uri`; the message says where it was "
-        "looked for.",
+        "`train_file` or `validation_file` does not exist, or nothing is at `dataset.uri`; the message says where it was sought.",
         _ENDED,
         "Correct the path: it is relative to `spec.dataset`, or to the image's folder without it. Or correct `dataset.uri`.",
     ),
