@@ -11,7 +11,8 @@ from finetune_client.validate import check_object
 from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.desired import naming
-from finetune_operator.desired.storage import required_claims
+from finetune_operator.desired.sources import Source
+from finetune_operator.desired.storage import dataset_folder, model_folder, required_claims
 from finetune_operator.observed import missing_object
 from finetune_trainer.errors import ConfigError
 
@@ -67,16 +68,19 @@ class Folders:
     @property
     def dataset(self) -> Path | None:
         """The folder of the data set's claim, if the job names one."""
-        dataset = self._job.spec.dataset
-        claim = dataset.persistent_volume_claim if dataset else None
+        claim = dataset_folder(self._job)
         return self.claim(claim.claim_name) / claim.sub_path if claim else None
 
     @property
     def model(self) -> Path | None:
         """The folder of the model's claim, if the job names one."""
-        model = self._job.spec.model
-        claim = model.persistent_volume_claim if model else None
+        claim = model_folder(self._job)
         return self.claim(claim.claim_name) / claim.sub_path if claim else None
+
+    def kept(self, source: Source) -> Path:
+        """The folder for the versions of something that is fetched."""
+        name = source.claim.claim_name if source.claim else naming.output_claim_name(self._job)
+        return self.claim(name) / source.folder
 
     def arguments(self) -> list[str]:
         """Options of the trainer for what the job mounts."""

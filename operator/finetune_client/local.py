@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -31,14 +32,17 @@ from finetune_client.submission import is_bare
 from finetune_client.validate import check_object, is_job
 from finetune_operator.api.reasons import ENDED, WAITING, Explanation, Reason
 from finetune_operator.api.schema import Finding
-from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, dump
+from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, dump
 from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
 from finetune_operator.decide import decide
 from finetune_operator.desired import naming
 from finetune_operator.desired.config_map import build_config_map
-from finetune_operator.observed import Cluster, Observed, RayJob
+from finetune_operator.desired.fetch import fetch_arguments
+from finetune_operator.desired.sources import Source, What, sources
+from finetune_operator.observed import Cluster, FetchPod, Observed, RayJob
 from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
+from finetune_trainer.fetch.report import FetchReport
 from finetune_trainer.output.answers import ANSWER_TOKENS, Sample, read_samples
 from finetune_trainer.runtime.stop import SIGNALS, STOPPED_EXIT_CODE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
@@ -77,6 +81,9 @@ def _run(filename: str, claims: Mapping[str, Path], claims_dir: Path) -> int:
     if unknown := folders.unknown():
         raise ConfigError(unknown)
     job = _advance(job, Observed(missing=folders.missing()))
+    if job.status.fetch is not None:
+        job = _after_fetch(job, folders)
+        folders = Folders(job, claims, claims_dir)
     if job.status.attempt is None:
         _print(manifest, job)
         _print_failure(job)
@@ -141,6 +148,27 @@ def _document(filename: str) -> Document:
     if not isinstance(value, dict) or (value.get("apiVersion"), value.get("kind")) != (API_VERSION, KIND):
         raise ConfigError(jobs[0].errors([Finding((), f"not a FinetuneJob: apiVersion must be {API_VERSION} and kind {KIND}")]))
     return jobs[0]
+
+
+def _after_fetch(job: FinetuneJob, folders: Folders) -> FinetuneJob:
+    """Fetch what the job names by addresses, as a pod of a cluster does; the job as it is then."""
+    dirs: dict[What, str] = {source.what: str(folders.kept(source)) for source in sources(job)}
+    tokens = {
+        f"FINETUNE_{source.what.upper()}_TOKEN": os.environ.get("HF_TOKEN", "") for source in sources(job) if _on_hub(source)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        command = [sys.executable, "-m", "finetune_trainer.fetch", *fetch_arguments(job, dirs), "--report", str(report)]
+        subprocess.run(command, env=tokens | os.environ, check=False)  # noqa: S603 - our own module, with an argument list
+        found = FetchReport.model_validate_json(report.read_bytes()) if report.is_file() else FetchReport()
+    if found.failure is not None:  # there is no operator that would try again
+        found = found.model_copy(update={"failure": found.failure.model_copy(update={"retryable": False})})
+    job = _advance(job, Observed(fetch=FetchPod("finetune_trainer.fetch", finished=True, report=found)))
+    return job if job.status.phase in TERMINAL else _advance(job, Observed())
+
+
+def _on_hub(source: Source) -> bool:
+    return source.uri.startswith("hf://")
 
 
 def _train(job: FinetuneJob, folders: Folders) -> int:

@@ -12,10 +12,20 @@ from finetune_operator.api.v1alpha1 import FinetuneJob, JobIdentity, Reason
 from finetune_operator.backoff import Repeats
 from finetune_operator.clients.cache import Cache, Key
 from finetune_operator.clients.dashboards import Dashboards
-from finetune_operator.clients.kube import FINETUNE_JOBS, RAY_CLUSTERS, KubeClient
+from finetune_operator.clients.kube import FINETUNE_JOBS, PODS, RAY_CLUSTERS, KubeClient
 from finetune_operator.constants import RAY_PLURAL
-from finetune_operator.decide import Action, CreateCluster, DeleteCluster, DeleteJob, StopRun, Submit
+from finetune_operator.decide import (
+    Action,
+    CreateCluster,
+    CreateFetchPod,
+    DeleteCluster,
+    DeleteJob,
+    DeletePod,
+    StopRun,
+    Submit,
+)
 from finetune_operator.desired.config_map import build_config_map
+from finetune_operator.desired.fetch import build_fetch_pod
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import KeyRing, build_token_secret
 from finetune_operator.desired.storage import build_output_claim
@@ -25,6 +35,9 @@ from finetune_operator.own_objects import make_own
 from finetune_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+Immediate = CreateCluster | CreateFetchPod | DeleteCluster | DeleteJob | DeletePod
+"""Actions that are requests to the API server."""
 
 REPEAT_SECONDS = (0.5, 60.0)
 """First and longest pause before the same action is repeated: one that is decided again has not had its effect."""
@@ -86,7 +99,7 @@ class Actor:
             problem = self._problem_of(job.key, action)
             if problem is None:
                 continue
-            if isinstance(action, CreateCluster | Submit):
+            if isinstance(action, CreateCluster | CreateFetchPod | Submit):
                 acted.problem = problem
             else:
                 acted.refused = problem.message
@@ -101,7 +114,7 @@ class Actor:
         else:
             self._dashboards.stop(job.key)
 
-    async def _try(self, job: JobIdentity, action: CreateCluster | DeleteCluster | DeleteJob) -> Problem | None:
+    async def _try(self, job: JobIdentity, action: Immediate) -> Problem | None:
         """Execute an action; a refusal that somebody can resolve is returned as a problem."""
         try:
             await self._act_once(job, action)
@@ -120,16 +133,30 @@ class Actor:
             return None
         return Problem(unanswered.reason, unanswered.cause)
 
-    async def _act_once(self, job: JobIdentity, action: CreateCluster | DeleteCluster | DeleteJob) -> None:
+    async def _act_once(self, job: JobIdentity, action: Immediate) -> None:
         match action:
             case CreateCluster(attempt):
                 await self._create_cluster(_with_spec(job), attempt)
+            case CreateFetchPod(attempt):
+                await self._create_fetch_pod(_with_spec(job), attempt)
+            case DeletePod(name, uid):
+                logger.info("%s/%s: deleting pod %s", *job.key, name)
+                await self._kube.delete(PODS, job.metadata.namespace, name, uid)
             case DeleteCluster(name, uid):
                 logger.info("%s/%s: deleting cluster %s", *job.key, name)
                 await self._kube.delete(RAY_CLUSTERS, job.metadata.namespace, name, uid)
             case DeleteJob():
                 logger.info("%s/%s: deleting the job, its time to live is over", *job.key)
                 await self._kube.delete(FINETUNE_JOBS, *job.key, job.metadata.uid)
+
+    async def _create_fetch_pod(self, job: FinetuneJob, attempt: int) -> None:
+        """Create the pod of a try; the claim comes before it."""
+        if refused := [*self._settings.policy.pod_refusals(job)]:
+            raise NotAllowedError("; ".join(refused))
+        for manifest in (build_output_claim(job), build_fetch_pod(job, attempt, self._settings)):
+            if manifest is not None:
+                await make_own(self._kube, manifest)
+        logger.info("%s/%s: the pod that fetches is there", *job.key)
 
     async def _create_cluster(self, job: FinetuneJob, attempt: int) -> None:
         """Create the objects of an attempt. The cluster comes last: when it exists, all that it needs exists."""

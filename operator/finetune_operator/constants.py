@@ -61,6 +61,15 @@ MODEL_MOUNT = "/model"
 HUB_CACHE_MOUNT = "/hub-cache"
 RESUME_MOUNT = "/resume"
 """Output claim of the job that spec.resumeFrom names, where it is not the job's own."""
+FETCH_FOLDER = "fetched"
+"""Folder on a claim, or in its sub-path, for what is fetched by an address."""
+
+FETCH_PORT = 8266
+"""Where the pod that fetches tells its progress."""
+
+FETCH_LABEL = f"{GROUP}/fetch"
+"""On the pod that fetches: which try it is."""
+
 CONFIG_MOUNT = "/etc/finetune"
 CONFIG_FILE = "config.yaml"
 

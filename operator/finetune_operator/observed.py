@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import Reason, ResolvedDefaults, ResumeStatus
 from finetune_operator.pod_problems import find_problem
+from finetune_trainer.fetch.report import FetchProgress, FetchReport
 from finetune_trainer.tracking.progress import Progress
 
 Raw = Mapping[str, Any]
@@ -90,6 +94,43 @@ class Pod:
             ready=conditions.get("Ready", {}).get("status") == "True",
             problem=find_problem(raw),
         )
+
+
+@dataclass(frozen=True)
+class FetchPod:
+    """The pod that fetches what the job names by addresses."""
+
+    name: str
+    uid: str = ""
+    deleting: bool = False
+    finished: bool = False
+    """Whether it has ended, well or not: that does not change again."""
+    ip: str = ""
+    report: FetchReport | None = None
+    """What it said at its end, if it can be read."""
+    problem: Problem | None = None
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> FetchPod:
+        """Read a Pod object."""
+        metadata, status = raw["metadata"], raw.get("status") or {}
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            deleting="deletionTimestamp" in metadata,
+            finished=status.get("phase") in {"Succeeded", "Failed"},
+            ip=str(status.get("podIP") or ""),
+            report=_fetch_report(status),
+            problem=find_problem(raw),
+        )
+
+
+def _fetch_report(status: Raw) -> FetchReport | None:
+    for container in status.get("containerStatuses") or ():
+        terminated = (container.get("state") or {}).get("terminated") or {}
+        with suppress(ValidationError):
+            return FetchReport.model_validate_json(str(terminated.get("message", "")))
+    return None
 
 
 def queue_message(workload: Raw) -> str:
@@ -185,6 +226,10 @@ class Observed:
     ray_job: RayJob = UNKNOWN
     silence: Silence | None = None
     """Set while the dashboard does not answer."""
+    fetch: FetchPod | None = None
+    """The pod of the current try at fetching."""
+    fetch_progress: FetchProgress | None = None
+    """How far it says that it is."""
     progress: Progress | None = None
     """What the trainer of the current attempt last reported."""
     start_problem: Problem | None = None

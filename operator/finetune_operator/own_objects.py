@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_operator.clients.kube import CLAIMS, CONFIG_MAPS, KubeClient
+from finetune_operator.clients.kube import CLAIMS, CONFIG_MAPS, PODS, KubeClient
 from finetune_operator.constants import UID_LABEL
 from finetune_operator.errors import ConflictError, NameTakenError
 
 Object = dict[str, Any]
 
-_READABLE = {"ConfigMap": CONFIG_MAPS, "PersistentVolumeClaim": CLAIMS}
+_READABLE = {"ConfigMap": CONFIG_MAPS, "PersistentVolumeClaim": CLAIMS, "Pod": PODS}
 """Kinds that the operator may read. A Secret it may not: its name is what nobody can know before (`desired.secrets`)."""
 
 
@@ -43,6 +43,8 @@ def difference(manifest: Object, found: Object) -> str:
             return f"its ownerReferences do not have the UID {uid}"
     elif (metadata.get("labels") or {}).get(UID_LABEL) != uid:
         return f"its label {UID_LABEL} is not {uid}"
+    if manifest["kind"] == "Pod":
+        return ""
     return _different_claim(manifest, found) if manifest["kind"] == "PersistentVolumeClaim" else _different_data(manifest, found)
 
 

@@ -25,6 +25,7 @@ from finetune_operator.desired import events, naming
 from finetune_operator.desired.defaults import resolved_defaults
 from finetune_operator.desired.secrets import KeyRing
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError
+from finetune_operator.fetches import Fetches
 from finetune_operator.observed import Cluster, Observed, Pod, Silence, queue_message
 from finetune_operator.output_claims import OutputClaims
 from finetune_operator.ownership import Ownership
@@ -96,6 +97,7 @@ class Reconciler:
         self._actor = Actor(kube, cache, self.dashboards, keys, settings, clock)
         self._ownership = Ownership(kube, cache)
         self._claims = OutputClaims(kube, clock)
+        self._fetches = Fetches(cache, ray)
         self._written: dict[Key, datetime] = {}
         """When this process last wrote the status of a job that has not ended."""
         self._failing: dict[Key, datetime] = {}
@@ -180,11 +182,13 @@ class Reconciler:
         if job.status.phase in TERMINAL:
             self.dashboards.forget(job.key)
             self._claims.forget(job.key)
-            return Observed(cluster=self._cluster_of(job))
+            self._fetches.forget(job.key)
+            return Observed(cluster=self._cluster_of(job), fetch=self._fetches.pod_of(job))
         if job.status.ray is None:
             if not isinstance(job, FinetuneJob) or job.metadata.deletion_timestamp:
                 return Observed()
-            return replace(await self._preflight.observe(job), defaults=resolved_defaults(job, self._settings))
+            seen = replace(await self._preflight.observe(job), defaults=resolved_defaults(job, self._settings))
+            return self._fetches.look(job, seen)
         cluster = self._cluster_of(job)
         pods = tuple(Pod.from_raw(pod) for pod in self._cache.of_job("pods", job.key) if _of_cluster(pod, job))
         lost = tuple(Pod.from_raw(pod) for pod in self._cache.deleted_pods(job.key) if _of_cluster(pod, job))
@@ -273,6 +277,7 @@ class Reconciler:
         return Cluster.from_raw(raw) if raw else None
 
     def _forget(self, key: Key) -> None:
+        self._fetches.forget(key)
         self.dashboards.forget(key)
         self._actor.forget(key)
         self._claims.forget(key)

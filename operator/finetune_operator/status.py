@@ -124,11 +124,23 @@ def throttle(old: FinetuneJobStatus, new: FinetuneJobStatus, since_write: float 
     before. The trainer decides what it reports, and how often; so only our own writes are counted: `since_write` is the
     seconds since this process last wrote the job's status, None if it has not.
     """
-    if since_write is None or new.phase is not Phase.RUNNING or not _only_progress(old, new):
+    if since_write is None or not _only_progress(old, new):
+        return new
+    if new.phase is Phase.PENDING and _without_bytes(old) == _without_bytes(new):
+        return old if since_write < PROGRESS_WRITE_SECONDS else new
+    if new.phase is not Phase.RUNNING:
         return new
     quiet = {"progress": None, "checkpoint": None, "conditions": ()}
     same = old.model_copy(update=quiet) == new.model_copy(update=quiet) and _percent(old) == _percent(new)
     return old if since_write < (PROGRESS_HEARTBEAT_SECONDS if same else PROGRESS_WRITE_SECONDS) else new
+
+
+def _without_bytes(status: FinetuneJobStatus) -> FinetuneJobStatus:
+    """A status without the progress of its fetch."""
+    if status.fetch is None:
+        return status
+    quiet = {"bytes": None, "total_bytes": None, "display": None}
+    return status.model_copy(update={"fetch": status.fetch.model_copy(update=quiet)})
 
 
 def _only_progress(old: FinetuneJobStatus, new: FinetuneJobStatus) -> bool:

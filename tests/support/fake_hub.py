@@ -56,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, asked: bytes = b"") -> None:
         hub, path = self.server, self.path.partition("?")[0]
+        siblings = [{"rfilename": name, "size": len(data), "blobId": _blob(data)} for name, data in hub.files.items()]
         repository = f"/datasets/{hub.name}"
         if not path.removeprefix("/api").startswith(repository):
             self._refuse(404, "RepoNotFound")
@@ -68,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif "/paths-info/" in path:
             self._send(json.dumps([_describe(name, data) for name, data in hub.files.items() if name in asked.decode()]).encode())
         else:
-            self._send(json.dumps({"id": hub.name, "sha": COMMIT, "private": False, "siblings": []}).encode())
+            self._send(json.dumps({"id": hub.name, "sha": COMMIT, "private": False, "siblings": siblings}).encode())
 
     def _file(self, name: str) -> None:
         if name in self.server.files:
@@ -95,6 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: Any) -> None:
         pass
+
+
+def _blob(data: bytes) -> str:
+    """Git's digest of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def _describe(name: str, data: bytes) -> dict[str, Any]:

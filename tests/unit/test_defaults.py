@@ -15,6 +15,7 @@ from finetune_operator.desired import defaults
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 
 PART_OF_THE_API = {
+    "datasetTokenSecretRefKey": "the name of the key in a Secret that users make by the documentation",
     "modelTokenSecretRefKey": "the name of the key in a Secret that users make by the documentation",
 }
 """Defaults that no release changes, and why."""

@@ -13,7 +13,9 @@ from tests.unit import test_attempts, test_ending, test_resume_from
 
 from finetune_operator.api.schema import crd_schema
 from finetune_operator.api.v1alpha1 import FinetuneJob
+from finetune_operator.desired.fetch import build_fetch_pod
 from finetune_operator.desired.ray_cluster import build_ray_cluster
+from finetune_operator.desired.sources import sources
 from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_submission
 
@@ -77,6 +79,8 @@ def others(schema: Schema, value: Any) -> list[Any]:
             return [value + 1, value - 1]
         case dict():
             return [{key: f"{item}x" for key, item in value.items()}]
+    if schema.get("pattern") == "^[0-9a-f]{64}$":
+        return [value[::-1]]
     return [other for other in schema["enum"] if other != value] if "enum" in schema else [f"{value}x", "7Gi"]
 
 
@@ -94,7 +98,8 @@ def changed(raw: Schema, path: Path, value: Any) -> FinetuneJob | None:
 
 
 def build(job: FinetuneJob) -> list[Any]:
-    return [build_ray_cluster(job, 1, SETTINGS, KEYS), build_submission(job, 1), build_output_claim(job)]
+    fetch = build_fetch_pod(job, 1, SETTINGS) if sources(job) else None
+    return [build_ray_cluster(job, 1, SETTINGS, KEYS), build_submission(job, 1), build_output_claim(job), fetch]
 
 
 def effects(name: str) -> list[bool]:

@@ -13,8 +13,10 @@ from tests.support.golden import GOLDEN, assert_golden
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.desired.config_map import build_config_map
+from finetune_operator.desired.fetch import build_fetch_pod
 from finetune_operator.desired.ray_cluster import build_ray_cluster
 from finetune_operator.desired.secrets import build_token_secret
+from finetune_operator.desired.sources import sources
 from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_submission
 from finetune_trainer.config.schema import TrainerConfig
@@ -36,6 +38,7 @@ def build_all(name: str) -> dict[str, Any]:
         "output_claim": build_output_claim(job),
         "config_map": build_config_map(job),
         "token_secret": build_token_secret(job, KEYS),
+        "fetch_pod": build_fetch_pod(job, 1, SETTINGS) if sources(job) else None,
     }
 
 
@@ -66,7 +69,8 @@ def test_building_twice_gives_equal_and_separate_objects(name: str) -> None:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_ray_pods_satisfy_pod_security_restricted(name: str) -> None:
-    for template in templates(build_all(name)["ray_cluster"]):
+    built = build_all(name)
+    for template in [*templates(built["ray_cluster"]), *filter(None, [built["fetch_pod"]])]:
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0

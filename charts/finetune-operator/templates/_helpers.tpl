@@ -35,7 +35,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   verbs: [list] # why a job is queued
 - apiGroups: [""]
   resources: [pods]
-  verbs: [list, watch]
+  verbs: [get, list, watch, create, delete] # the pod that fetches dataset.uri and model.uri
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, list, create] # list: one request for all the jobs of a namespace that wait for claims

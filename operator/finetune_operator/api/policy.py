@@ -93,9 +93,10 @@ class Policy(Limits):
         prefixes = limits.allowed_image_prefixes
         if spec.image and prefixes and not spec.image.startswith(prefixes):
             yield f"image: the administrator allows images that begin with {', '.join(prefixes)}"
-        secret = spec.model.token_secret_ref if spec.model else None
-        if secret and not allows(limits.allowed_token_secrets, secret.name):
-            yield _refusal("model.tokenSecretRef.name", secret.name, "allowedTokenSecrets", limits.allowed_token_secrets)
+        for where, source in (("dataset", spec.dataset), ("model", spec.model)):
+            secret = source.token_secret_ref if source else None
+            if secret and not allows(limits.allowed_token_secrets, secret.name):
+                yield _refusal(f"{where}.tokenSecretRef.name", secret.name, "allowedTokenSecrets", limits.allowed_token_secrets)
         yield from self.pod_refusals(job)
 
     def pod_refusals(self, job: FinetuneJob) -> Iterator[str]:

@@ -23,6 +23,9 @@ class Reason(StrEnum):
     CREATION_REFUSED = "CreationRefused"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
     KUBERAY_NOT_RESPONDING = "KubeRayNotResponding"
+    FETCHING = "Fetching"
+    FETCH_RETRYING = "FetchRetrying"
+    FETCHED = "Fetched"
     QUEUED = "Queued"
     PREEMPTED = "Preempted"
     ADMITTED = "Admitted"
@@ -55,6 +58,10 @@ class Reason(StrEnum):
     WORKER_OOM_KILLED = "WorkerOOMKilled"
     DATASET_NOT_FOUND = "DatasetNotFound"
     DATASET_INVALID = "DatasetInvalid"
+    DATASET_ACCESS_DENIED = "DatasetAccessDenied"
+    CHECKSUM_MISMATCH = "ChecksumMismatch"
+    FETCH_VOLUME_FULL = "FetchVolumeFull"
+    FETCH_FAILED = "FetchFailed"
     MODEL_NOT_FOUND = "ModelNotFound"
     MODEL_ACCESS_DENIED = "ModelAccessDenied"
     MODEL_INVALID = "ModelInvalid"
@@ -155,6 +162,17 @@ WAITING: dict[Reason, Explanation] = {
         "See whether KubeRay's operator runs and watches this namespace: `kubectl get pods -A -l "
         "app.kubernetes.io/name=kuberay-operator`.",
     ),
+    Reason.FETCHING: Explanation(
+        "A pod fetches the files of `dataset.uri` or `model.uri` onto the claim; `status.fetch` tells how far it is. No GPU is "
+        "held meanwhile, and no deadline counts.",
+        "It waits. What is already on the claim is not fetched again.",
+    ),
+    Reason.FETCH_RETRYING: Explanation(
+        "Fetching the files of `dataset.uri` or `model.uri` has failed, and another try may succeed; the message says why.",
+        "After the pause of `retryPolicy` the next try goes on where this one has ended.",
+        "Read the message: is the server reachable from the cluster's pods (proxy, NetworkPolicy)? Or set `cancel: true`.",
+    ),
+    Reason.FETCHED: Explanation("What was to be fetched is on the claim; see `status.fetch`.", "It makes the Ray cluster."),
     Reason.QUEUED: Explanation(
         "Kueue holds the Ray cluster back, because the job has a `kueue.x-k8s.io/queue-name`; the message has its reason.",
         "It waits. No deadline counts.",
@@ -297,12 +315,34 @@ ENDED: dict[Reason, Explanation] = {
     Reason.WORKER_OOM_KILLED: Explanation(
         "A container exceeded its memory limit; the message names the pod.",
         _ENDED,
-        "Raise `workers.memory`, or lower `batch_size` (with more `gradient_accumulation_steps`) or `max_length`.",
+        "Raise `workers.memory` (`head.memory` where it was the head or the fetch), or lower `batch_size` (with more "
+        "`gradient_accumulation_steps`) or `max_length`.",
     ),
     Reason.DATASET_NOT_FOUND: Explanation(
-        "`train_file` or `validation_file` does not exist; the message says where it was looked for.",
+        "`train_file` or `validation_file` does not exist, or nothing is at `dataset.uri`; the message says where it was sought.",
         _ENDED,
-        "Correct the path: it is relative to `spec.dataset`, or to the image's folder without it.",
+        "Correct the path: it is relative to `spec.dataset`, or to the image's folder without it. Or correct `dataset.uri`.",
+    ),
+    Reason.DATASET_ACCESS_DENIED: Explanation(
+        "The server of `dataset.uri` does not let this job read the file.",
+        _ENDED,
+        "Give a token in `dataset.tokenSecretRef`, accept the licence of a gated data set, or renew a signed address.",
+    ),
+    Reason.CHECKSUM_MISMATCH: Explanation(
+        "What was fetched from `dataset.uri` or `model.uri` is not the file that `sha256`, or the hub, says; it was not kept.",
+        _ENDED,
+        "Has the file been replaced? Correct `dataset.sha256`, or the address, in a new job.",
+    ),
+    Reason.FETCH_VOLUME_FULL: Explanation(
+        "The claim has no room for the files of `dataset.uri` or `model.uri`.",
+        _ENDED,
+        "Make the claim larger (`output.size`, or the claim of `dataset` or `model`), or delete what is not needed any more.",
+    ),
+    Reason.FETCH_FAILED: Explanation(
+        "The files of `dataset.uri` or `model.uri` cannot be fetched; the message says why.",
+        _ENDED,
+        "Read the message: is the server reachable from the cluster's pods (proxy, NetworkPolicy)? A new job with the same "
+        "address and claim goes on where this one has ended.",
     ),
     Reason.DATASET_INVALID: Explanation(
         "Rows are broken; the message names file and line of the first ones.",

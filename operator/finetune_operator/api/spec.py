@@ -45,33 +45,74 @@ class SecretKeyReference(Model):
     """Key in the Secret. Default: token."""
 
 
+_REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+_REVISION = r"(@[A-Za-z0-9][A-Za-z0-9._/-]*)?"
+_BUCKET = r"[a-z0-9][a-z0-9.-]*[a-z0-9]"
+_DATASET_URI = rf"^(hf://(datasets/)?{_REPOSITORY}{_REVISION}|s3://{_BUCKET}/[^\s?#]+|https?://[^\s/@?#]+/[^\s#]+)$"
+_MODEL_URI = rf"^(hf://(models/)?{_REPOSITORY}{_REVISION}|s3://{_BUCKET}/([^\s?#]+/)?)$"
+
+_SHA256_FILE = "sha256 goes with the uri of one file: https://, http://, or s3:// without a slash at the end"
+_PLAIN_HTTP = "an http:// uri needs sha256: nothing else tells that the file is the one that was meant"
+_ONE_SOURCE = "dataset takes a persistentVolumeClaim or a configMap, not both"
+_NO_CONFIG_MAP = "dataset takes a uri or a configMap, not both"
+_BEARER_FOR = "dataset.tokenSecretRef goes with a uri of hf:// or https://"
+
+_DATASET_RULES: Rules = [
+    {"rule": "!(has(self.persistentVolumeClaim) && has(self.configMap))", "message": _ONE_SOURCE},
+    {"rule": "!(has(self.uri) && has(self.configMap))", "message": _NO_CONFIG_MAP},
+    {
+        "rule": "!has(self.sha256) || (has(self.uri) && !self.uri.startsWith('hf://') && !self.uri.endsWith('/'))",
+        "message": _SHA256_FILE,
+    },
+    {"rule": "!has(self.uri) || !self.uri.startsWith('http://') || has(self.sha256)", "message": _PLAIN_HTTP},
+    {
+        "rule": "!has(self.tokenSecretRef) || (has(self.uri) && (self.uri.startsWith('hf://') || "
+        "self.uri.startsWith('https://')))",
+        "message": _BEARER_FOR,
+    },
+]
+
+
 class DatasetSource(Model):
     """Where train_file and validation_file are found."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "!(has(self.persistentVolumeClaim) && has(self.configMap))",
-                    "message": "dataset takes a persistentVolumeClaim or a configMap, not both",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": _DATASET_RULES})
 
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=_DATASET_URI)] | None = None
+    """An address from which the rows are fetched once, before any GPU is asked for: hf://owner/name or
+    hf://owner/name@revision, s3://bucket/key, s3://bucket/folder/, https://host/file. What is one file becomes train_file."""
+    sha256: Annotated[str, StringConstraints(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the one file of the uri, in hexadecimal digits; another file is refused."""
     persistent_volume_claim: ClaimSource | None = None
-    """A claim that holds the files; mounted read-only."""
+    """A claim that holds the files; mounted read-only. With a uri: the claim on which they are kept, for this job and others;
+    default: the output claim."""
     config_map: LocalReference | None = None
     """A ConfigMap whose keys are the files, for small data sets."""
+    token_secret_ref: SecretKeyReference | None = None
+    """A Secret with a token for the uri: of the hub, or a bearer token for https://."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.persistent_volume_claim and self.config_map:
-            raise ValueError("dataset takes a persistentVolumeClaim or a configMap, not both")
+        if self.config_map and self.persistent_volume_claim:
+            raise ValueError(_ONE_SOURCE)
+        if self.config_map and self.uri:
+            raise ValueError(_NO_CONFIG_MAP)
+        return self
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        uri = self.uri or ""
+        if self.sha256 and (not uri or uri.startswith("hf://") or uri.endswith("/")):
+            raise ValueError(_SHA256_FILE)
+        if uri.startswith("http://") and not self.sha256:
+            raise ValueError(_PLAIN_HTTP)
+        if self.token_secret_ref and not uri.startswith(("hf://", "https://")):
+            raise ValueError(_BEARER_FOR)
         return self
 
 
 _HUB_ONLY = "model.revision and model.cache go with a model from the hub, not with model.persistentVolumeClaim"
+_REVISION_IN_URI = "model.revision and model.cache do not go with model.uri: a revision is part of it, hf://owner/name@revision"
 
 
 class CacheSource(Model):
@@ -90,13 +131,18 @@ class ModelSource(Model):
                 {
                     "rule": "!has(self.persistentVolumeClaim) || (!has(self.revision) && !has(self.cache))",
                     "message": _HUB_ONLY,
-                }
+                },
+                {"rule": "!has(self.uri) || (!has(self.revision) && !has(self.cache))", "message": _REVISION_IN_URI},
             ]
         }
     )
 
+    uri: Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=_MODEL_URI)] | None = None
+    """An address from which the model is fetched once, before any GPU is asked for: hf://owner/name or
+    hf://owner/name@revision, s3://bucket/folder/."""
     persistent_volume_claim: ClaimSource | None = None
-    """A claim that holds the model's folder; mounted read-only. Default: base_model is loaded from the hub."""
+    """A claim that holds the model's folder; mounted read-only. With a uri: the claim on which it is kept, for this job and
+    others; default: the output claim. Without both, base_model is loaded from the hub."""
     revision: (
         Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
     ) = None  # fmt: skip
@@ -110,6 +156,8 @@ class ModelSource(Model):
     def _hub_only(self) -> Self:
         if self.persistent_volume_claim and (self.revision or self.cache):
             raise ValueError(_HUB_ONLY)
+        if self.uri and (self.revision or self.cache):
+            raise ValueError(_REVISION_IN_URI)
         return self
 
 

@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
 
     VALIDATED = "Validated"
     QUOTA_RESERVED = "QuotaReserved"
+    FETCHED = "Fetched"
     CLUSTER_READY = "ClusterReady"
     SUBMITTED = "Submitted"
     PROGRESSING = "Progressing"
@@ -178,6 +179,42 @@ class ResumeStatus(Model):
     """Its folder on that claim."""
 
 
+class FetchedStatus(Model):
+    """What was fetched from an address."""
+
+    version: Annotated[str, StringConstraints(max_length=16, pattern="^[0-9a-f]{16}$")]
+    """Name of the version's folder on the claim."""
+    origin: ShortText = ""
+    """What the version is of: a commit, an ETag or a checksum."""
+    files: int = 0
+    """Number of files."""
+    size_bytes: int = 0
+    """Size of all files."""
+
+
+class FetchStatus(Model):
+    """The fetch of dataset.uri and model.uri, before the first attempt."""
+
+    pod: ShortText
+    """The pod that fetches."""
+    attempt: int = 1
+    """Which try this is, from 1; retryPolicy says how many there are."""
+    request_time: Time
+    """When it was begun."""
+    failure_time: Time | None = None
+    """When it was seen to have failed; another try follows."""
+    display: Annotated[str, StringConstraints(max_length=8)] | None = None
+    """How much is there, for people."""
+    bytes: int | None = None
+    """Bytes that are there."""
+    total_bytes: int | None = None
+    """Bytes of all files, if the server tells them."""
+    dataset: FetchedStatus | None = None
+    """The rows; set when they are there."""
+    model: FetchedStatus | None = None
+    """The base model; set when it is there."""
+
+
 class ResolvedDefaults(Model):
     """What the spec leaves open, as it was when the first attempt began: an upgrade of the operator does not change a job
     that has begun.
@@ -237,6 +274,8 @@ class FinetuneJobStatus(Model):
     """The last five attempts that have ended."""
     defaults: ResolvedDefaults | None = None
     """What the spec leaves open; written with the first attempt."""
+    fetch: FetchStatus | None = None
+    """The fetch of dataset.uri and model.uri."""
     ray: RayStatus | None = None
     """The Ray cluster and job of the current attempt."""
     progress: ProgressStatus | None = None

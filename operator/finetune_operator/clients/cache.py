@@ -130,9 +130,9 @@ class Cache:
         return None if entry is None else entry.unpack()
 
     def is_at_rest(self, plural: str, key: Key) -> bool:
-        """Whether a job has ended, and time alone changes nothing about it: it has no cluster, and no time to live."""
+        """Whether a job has ended, and time alone changes nothing about it: no cluster, no pods, no time to live."""
         entry = self._objects[plural].get(key)
-        return entry is not None and entry.resting and key not in self._by_job[RAY_PLURAL]
+        return entry is not None and entry.resting and not any(key in self._by_job[owned] for owned in (RAY_PLURAL, "pods"))
 
     def of_job(self, plural: str, job: Key) -> list[Object]:
         """The objects that carry a job's label."""

@@ -49,6 +49,7 @@ _KINDS_BY_NAME = {
     "ConfigMap": CONFIG_MAPS,
     "Secret": SECRETS,
     "Event": EVENTS,
+    "Pod": PODS,
 }
 
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"

@@ -20,6 +20,7 @@ from finetune_operator.desired import naming
 from finetune_operator.errors import RayError, RayUnavailableError
 from finetune_operator.observed import RayJob
 from finetune_operator.text import clip
+from finetune_trainer.fetch.report import FetchProgress
 from finetune_trainer.tracking.progress import RAY_LOG_FILE, Progress
 
 POLL_SECONDS = 5.0
@@ -115,8 +116,16 @@ class RayClient:
         except ValidationError:
             return None
 
+    async def fetch_progress(self, address: str) -> FetchProgress | None:
+        """What a pod that fetches says of its progress; None: it does not answer, or something else."""
+        try:
+            status, body = await self._call("GET", Dashboard(address, ""), "/", POLL_SECONDS)
+            return FetchProgress.model_validate(parse_object(body)) if status == 200 else None
+        except (RayUnavailableError, ValidationError):
+            return None
+
     async def _call(self, method: str, dashboard: Dashboard, path: str, seconds: float, **body: Any) -> tuple[int, str]:
-        headers = {"x-ray-authorization": f"Bearer {dashboard.token}"}
+        headers = {"x-ray-authorization": f"Bearer {dashboard.token}"} if dashboard.token else {}
         # the loop holds the time, from the look-up of the name to the last byte
         options: dict[str, Any] = {"headers": headers, "timeout": aiohttp.ClientTimeout(total=None), **body}
         try:

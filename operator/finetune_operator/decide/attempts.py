@@ -59,7 +59,7 @@ def attempt_failed(
         return fail(status, reason, f"{message}; spec.activeDeadlineSeconds, {deadline} s, are used up", now)
     if recurs or reason not in MENDED_BY_A_RETRY or count >= policy.max_attempts:
         return fail(status, reason, message, now)
-    message = f"attempt {count + 1} of {policy.max_attempts} begins in {_pause(policy, count)} s; {reason}: {message}"
+    message = f"attempt {count + 1} of {policy.max_attempts} begins in {pause_seconds(policy, count)} s; {reason}: {message}"
     return begin_again(status, reason, message, now)
 
 
@@ -75,7 +75,7 @@ def retry(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: 
         return Plan(status, actions, requeue_after=CLEAN_UP_SECONDS)
     if observed.pods and not reusable and now < last.end_time + timedelta(seconds=PODS_GONE_SECONDS):
         return Plan(status, requeue_after=1.0)
-    pause, look = float(_pause(retry_policy(job), status.failed_attempts or 1)), math.inf
+    pause, look = float(pause_seconds(retry_policy(job), status.failed_attempts or 1)), math.inf
     if last.reason == Reason.UNSCHEDULABLE:
         pause, look = sharing.pause_seconds(status, observed), sharing.LOOK_SECONDS
     due = last.end_time + timedelta(seconds=pause)
@@ -91,5 +91,6 @@ def _is_healthy(cluster: Cluster) -> bool:
     return cluster.head_ready and not cluster.head_lost and not cluster.deleting
 
 
-def _pause(policy: RetryPolicy, failed: int) -> int:
+def pause_seconds(policy: RetryPolicy, failed: int) -> int:
+    """Pause after so many failures."""
     return int(min(policy.backoff_seconds * 2 ** (failed - 1), policy.max_backoff_seconds))

@@ -15,7 +15,7 @@ from finetune_operator.api.v1alpha1 import (
     Reason,
 )
 from finetune_operator.constants import QUEUE_LABEL
-from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, Plan
+from finetune_operator.decide.plan import Action, DeleteCluster, DeleteJob, DeletePod, Plan
 from finetune_operator.desired.defaults import cluster_ttl
 from finetune_operator.observed import Observed
 from finetune_operator.status import find_condition, set_condition, set_phase
@@ -168,6 +168,10 @@ def after_the_end(job: JobIdentity, observed: Observed, now: datetime) -> Plan:
     cluster = observed.cluster
     if cluster is not None and cluster.owner_uid == job.metadata.uid and not cluster.deleting:
         dues.append((ended + timedelta(seconds=cluster_ttl), DeleteCluster(cluster.name, cluster.uid)))
+    pod = observed.fetch
+    if pod is not None and not pod.deleting:
+        kept = cluster_ttl if pod.finished else 0
+        dues.append((ended + timedelta(seconds=kept), DeletePod(pod.name, pod.uid)))
     if job_ttl is not None:
         dues.append((ended + timedelta(seconds=job_ttl), DeleteJob()))
     actions = tuple(action for due, action in dues if due <= now)

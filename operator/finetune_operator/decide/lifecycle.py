@@ -27,6 +27,7 @@ from finetune_operator.decide import queueing, sharing, suspension
 from finetune_operator.decide.attempts import attempt_failed, begin_attempt, retry
 from finetune_operator.decide.ending import after_the_end, begin_again, end, fail, training_since, within_deadlines
 from finetune_operator.decide.failures import describe, explain_failure, explain_loss, would_recur
+from finetune_operator.decide.fetching import fetch_first
 from finetune_operator.decide.plan import CreateCluster, Plan, Submit
 from finetune_operator.decide.resumption import resume_note
 from finetune_operator.decide.stopping import stop_first
@@ -140,6 +141,8 @@ def _begin(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now:
         message = "; ".join(missing.message for missing in observed.missing)
         status = set_condition(status, ConditionType.VALIDATED, False, reason, message, now)
         return Plan(set_phase(status, Phase.PENDING, reason, message), requeue_after=observed.look_again)
+    if (plan := fetch_first(job, status, observed, now)) is not None:
+        return plan
     status = status.model_copy(
         update={"resume": status.resume or observed.resume, "defaults": status.defaults or observed.defaults}
     )

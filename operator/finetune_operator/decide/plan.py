@@ -15,6 +15,21 @@ class CreateCluster:
 
 
 @dataclass(frozen=True)
+class CreateFetchPod:
+    """Make the output claim, and then the pod that fetches what the job names by addresses."""
+
+    attempt: int
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    """Delete the pod with this UID."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
 class Submit:
     """Submit the driver of an attempt to Ray."""
 
@@ -41,7 +56,7 @@ class DeleteJob:
     """Delete the FinetuneJob itself: its time to live is over."""
 
 
-Action = CreateCluster | Submit | StopRun | DeleteCluster | DeleteJob
+Action = CreateCluster | CreateFetchPod | DeletePod | Submit | StopRun | DeleteCluster | DeleteJob
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from datetime import datetime
 from finetune_operator.api.v1alpha1 import ConditionType, FinetuneJob, FinetuneJobStatus, Phase, Reason
 from finetune_operator.constants import STOP_GRACE_SECONDS
 from finetune_operator.decide.ending import CLEAN_UP_SECONDS, attempt_ended, conditions_without_cluster
+from finetune_operator.decide.fetching import stop_fetch
 from finetune_operator.decide.plan import DeleteCluster, Plan, StopRun
 from finetune_operator.decide.stopping import STOP_POLL_SECONDS, driver_runs
 from finetune_operator.observed import Observed
@@ -22,6 +23,8 @@ def is_wanted(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed) -
 def suspend(job: FinetuneJob, status: FinetuneJobStatus, observed: Observed, now: datetime) -> Plan:
     """Ask the run for a checkpoint, then delete the cluster, then wait."""
     cluster = observed.cluster
+    if (plan := stop_fetch(status, observed)) is not None:
+        return plan
     if cluster is None or cluster.owner_uid != job.metadata.uid:
         return _suspended(status, now)
     if status.phase is not Phase.SUSPENDING or status.ray is None:

@@ -89,13 +89,17 @@ def build_ray_cluster(job: FinetuneJob, attempt: int, settings: Settings, keys: 
     }
 
 
-def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
+def head_resources(job: FinetuneJob, settings: Settings) -> dict[str, Any]:
+    """What the head asks for, and the pod that fetches before it."""
     head = job.spec.head
     defaults = pod_defaults(job, settings)
     memory = head.memory if head and head.memory else defaults.head_memory
     cpu = head.cpu if head and head.cpu else defaults.head_cpu
-    resources = {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
-    template = _pod_template(job, attempt, settings, "ray-head", resources, head)
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
+
+
+def _head_template(job: FinetuneJob, attempt: int, settings: Settings) -> dict[str, Any]:
+    template = _pod_template(job, attempt, settings, "ray-head", head_resources(job, settings), job.spec.head)
     template["spec"]["containers"][0]["env"][:0] = HEAD_ENVIRONMENT
     return template
 
@@ -119,9 +123,18 @@ def _pod_template(
     resources: dict[str, Any],
     options: PodOptions | None,
 ) -> dict[str, Any]:
+    template = base_template(job, settings, container, resources, options)
     volumes, mounts = build_volumes(job)
-    volumes.append({"name": "tmp", "emptyDir": {}})
-    mounts.append({"name": "tmp", "mountPath": "/tmp"})  # noqa: S108 - Ray's session folder, in the pod's own volume
+    template["spec"]["volumes"][:0] = volumes
+    template["spec"]["containers"][0]["volumeMounts"][:0] = mounts
+    template["metadata"]["labels"] |= naming.labels(job, attempt)
+    return template
+
+
+def base_template(
+    job: FinetuneJob, settings: Settings, container: str, resources: dict[str, Any], options: PodOptions | None
+) -> dict[str, Any]:
+    """A pod of the job, without volumes but for /tmp."""
     defaults = pod_defaults(job, settings)
     chosen = dump(options) if options else {}
     spec: dict[str, Any] = {
@@ -145,15 +158,16 @@ def _pod_template(
                 "env": _environment(job, settings.trainer_env, chosen.get("env", [])),
                 "resources": resources,
                 "securityContext": dict(_SECURITY),
-                "volumeMounts": mounts,
+                # Ray's session folder, in the pod's own volume
+                "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
                 # the last output of a container goes into the pod's status, and so into the job's
                 "terminationMessagePolicy": "FallbackToLogsOnError",
             }
         ],
-        "volumes": volumes,
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     spec |= {key: chosen[key] for key in _COPIED if chosen.get(key)}
-    metadata: dict[str, Any] = {"labels": chosen.get("labels", {}) | naming.labels(job, attempt)}
+    metadata: dict[str, Any] = {"labels": chosen.get("labels", {}) | naming.labels(job)}
     if chosen.get("annotations"):
         metadata["annotations"] = chosen["annotations"]
     return {"metadata": metadata, "spec": spec}

@@ -9,6 +9,7 @@ from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import CONFIG_MOUNT, DATA_MOUNT, HUB_CACHE_MOUNT, MODEL_MOUNT, OUTPUT_MOUNT, RESUME_MOUNT
 from finetune_operator.desired import naming
 from finetune_operator.desired.config_map import config_name
+from finetune_operator.desired.sources import What, fetched, sources
 
 
 def build_output_claim(job: FinetuneJob) -> dict[str, Any] | None:
@@ -50,6 +51,25 @@ def required_claims(job: FinetuneJob) -> dict[str, str]:
     return claims
 
 
+def dataset_folder(job: FinetuneJob) -> ClaimSource | None:
+    """The claim and the folder with the rows: the user's, or what was fetched."""
+    return _fetched_folder(job, "dataset") or (job.spec.dataset.persistent_volume_claim if job.spec.dataset else None)
+
+
+def model_folder(job: FinetuneJob) -> ClaimSource | None:
+    """The claim and the folder with the base model: the user's, or what was fetched."""
+    return _fetched_folder(job, "model") or (job.spec.model.persistent_volume_claim if job.spec.model else None)
+
+
+def _fetched_folder(job: FinetuneJob, what: What) -> ClaimSource | None:
+    source = next((source for source in sources(job) if source.what == what), None)
+    found = fetched(job, what)
+    if source is None or found is None:
+        return None
+    claim = source.claim.claim_name if source.claim else naming.output_claim_name(job)
+    return ClaimSource(claim_name=claim, sub_path=f"{source.folder}/{found.version}")
+
+
 def resume_claim(job: FinetuneJob) -> str | None:
     """The claim with the checkpoints that the job begins from, where it is not its output claim."""
     claim = job.status.resume.persistent_volume_claim if job.status.resume else None
@@ -82,8 +102,8 @@ def build_volumes(job: FinetuneJob) -> tuple[list[dict[str, Any]], list[dict[str
     ]
     dataset, model = job.spec.dataset, job.spec.model
     sources = [
-        ("data", DATA_MOUNT, dataset.persistent_volume_claim if dataset else None, True),
-        ("model", MODEL_MOUNT, model.persistent_volume_claim if model else None, True),
+        ("data", DATA_MOUNT, dataset_folder(job), True),
+        ("model", MODEL_MOUNT, model_folder(job), True),
         ("hub-cache", HUB_CACHE_MOUNT, model.cache.persistent_volume_claim if model and model.cache else None, False),
     ]
     if earlier := resume_claim(job):

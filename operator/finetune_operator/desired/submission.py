@@ -9,7 +9,7 @@ from finetune_operator.api.spec import CheckpointPolicy
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.constants import CONFIG_FILE, CONFIG_MOUNT, DATA_MOUNT, JOB_LABEL, MODEL_MOUNT, OUTPUT_MOUNT
 from finetune_operator.desired import naming
-from finetune_operator.desired.storage import resume_folder
+from finetune_operator.desired.storage import model_folder, resume_folder
 
 
 def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
@@ -28,7 +28,7 @@ def build_entrypoint(job: FinetuneJob, attempt: int) -> str:
     ]  # fmt: skip
     if job.spec.dataset:
         arguments += ["--dataset_dir", DATA_MOUNT]
-    if job.spec.model and job.spec.model.persistent_volume_claim:
+    if model_folder(job):
         arguments += ["--model_dir", MODEL_MOUNT]
     if job.spec.model and job.spec.model.revision:
         arguments += ["--model_revision", job.spec.model.revision]

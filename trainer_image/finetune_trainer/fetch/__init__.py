@@ -1,0 +1,1 @@
+"""Fetch rows and base models by their addresses into a claim, before anything waits for them."""
