@@ -43,22 +43,29 @@ def start(folder: Path, runs: list[dict[str, Any]], size: int) -> None:
 def main(folder: Path, rank: int, size: int) -> None:
     """What a rank does."""
     sys.path.insert(0, str(ROOT / "trainer_image"))
-    import torch
     import torch.distributed as dist
 
-    from finetune_trainer.runtime import devices, distributed
     from finetune_trainer.training import samples
 
     samples.LEAST_SECONDS = WHOLE_ANSWERS_SECONDS
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", rank) if gpu else torch.device("cpu")
+    worker = join(folder, rank, size)
+    for entry in json.loads((folder / "runs.json").read_text()):
+        train(entry, worker)
+    dist.destroy_process_group()
+
+
+def join(folder: Path, rank: int, size: int) -> Any:
+    """Join the process group of this many ranks, which meet in the folder; each takes the GPU of its number, if there are any."""
+    import torch
+
+    from finetune_trainer.runtime import devices, distributed
+
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     devices.select_device(device)
     backend = devices.group_backend(device.type)
-    long_timeout_group = distributed.create_groups(backend, rank, size, f"file://{folder}/meeting")
-    for entry in json.loads((folder / "runs.json").read_text()):
-        places = {"rank": rank, "size": size, "local_size": size, "local_rank": rank}
-        train(entry, distributed.Worker(device, **places, backend=backend, long_timeout_group=long_timeout_group))
-    dist.destroy_process_group()
+    group = distributed.create_groups(backend, rank, size, f"file://{folder}/meeting")
+    places = {"rank": rank, "size": size, "local_size": size, "local_rank": rank}
+    return distributed.Worker(device, **places, backend=backend, long_timeout_group=group)
 
 
 def train(entry: dict[str, Any], worker: Any) -> None:
