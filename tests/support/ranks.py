@@ -2,7 +2,8 @@
 
     python -m tests.support.ranks FOLDER RANK SIZE
 
-FOLDER/runs.json lists runs: {"config": …, "data": folder, "stop": step or null, "name": run name or null}.
+FOLDER/runs.json lists runs: {"config": …, "data": folder, "stop": step or null, "name": run name or null}, and where a run
+starts from another one's checkpoints "resume_from": its output folder.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def train(entry: dict[str, Any], worker: Any) -> None:
     from finetune_trainer.training.train import train
 
     config = TrainerConfig.model_validate(entry["config"])
-    run = Run(config=config, output_dir=Path(config.general.output_dir), dataset_dir=Path(entry["data"]), run_name=entry["name"])
+    earlier = Path(entry["resume_from"]) if "resume_from" in entry else None
+    places = {"output_dir": Path(config.general.output_dir), "dataset_dir": Path(entry["data"]), "resume_from": earlier}
+    run = Run(config=config, run_name=entry["name"], **places)
     if worker.is_rank0:
         run.logs.mkdir(parents=True, exist_ok=True)
         (run.logs / "stop").unlink(missing_ok=True)
