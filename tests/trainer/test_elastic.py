@@ -25,7 +25,7 @@ IDENTITY = Identity(run="r", configuration="c", world_size=4, strategy="FSDP")
 def learning(command: Command) -> Command:
     """A run with momentum and a schedule. Dropout is drawn for each rank, so there is none."""
     command.change("General", lora_config=None)
-    command.change("Training", batch_size=2, max_train_steps=None, epochs=2, learning_rate=0.01)
+    command.change("Training", batch_size=2, max_train_steps=None, epochs=3, learning_rate=0.01)
     return command.change("Dataset", validation_split_percentage=10)
 
 
