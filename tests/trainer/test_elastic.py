@@ -49,7 +49,7 @@ def forget_batch_ranks(output: Path) -> None:
     """Let checkpoints be as those of releases that fitted their own number of ranks only."""
     for path in output.glob("checkpoints/*/complete.json"):
         marker = json.loads(path.read_text())
-        del marker["identity"]["batchRanks"]
+        marker["identity"].pop("batchRanks", None)
         path.write_text(json.dumps(marker))
 
 
