@@ -82,7 +82,8 @@ class General(Section):
     evaluation rows, or training rows if there are none. 0: none. An addition to llm-on-ray's keys."""
     resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """A checkpoint of this trainer (a folder checkpoints/step-N) to resume from: exactly, if configuration and rows
-    are the same, with any number of workers; else weights and optimizer only. A run resumes from its own checkpoints by itself."""
+    are the same, with any number of workers; else weights and optimizer only. A run resumes from its own checkpoints by
+    itself."""
     save_strategy: Annotated[
         Literal["no", "epoch", "steps"],
         BeforeValidator(yaml_no),
