@@ -104,21 +104,29 @@ def make_rows(law: str, count: int, vocabulary: int) -> Any:
     return Data(rows, np.arange(count), rows, np.arange(0), 0)
 
 
-def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]) -> Any:
-    """The engine of the trainer, whose model has random weights that were made on the device."""
+def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str], worker: Any = None) -> Any:
+    """The engine of the trainer, whose model has random weights that were made on the device, the same on every rank.
+
+    Args:
+        config: of the run.
+        shape: of the model.
+        law: of the lengths of rows.
+        switches: what is taken back.
+        worker: one of several; None: the only one.
+    """
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     from finetune_trainer.config.run import Run
     from finetune_trainer.config.schema import TrainerConfig
     from finetune_trainer.modeling import families, load
-    from finetune_trainer.runtime import distributed
+    from finetune_trainer.runtime import distributed, one_reader
     from finetune_trainer.training import setup
 
     family, sizes = SHAPES[shape.rpartition("-")[0]]
     about = CONFIG_MAPPING[family](**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     parsed = TrainerConfig.model_validate(config)
-    worker = distributed.single_process(parsed.training)
+    worker = distributed.single_process(parsed.training) if worker is None else worker
 
     def load_base(_: Run, dtype: torch.dtype, **__: Any) -> Any:
         torch.manual_seed(0)
@@ -127,16 +135,28 @@ def make_engine(config: dict[str, Any], shape: str, law: str, switches: set[str]
             return AutoModelForCausalLM.from_config(about, dtype=dtype, attn_implementation=attention)
 
     run = Run(config=parsed, output_dir=Path(parsed.general.output_dir))
-    run.logs.mkdir(parents=True)
+    run.logs.mkdir(parents=True, exist_ok=True)
     data = make_rows(law, parsed.training.batch_size * (WARM + STEPS + 4), about.vocab_size)
     dtype = torch.float32 if worker.device.type == "cpu" or "fp32" in switches else torch.bfloat16
-    plain = setup.needs_masters, load.load_base
+    plain = setup.needs_masters, load.load_base, one_reader.load_on_rank0
     load.load_base = load_base
+    one_reader.load_on_rank0 = lambda run, _, dtype: load.load_model(run, dtype)
     if "autocast" in switches:
         setup.needs_masters = lambda *_: False
     engine = setup.build_engine(run, worker, data, dtype)
-    setup.needs_masters, load.load_base = plain
+    setup.needs_masters, load.load_base, one_reader.load_on_rank0 = plain
+    free()
     return take_back(engine, switches)
+
+
+def free() -> None:
+    """Give back the GPU's memory that nothing needs."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def take_back(engine: Any, switches: set[str]) -> Any:
@@ -175,10 +195,11 @@ def train(engine: Any, switches: set[str]) -> dict[str, Any]:
         times.append(time.perf_counter())
         losses.append(record["loss"])
 
-    tracker = Tracker(engine.run, writes=True)
-    tracker.start(distributed.describe(engine.worker, "DDP", "bfloat16"), engine.total_steps, None, 0)
+    tracker = Tracker(engine.run, writes=engine.worker.is_rank0)
+    strategy = engine.run.config.training.strategy
+    tracker.start(distributed.describe(engine.worker, strategy, "bfloat16"), engine.total_steps, None, 0)
     TrainingLoop(engine, tracker, Checkpointer(engine), report, bool).run(Start())
-    engine.run.logs.joinpath("progress.json").unlink()
+    engine.run.logs.joinpath("progress.json").unlink(missing_ok=True)
     # A record comes late, when the next step is on its way, but not that of the last step, which does not count.
     counted = times[WARM : WARM + STEPS + 1]
     seconds = [after - before for before, after in pairwise(counted)]
@@ -201,9 +222,12 @@ def operations(model: Any, shape: str, law: str) -> float:
     """Floating-point operations per token, of the weights and of attention; frozen weights get no gradient."""
     from torch import nn
 
+    from finetune_trainer.modeling.frozen import FrozenLinear
+
     about = model.config
     looked_up = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Embedding))
-    matrices = sum(weight.numel() for weight in model.parameters()) - looked_up
+    held = sum(part.get_buffer("rounded").numel() for part in model.modules() if isinstance(part, FrozenLinear))
+    matrices = sum(weight.numel() for weight in model.parameters()) - looked_up + held
     head = model.get_output_embeddings().weight
     matrices += head.numel() if head is model.get_input_embeddings().weight else 0
     sees = (LAWS[law] + 1) / 2
@@ -265,14 +289,19 @@ def measure(spec: str) -> dict[str, Any]:
         if "profile" in switches:
             show_kernels(engine)
     logging.getLogger("finetune_trainer").removeHandler(notes)
+    return describe(engine, shape, law, done) | {"notes": notes.texts, "cuts": cuts()}
+
+
+def describe(engine: Any, shape: str, law: str, done: dict[str, Any]) -> dict[str, Any]:
+    """What came of the steps, in numbers: tokens and operations are those of all ranks."""
     seconds = done.pop("seconds")
     plan, sizes = engine.plan(0), engine.data.train.lengths
     taken = [sum(int(sizes[engine.data.train_rows[share]].sum()) for micro in step.micro for share in micro)
              for step, _ in zip(plan, range(WARM + STEPS), strict=False)]  # fmt: skip
     speed = sum(taken[WARM:]) / sum(seconds)
+    share = speed * operations(engine.model, shape, law) / PEAK / engine.worker.size
     return {
-        "tok_s": round(speed), "mfu": round(speed * operations(engine.model, shape, law) / PEAK, 3), **memory(), **done,
-        "forecast": engine.forecast, "packed": engine.packed, "notes": notes.texts, "cuts": cuts(),
+        "tok_s": round(speed), "mfu": round(share, 3), **memory(), **done, "forecast": engine.forecast, "packed": engine.packed,
         "step_ms": round(1000 * sum(seconds) / len(seconds), 1), "tok_step": round(sum(taken[WARM:]) / len(seconds)),
         "steps_ms": [round(1000 * each) for each in seconds],
     }  # fmt: skip
@@ -293,7 +322,6 @@ def about() -> dict[str, str]:
 def main(specs: list[str]) -> None:
     """Measure one after the other."""
     set_up_memory()
-    import torch
 
     for spec in specs:
         try:
@@ -302,10 +330,7 @@ def main(specs: list[str]) -> None:
             traceback.print_exc()
             found = {"error": repr(error)[:300], **memory()}
         print(json.dumps({"spec": spec, **found, **about()}), flush=True)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        free()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m tests.support.ranks FOLDER RANK SIZE
 
-FOLDER/runs.json lists runs: {"config": …, "data": folder, "stop": step or null, "name": run name or null}.
+FOLDER/runs.json lists runs: {"config": …, "data": folder, "stop": step or null, "name": run name or null}, and where a run
+starts from another one's checkpoints "resume_from": its output folder.
 """
 
 from __future__ import annotations
@@ -43,22 +44,29 @@ def start(folder: Path, runs: list[dict[str, Any]], size: int) -> None:
 def main(folder: Path, rank: int, size: int) -> None:
     """What a rank does."""
     sys.path.insert(0, str(ROOT / "trainer_image"))
-    import torch
     import torch.distributed as dist
 
-    from finetune_trainer.runtime import devices, distributed
     from finetune_trainer.training import samples
 
     samples.LEAST_SECONDS = WHOLE_ANSWERS_SECONDS
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", rank) if gpu else torch.device("cpu")
+    worker = join(folder, rank, size)
+    for entry in json.loads((folder / "runs.json").read_text()):
+        train(entry, worker)
+    dist.destroy_process_group()
+
+
+def join(folder: Path, rank: int, size: int) -> Any:
+    """Join the process group of this many ranks, which meet in the folder; each takes the GPU of its number, if there are any."""
+    import torch
+
+    from finetune_trainer.runtime import devices, distributed
+
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     devices.select_device(device)
     backend = devices.group_backend(device.type)
-    long_timeout_group = distributed.create_groups(backend, rank, size, f"file://{folder}/meeting")
-    for entry in json.loads((folder / "runs.json").read_text()):
-        places = {"rank": rank, "size": size, "local_size": size, "local_rank": rank}
-        train(entry, distributed.Worker(device, **places, backend=backend, long_timeout_group=long_timeout_group))
-    dist.destroy_process_group()
+    group = distributed.create_groups(backend, rank, size, f"file://{folder}/meeting")
+    places = {"rank": rank, "size": size, "local_size": size, "local_rank": rank}
+    return distributed.Worker(device, **places, backend=backend, long_timeout_group=group)
 
 
 def train(entry: dict[str, Any], worker: Any) -> None:
@@ -71,7 +79,9 @@ def train(entry: dict[str, Any], worker: Any) -> None:
     from finetune_trainer.training.train import train
 
     config = TrainerConfig.model_validate(entry["config"])
-    run = Run(config=config, output_dir=Path(config.general.output_dir), dataset_dir=Path(entry["data"]), run_name=entry["name"])
+    earlier = Path(entry["resume_from"]) if "resume_from" in entry else None
+    places = {"output_dir": Path(config.general.output_dir), "dataset_dir": Path(entry["data"]), "resume_from": earlier}
+    run = Run(config=config, run_name=entry["name"], **places)
     if worker.is_rank0:
         run.logs.mkdir(parents=True, exist_ok=True)
         (run.logs / "stop").unlink(missing_ok=True)

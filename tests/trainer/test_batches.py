@@ -111,6 +111,26 @@ def test_plan_goes_on_after_the_steps_that_are_done(budget: int | None) -> None:
             assert [share.tolist() for share in ours.micro[0]] == [share.tolist() for share in theirs.micro[0]]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 8, 50])
+@pytest.mark.parametrize("budget", [None, 500])
+@pytest.mark.parametrize("by_length", [True, False])
+def test_steps_keep_their_rows_when_other_ranks_go_on(workers: int, budget: int | None, by_length: bool) -> None:
+    settings = config(tokens_per_step=budget, batch_size=2, gradient_accumulation_steps=2)
+    total = 2 * step_plan.steps_per_epoch(LENGTHS, 4, settings)
+    began = list(islice(step_plan.plan_steps(LENGTHS, 4, settings, by_length=by_length), total))
+    rest = step_plan.plan_steps(LENGTHS, workers, settings, 1, by_length=by_length, made_for=4)
+    for before, after in zip(began[1:], rest, strict=False):
+        assert (before.epoch, before.ends_epoch) == (after.epoch, after.ends_epoch)
+        rows, spread = (sorted(row for micro in step.micro for share in micro for row in share) for step in (before, after))
+        assert rows == spread
+        assert all(len(micro) == workers for micro in after.micro)
+        assert workers == 4 or all(any(map(len, micro)) for micro in after.micro)
+        if budget is None:
+            assert all(len(share) <= 2 for micro in after.micro for share in micro)
+        else:
+            assert len(after.micro) <= math.ceil(2 * 4 / workers)
+
+
 @pytest.mark.parametrize("lengths", [[5000, 1, 1], [1, 1, 5000], [1, 5000, 1, 5000], [7], [3, 3, 3, 3]])
 @pytest.mark.parametrize("budget", [1, 6, 100, 10**9])
 def test_each_step_has_a_row_whatever_the_budget(lengths: list[int], budget: int) -> None:

@@ -129,9 +129,11 @@ HALF_WRITTEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "file without digest": (unnamed_file, "rank-00000.safetensors is not the file that was written"),
     "other run": (change_marker(run="x"), "it belongs to another run, x"),
     "other configuration": (change_marker(configuration="x"), "the configuration or the rows have changed since"),
-    "other workers": (change_marker(worldSize=2), "it was made by DDP with 2 workers, this is DDP with 1 workers"),
+    "shard of another rank lost": (
+        change_marker(worldSize=2, strategy="FSDP", batchRanks=1),
+        "rank-00001.safetensors cannot be read: No such file or directory",
+    ),
     "other attention": (change_marker(packed=False), "it was made with padded rows, which are packed here"),
-    "other strategy": (change_marker(strategy="FSDP"), "it was made by FSDP with 1 workers, this is DDP with 1 workers"),
 }
 
 

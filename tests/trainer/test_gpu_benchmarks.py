@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import transformers
-from tests.benchmarks import gpu_check, gpu_peer, gpu_peers, gpu_step
+from tests.benchmarks import gpu_check, gpu_peer, gpu_peers, gpu_step, scaling
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +64,22 @@ def test_peers_have_a_process_each_and_all_stands_for_each_of_them() -> None:
     assert [peer for peer, _ in gpu_peers.expand(["all:a"])] == list(gpu_peers.PEERS)
     with pytest.raises(SystemExit, match="no peer torchtune"):
         gpu_peers.expand(["torchtune:a"])
+
+
+def test_scaling_measures_worlds_and_says_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    specs = ["tiny-lora:DDP:1:1000", "tiny-full:FSDP:2:2000", "none/tiny-full:DDP:1:1000"]
+    scaling.main([str(tmp_path / "results.jsonl"), "--seconds", "300", *specs])
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["gpus"] for line in lines] == [1, 2, 1]
+    assert all(line["tok_s"] > 0 for line in lines[:2])
+    assert "none" in lines[2]["error"]
+
+
+def test_scaling_compares_with_the_fewest_gpus_of_as_many_tokens(tmp_path: Path) -> None:
+    results = scaling.Results(tmp_path / "results.jsonl")
+    for spec, speed in (("8b:DDP:1:8192", 100), ("8b:DDP:1:16384", 120), ("8b:DDP:2:16384", 190)):
+        results.add(scaling.Spec.parse(spec), {"tok_s": speed})
+    last = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+    assert last["efficiency_for_each_gpu"] == {"against": "ours/8b:DDP:1:8192:1", "is": 0.95}
+    assert last["efficiency_altogether"] == {"against": "ours/8b:DDP:1:16384:1", "is": 0.792}

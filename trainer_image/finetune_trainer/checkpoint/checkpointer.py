@@ -54,9 +54,10 @@ class Checkpointer:
         self._run, self._worker = engine.run, engine.worker
         self._identity = Identity(
             run=self._run.checkpoint_owner,
-            configuration=configuration_digest(engine),
+            configuration=configuration_digest(self._run, engine.data),
             world_size=self._worker.size,
             strategy=self._run.config.training.strategy,
+            batch_ranks=self._run.batch_ranks,
             packed=engine.packed,
         )
 
@@ -173,12 +174,9 @@ class Checkpointer:
 
     def _resume_other(self, path: Path, marker: Marker) -> Start:
         """Resume from a checkpoint of another run: exactly if all else is the same, else with weights and optimizer only."""
-        own, there = self._identity, marker.identity
-        difference = marker.difference(own.model_copy(update={"run": there.run}))
+        difference = marker.difference(self._identity.model_copy(update={"run": marker.identity.run}))
         if difference is None:
             return self._restore_all(path, marker)
-        if (own.sharded or there.sharded) and own.world_size != there.world_size:
-            raise Unusable(difference)
         if self._worker.is_rank0:
             log.info("only weights and optimizer are taken from the checkpoint, not its place in the data: %s", difference)
         self._restore_tensors(path, marker, self._read_rest(path, marker))
@@ -193,13 +191,15 @@ class Checkpointer:
         return Start(marker.step, tensors.load_rest(self._engine, rest), _describe(path, marker))
 
     def _read_rest(self, path: Path, marker: Marker) -> dict[str, Any]:
-        """Check the files that this rank needs, and read everything that is not a tensor.
+        """Check the files, and read everything that is not a tensor. The ranks share the check of the shards: where others wrote
+        them, a rank may need a part of each.
 
         Raises:
             Unusable: a file has changed.
         """
-        shard = marker.identity.shard(self._worker.rank)
-        distributed.all_gather(self._worker, lambda: check_files(path, marker, (shard, STATE)))
+        shards, rank = marker.identity.shards, self._worker.rank
+        mine = shards[rank % len(shards) :: self._worker.size]
+        distributed.all_gather(self._worker, lambda: check_files(path, marker, (*mine, STATE)))
         rest: dict[str, Any] = json.loads((path / STATE).read_bytes())
         return rest
 
@@ -209,13 +209,14 @@ class Checkpointer:
         Raises:
             Unusable: they do not fit.
         """
-        engine, worker = self._engine, self._worker
-        shard = marker.identity.shard(worker.rank)
+        engine, worker, there = self._engine, self._worker, marker.identity
         saved: dict[str, torch.Tensor] = {}
-        distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path / shard, rest["optimizer"])))
+        distributed.all_gather(worker, lambda: saved.update(tensors.read_tensors(engine, path, there, rest["optimizer"])))
         tensors.put_tensors(engine, saved)
         if worker.is_rank0:
             log.info("resuming from checkpoint %s", path)
+            if there.layout != self._identity.layout:
+                log.info("it was written by %s, and is read by %s", there.layout, self._identity.layout)
 
     def _on_rank0(self, make: Callable[[], Made]) -> Made:
         return distributed.broadcast_from_rank0(self._worker, make)

@@ -43,12 +43,11 @@ class Marker(BaseModel):
         mine = self.identity
         if mine.run != identity.run:
             return f"it belongs to another run, {mine.run}"
-        if (mine.strategy, mine.world_size) != (identity.strategy, identity.world_size):
-            there, here = (f"{one.strategy} with {one.world_size} workers" for one in (mine, identity))
-            return f"it was made by {there}, this is {here}"
         if mine.packed is not None and mine.packed != identity.packed:
             there, here = ("packed", "padded") if mine.packed else ("padded", "packed")
             return f"it was made with {there} rows, which are {here} here"
+        if mine.made_for != identity.made_for:
+            return f"its steps have the rows for {mine.made_for} ranks, those of this run for {identity.made_for}"
         return "the configuration or the rows have changed since" if mine.configuration != identity.configuration else None
 
 

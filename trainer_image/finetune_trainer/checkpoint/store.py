@@ -87,6 +87,13 @@ def complete_ones(folder: Path) -> Iterator[tuple[Path, Marker]]:
             skip(path, reason)
 
 
+def markers(folder: Path) -> Iterator[Marker]:
+    """Markers of the complete checkpoints of any run, the newest first."""
+    for path in _checkpoints(folder):
+        with suppress(Unusable):
+            yield read_marker(path)
+
+
 def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]]:
     """Complete checkpoints that this run can resume from, the newest first. Others are named in the log."""
     for path, marker in complete_ones(folder):

@@ -1,7 +1,8 @@
 """Write the state of an engine to files, and read it back, so that the run continues as if it had never ended.
 
 The state is the trainable weights and the optimizer's tensors, as each rank holds them: a rank of FSDP has its shards
-only. The number of steps gives the position in the data, and each step seeds its randomness: neither is stored.
+only, and reads what it needs from the files of others where their number has changed. The number of steps gives the
+position in the data, and each step seeds its randomness: neither is stored.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from finetune_trainer.checkpoint import marker
+from finetune_trainer.checkpoint import marker, shards
 from finetune_trainer.files import write_described
 from finetune_trainer.tracking.measurements import RunningLoss
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from finetune_trainer.checkpoint.identity import Identity
     from finetune_trainer.files import Entry
+    from finetune_trainer.runtime.distributed import Worker
     from finetune_trainer.runtime.engine import Engine
 
 TYPES = {
@@ -97,34 +100,36 @@ def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
     return write_described(path, [json.dumps(rest, indent=1).encode() + b"\n"])
 
 
-def read_tensors(engine: Engine, path: Path, optimizer: str) -> dict[str, torch.Tensor]:
-    """Read this rank's tensors, and check that they fit the engine.
+def read_tensors(engine: Engine, folder: Path, identity: Identity, optimizer: str) -> dict[str, torch.Tensor]:
+    """Read what this rank holds of the tensors, and check that they fit the engine.
 
     Args:
         engine: as it was built; its optimizer gets tensors without values.
-        path: the file.
-        optimizer: name of the optimizer whose tensors the file has; they are ignored unless the engine has the same one.
+        folder: the checkpoint.
+        identity: how it was written.
+        optimizer: name of the optimizer whose tensors it has; they are ignored unless the engine has the same one.
 
     Raises:
-        Unusable: the file has other tensors than the engine, or one that is not finite.
+        Unusable: it has other tensors than the engine, or one that is not finite.
     """
-    from safetensors.torch import load_file
-
-    saved = load_file(path)
-    if optimizer == type(engine.optimizer).__name__:
+    same = optimizer == type(engine.optimizer).__name__
+    if same:
         make_optimizer_state(engine)
-    else:
-        saved = {name: tensor for name, tensor in saved.items() if name.startswith("weight:")}
-    there = {name: tensor.shape for name, tensor in _tensors(engine).items()}
-    found = {name: tensor.shape for name, tensor in saved.items()}
-    if found != there:
+    held, worker = _held(engine), engine.worker
+    saved: dict[str, torch.Tensor | None] = {}
+    with shards.Shards(folder, identity, worker.rank) as files:
+        found = {name for name in files.names() if same or name.startswith("weight:")}
+        for name in found & held.keys():
+            saved[name] = files.read(name, held[name].shape, *_rows(held[name], worker))
+    fitting = {name: tensor for name, tensor in saved.items() if tensor is not None}
+    differing = (found | held.keys()) - fitting.keys()
+    if differing:
         engine.optimizer.state.clear()
-        differing = min(name for name in there.keys() | found.keys() if there.get(name) != found.get(name))
-        raise marker.Unusable(f"its weights are not those that learn here; the first that differs is {differing}")
-    broken = _not_finite(saved)
+        raise marker.Unusable(f"its weights are not those that learn here; the first that differs is {min(differing)}")
+    broken = _not_finite(fitting)
     if broken is not None:
         raise marker.Unusable(f"its tensor {broken} is not finite")
-    return saved
+    return fitting
 
 
 def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
@@ -166,15 +171,26 @@ def make_optimizer_state(engine: Engine) -> None:
 
 
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    """The trainable weights and the optimizer's tensors of this rank, by name."""
+    """The trainable weights and the optimizer's tensors, by name, as this rank holds them."""
+    return {name: _local(tensor) for name, tensor in _held(engine).items()}
+
+
+def _held(engine: Engine) -> dict[str, torch.Tensor]:
+    """The same, with sharded tensors as what they are: their shape is that of the whole."""
     found: dict[str, torch.Tensor] = {}
     for name, weight in engine.learning.items():
-        found[f"weight:{name}"] = _local(weight)
+        found[f"weight:{name}"] = weight
         for key, value in engine.optimizer.state.get(weight, {}).items():
             if value is not None:
                 # Some optimizers count their steps in a number.
-                found[f"optimizer:{name}:{key}"] = _local(value) if isinstance(value, torch.Tensor) else torch.tensor(value)
+                found[f"optimizer:{name}:{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     return found
+
+
+def _rows(tensor: torch.Tensor, worker: Worker) -> tuple[int, int]:
+    """The rows of a tensor that this rank holds: the first one, and the one after the last."""
+    length = tensor.shape[0] if tensor.dim() else 0
+    return shards.rows_of(length, worker.rank, worker.size) if hasattr(tensor, "to_local") else (0, length)
 
 
 def _local(tensor: Any) -> torch.Tensor:

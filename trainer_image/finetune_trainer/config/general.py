@@ -91,8 +91,9 @@ class General(Section):
     """How many prompts the model answers before the first step and after the last one, for the report: the first
     evaluation rows, or training rows if there are none. 0: none. An addition to llm-on-ray's keys."""
     resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """A checkpoint of this trainer (a folder checkpoints/step-N) to resume from: exactly, if configuration, rows and
-    workers are the same; else weights and optimizer only. A run resumes from its own checkpoints by itself."""
+    """A checkpoint of this trainer (a folder checkpoints/step-N) to resume from: exactly, if configuration and rows
+    are the same, with any number of workers; else weights and optimizer only. A run resumes from its own checkpoints by
+    itself."""
     save_strategy: Annotated[
         Literal["no", "epoch", "steps"],
         BeforeValidator(yaml_no),

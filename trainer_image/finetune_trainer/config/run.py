@@ -88,6 +88,9 @@ class Run:
     """When checkpoints are written."""
     max_worker_failures: int = 0
     """How often Ray Train may restart the workers."""
+    batch_ranks: int | None = None
+    """Ranks that the batches are made for, if the run goes on from a checkpoint of one that began with another number; None: as
+    many as there are."""
     lock: str | None = None
     """Token of the lock that this start of the command has on the output folder; None: it runs without a lock."""
 

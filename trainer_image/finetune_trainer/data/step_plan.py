@@ -2,7 +2,7 @@
 
 Every rank computes the same plan from the seed, so each one knows the number of supervised tokens of a step without
 asking the others. A global batch is formed first and then split across the ranks: the result of a step does not depend on
-the number of workers.
+the number of workers. So a run may go on with other ranks than it began with, and its steps keep their rows.
 """
 
 from __future__ import annotations
@@ -56,7 +56,13 @@ def steps_per_epoch(lengths: NDArray[np.int64], workers: int, config: TrainerCon
 
 
 def plan_steps(
-    lengths: NDArray[np.int64], workers: int, config: TrainerConfig, done: int = 0, *, by_length: bool = False
+    lengths: NDArray[np.int64],
+    workers: int,
+    config: TrainerConfig,
+    done: int = 0,
+    *,
+    by_length: bool = False,
+    made_for: int | None = None,
 ) -> Iterator[Step]:
     """An endless sequence of steps: epoch after epoch, each with every row once.
 
@@ -66,13 +72,16 @@ def plan_steps(
         config: sizes, order and seed.
         done: steps that are skipped at the start, since a checkpoint includes them.
         by_length: whether rows of similar length share a batch, to reduce padding.
+        made_for: number of ranks that the steps were made for, if the run has begun with another number; None: with this one.
     """
-    epoch, skipped = divmod(done, steps_per_epoch(lengths, workers, config))
+    planned = made_for or workers
+    epoch, skipped = divmod(done, steps_per_epoch(lengths, planned, config))
     plan_epoch = _epoch_by_rows if config.training.tokens_per_step is None else _epoch_by_tokens
     while True:
         rng = np.random.default_rng((config.training.seed, epoch)) if config.dataset.shuffle else None
-        for share, micro in plan_epoch(_Epoch(lengths, workers, config, rng, by_length), skipped):
-            yield Step(epoch + share, micro, ends_epoch=share == 1)
+        for share, micro in plan_epoch(_Epoch(lengths, planned, config, rng, by_length), skipped):
+            spread = micro if planned == workers else spread_out(micro, lengths, workers, config, by_length=by_length)
+            yield Step(epoch + share, spread, ends_epoch=share == 1)
         epoch, skipped = epoch + 1, 0
 
 
@@ -111,6 +120,22 @@ def _epoch_by_tokens(epoch: _Epoch, skipped: int) -> Iterator[tuple[float, Micro
         rows = order[cuts[number] : cuts[number + 1]]
         parts = balance(rows, lengths, epoch.config.training.gradient_accumulation_steps * workers)
         yield done / steps, tuple(tuple(parts[start : start + workers]) for start in range(0, len(parts), workers))
+
+
+def spread_out(step: Micro, lengths: NDArray[np.int64], workers: int, config: TrainerConfig, *, by_length: bool) -> Micro:
+    """Spread the rows of a step that was made for another number of ranks: a rank has no more of them at once than it would have
+    had there, so that it needs no more memory.
+    """
+    rows = np.concatenate([share for micro in step for share in micro])
+    count = math.ceil(len(step) * len(step[0]) / workers)
+    by_tokens = config.training.tokens_per_step is not None
+    if by_length and not by_tokens:
+        ordered = rows[np.argsort(-lengths[rows], kind="stable")]
+        made = [split_across_ranks(piece, lengths, workers) for piece in np.array_split(ordered, count)]
+    else:
+        parts = (balance if by_tokens else split_across_ranks)(rows, lengths, count * workers)
+        made = [tuple(parts[start : start + workers]) for start in range(0, len(parts), workers)]
+    return tuple(micro for micro in made if any(map(len, micro)))
 
 
 def cut_evenly(lengths: NDArray[np.int64], pieces: int) -> NDArray[np.int64]:

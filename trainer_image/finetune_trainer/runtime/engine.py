@@ -67,7 +67,8 @@ class Engine:
     def plan(self, done: int) -> Iterator[step_plan.Step]:
         """The steps after those that are done."""
         lengths = self.data.train.lengths[self.data.train_rows]
-        return step_plan.plan_steps(lengths, self.worker.size, self.run.config, done, by_length=self.sorts_by_length)
+        made_for, by_length = self.run.batch_ranks, self.sorts_by_length
+        return step_plan.plan_steps(lengths, self.worker.size, self.run.config, done, by_length=by_length, made_for=made_for)
 
 
 def make_batch(engine: Engine, examples: Examples, rows: NDArray[np.int64]) -> batching.Batch:

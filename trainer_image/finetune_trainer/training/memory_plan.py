@@ -68,8 +68,10 @@ def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.
     lengths, supervised = rows.train.lengths[rows.train_rows], rows.train.supervised[rows.train_rows]
     group = run.config.dataset.group
     packs = group and families.family_of(model.config.model_type).packs_rows
-    count = min(LOOKED_AT, step_plan.total_steps(lengths, worker.size, run.config))
-    plan = islice(step_plan.plan_steps(lengths, worker.size, run.config, 0, by_length=group and not packs), count)
+    made_for = run.batch_ranks or worker.size
+    count = min(LOOKED_AT, step_plan.total_steps(lengths, made_for, run.config))
+    steps = step_plan.plan_steps(lengths, worker.size, run.config, 0, by_length=group and not packs, made_for=made_for)
+    plan = islice(steps, count)
     shares = [share for step in plan for micro in step.micro for share in micro if len(share)]
     sizes = [int(lengths[share].sum() if packs else len(share) * lengths[share].max()) for share in shares]
     return memory.Step(

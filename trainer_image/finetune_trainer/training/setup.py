@@ -82,7 +82,8 @@ def build_engine(
     if masters is None and not parallel.is_sharded(loss):
         devices.use_ipex(loss, optimizer, worker.device)
     scaler = torch.amp.GradScaler(worker.device.type, enabled=dtype == torch.float16)
-    total_steps = step_plan.total_steps(rows.train.lengths[rows.train_rows], worker.size, run.config)
+    made_for = run.batch_ranks or worker.size
+    total_steps = step_plan.total_steps(rows.train.lengths[rows.train_rows], made_for, run.config)
     return Engine(
         run=run,
         worker=worker,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from finetune_trainer.checkpoint.batch_ranks import keep_batches
 from finetune_trainer.checkpoint.checkpointer import Checkpointer
 from finetune_trainer.modeling import load
 from finetune_trainer.output import export, manifest, summary
@@ -54,6 +55,7 @@ def train(run: Run, worker: Worker, report: Report | None = None, is_preempted: 
         enter_stage(run, worker.rank, "turning the rows into tokens")
         tokenizer = load.load_tokenizer(run)
         data = load_data(run, worker, tokenizer)
+        run = keep_batches(run, worker, data)
         enter_stage(run, worker.rank, f"loading the model {run.config.general.base_model}")
         engine = build_engine(run, worker, data, dtype)
 
