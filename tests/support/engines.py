@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.support.trainer import Command
 
     from finetune_trainer.modeling.frozen import Product
+    from finetune_trainer.runtime.distributed import Worker
     from finetune_trainer.runtime.engine import Engine
 
 
@@ -32,7 +33,13 @@ def emulated_product(
 
 
 def make(
-    command: Command, name: str, dtype: torch.dtype = torch.float32, every: int = 0, product: Product | None = None
+    command: Command,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    every: int = 0,
+    worker: Worker | None = None,
+    product: Product | None = None,
 ) -> Engine:
     """The engine of a command, for a run named r with an output folder of this name, and a checkpoint every so many steps.
 
@@ -41,15 +48,16 @@ def make(
     config = TrainerConfig.model_validate(command.config)
     run = Run(config=config, output_dir=command.folder / name, dataset_dir=command.folder, run_name="r", saving=Saving(every))
     run.logs.mkdir(parents=True, exist_ok=True)
-    worker = distributed.single_process(config.training) if product is None else distributed.Worker(torch.device("cpu"))
     options = {} if product is None else {"product": product}
+    if worker is None:
+        worker = distributed.single_process(config.training) if product is None else distributed.Worker(torch.device("cpu"))
     seed_everything(config.training.seed)
     return build_engine(run, worker, load_data(run, worker, load_tokenizer(run)), dtype, **options)
 
 
-def train(engine: Engine, report: Any = None) -> Engine:
-    """Take the steps that are left, from the newest checkpoint on."""
-    checkpointer, tracker = Checkpointer(engine), Tracker(engine.run, writes=True)
+def train(engine: Engine, report: Any = None, **writing: Any) -> Engine:
+    """Take the steps that are left, from the newest checkpoint on; `writing` says how checkpoints are written."""
+    checkpointer, tracker = Checkpointer(engine, **writing), Tracker(engine.run, writes=engine.worker.is_rank0)
     start = checkpointer.restore(lambda _: False)
     tracker.start(distributed.describe(engine.worker, "DDP", "float32"), engine.total_steps, start.checkpoint, 0)
     TrainingLoop(engine, tracker, checkpointer, report, bool).run(start)

@@ -99,3 +99,18 @@ def test_environment_names_what_applies_only() -> None:
         "CPUs of the first worker": "4-5",
         "Notes": "why",
     }
+
+
+def test_files_that_the_system_keeps_in_memory_leave_it_free(tmp_path: Path) -> None:
+    def group(limit: str, current: int, cached: int) -> int:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{current}\n")
+        (tmp_path / "memory.stat").write_text(f"anon 1\ninactive_file {cached}\nactive_file 7\n")
+        return host.available_memory(tmp_path)
+
+    assert group("1000", 900, 600) == 700
+    assert group("1000", 900, 0) == 100
+    assert group("max", 900, 600) > 1000
+    (tmp_path / "memory.stat").unlink()
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert host.available_memory(tmp_path) == 100

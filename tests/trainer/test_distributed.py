@@ -158,3 +158,55 @@ dist.destroy_process_group()
 def test_model_that_one_rank_reads_is_the_same_on_the_other(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     cases = [(str(model_folder(family)), lora) for family in SIZES for lora in (None, {"r": 4})]
     on_two_ranks(READS, tmp_path, json.dumps(cases))
+
+
+WEIGHTS = """
+import sys
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from finetune_trainer.errors import ModelInvalid
+from finetune_trainer.runtime import distributed, parallel
+
+rank = int(sys.argv[1])
+group = distributed.create_groups("gloo", rank, 2, f"file://{sys.argv[2]}/meeting")
+worker = distributed.Worker(torch.device("cpu"), rank, 2, local_size=2, backend="gloo", long_timeout_group=group)
+
+class Sent(TorchDispatchMode):
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if str(function) == "c10d.broadcast_.default":
+            self.found += sum(tensor.nbytes for tensor in args[0])
+        return function(*args, **(kwargs or {}))
+
+def module(odd=0.0):
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.Linear(512, 3))
+    for weight in made[0].parameters():
+        weight.requires_grad = False
+    with torch.no_grad():
+        made[0].weight[7, 7] += odd * rank
+        made[2].bias[1] += odd * rank
+    eight_bits = torch.full((4, 4), 1 + odd * rank).to(torch.float8_e4m3fn)
+    made.register_buffer("eight_bits", eight_bits, persistent=False)
+    return made
+
+for odd in (0.0, 1.0):
+    with Sent() as sent:
+        made = parallel.parallelize(module(odd), worker, "DDP", torch.float32).module
+    wanted = module().state_dict()
+    same = [torch.equal(value, wanted[name]) for name, value in made.state_dict().items()]
+    same.append(bool((made.eight_bits.float() == 1).all()))
+    print(all(same), sent.found > 10_000, sep=",")
+try:
+    parallel.parallelize(nn.Linear(4, 4 + rank), worker, "DDP", torch.float32)
+except ModelInvalid as error:
+    print(str(error).partition(":")[0])
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_send_each_other_only_the_weights_that_differ(tmp_path: Path) -> None:
+    assert on_two_ranks(WEIGHTS, tmp_path) == ["True,False\nTrue,True\nGeneral.base_model\n"] * 2

@@ -225,11 +225,3 @@ def test_prediction_counts_both_copies_of_the_weights() -> None:
     wide, rounded = (memory.predict(shape, memory.Step(8192, 3500, adapter, lower=lower, fp8=fp8)).weights
                      for lower, fp8 in ((True, False), (True, True)))  # fmt: skip
     assert rounded == wide
-
-
-def test_other_ranks_are_not_sent_what_they_have(held: Command) -> None:
-    engine = engines.make(held, "a", product=emulated_product)
-    names = set(frozen.buffers_in_8_bits(engine.loss))
-    eight_bits = {name for name, tensor in engine.loss.named_buffers() if tensor.dtype == frozen.FLOAT8}
-    assert eight_bits
-    assert eight_bits <= names

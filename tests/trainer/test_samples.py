@@ -62,8 +62,12 @@ def test_answer_in_a_batch_is_the_answer_alone_and_that_of_transformers(
     assert len({tuple(line) for line in together}) > 1
 
 
-def test_answers_before_and_after_training(command: Command, tokenizer: Any) -> None:
+@pytest.mark.parametrize("lora", [True, False])
+def test_answers_before_and_after_training(command: Command, tokenizer: Any, lora: bool) -> None:
+    """The base model is asked before the first step only where it is lost with it."""
     command.change("General", sample_prompts=2).change("Dataset", validation_split_percentage=10)
+    if not lora:
+        command.change("General", lora_config=None)
     command.change("Training", max_train_steps=12)
     seen = []
 
@@ -74,7 +78,7 @@ def test_answers_before_and_after_training(command: Command, tokenizer: Any) -> 
     outcome = command.train(look)
     assert [sample["after"] for sample in seen] == [None, None]
     found = shown(outcome)
-    assert [sample["before"] for sample in found] == [sample["before"] for sample in seen]
+    assert [sample["before"] for sample in seen] == [None if lora else sample["before"] for sample in found]
     places = {f"data.jsonl:{line}": row for line, row in enumerate(sample_rows(), start=1)}
     for sample in found:
         row = places[sample["row"]]
@@ -108,8 +112,17 @@ def test_first_answers_are_those_of_the_model_that_the_run_began_with(command: C
     assert len(shown(whole)) == 3
 
 
+def test_answers_of_the_base_model_are_the_same_with_adapters_and_without(command: Command) -> None:
+    command.change("General", sample_prompts=3)
+    with_adapters = shown(command.train(lambda _: None))
+    command.change("General", lora_config=None, output_dir=str(command.folder / "full"))
+    without = shown(command.train(lambda _: None))
+    assert [sample["before"] for sample in with_adapters] == [sample["before"] for sample in without]
+    assert all(sample["before"] for sample in without)
+
+
 def test_answers_that_were_lost_are_not_made_up(command: Command) -> None:
-    command.change("General", sample_prompts=1)
+    command.change("General", sample_prompts=1, lora_config=None)
     command.train_until(1, "r")
     (command.output / "logs" / "samples.json").write_text("[{")
     resumed = command.run("--run_name", "r")

@@ -109,7 +109,7 @@ def test_kill_at_any_moment(long: Command, losses: list[float]) -> None:
         assert started.end()[0] == -signal.SIGKILL
     resumed = long.run("--run_name", "r")
     assert resumed.code == 0, resumed.err
-    assert first_step(resumed) >= 100  # the previous checkpoint is complete when a step is reported
+    assert first_step(resumed) >= 99  # when a step is reported, the checkpoint before the last one is complete
     assert resumed.losses == losses
 
 

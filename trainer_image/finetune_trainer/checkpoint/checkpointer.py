@@ -1,9 +1,13 @@
-"""Save and restore the checkpoints of a run. Both are collectives: each rank writes and reads its own part."""
+"""Save and restore the checkpoints of a run. Both are collectives: each rank writes and reads its own part.
+
+A checkpoint is written by a thread from copies in host memory, while the steps go on. One is in flight at a time.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,14 +17,17 @@ from finetune_trainer.checkpoint.marker import STATE, Marker, Unusable, check_fi
 from finetune_trainer.config.run import CHECKPOINTS
 from finetune_trainer.errors import LossNotFinite, OutputInUse, output_error
 from finetune_trainer.explain import explain
-from finetune_trainer.runtime import distributed
+from finetune_trainer.files import write_described
+from finetune_trainer.runtime import distributed, host
+from finetune_trainer.runtime.background import in_background
 from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
 from finetune_trainer.versions import trainer_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
     from pathlib import Path
 
     import torch
@@ -28,9 +35,14 @@ if TYPE_CHECKING:
     from finetune_trainer.files import Entry
     from finetune_trainer.runtime.engine import Engine
 
+    Write = Callable[[Path, Iterable[bytes | memoryview]], Entry]
+
 log = logging.getLogger(__name__)
 
 Made = TypeVar("Made")
+
+COPY_SHARE = 0.5
+"""Part of the host's free memory that copies may take: what the steps need varies with the lengths of the rows."""
 
 _FINISHED = "its run has finished and kept no checkpoint; General.save_strategy epoch or steps would have kept them"
 
@@ -49,9 +61,20 @@ class Start:
 class Checkpointer:
     """Saves and restores the checkpoints of a run."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, write: Write = write_described, free_memory: Callable[[], int] = host.available_memory
+    ) -> None:
+        """Prepare the checkpoints of an engine. A collective.
+
+        Args:
+            engine: whose state is saved.
+            write: writes a file and syncs it to the disk; returns its size and digest.
+            free_memory: bytes of host memory that copies could take; 0: unknown.
+        """
+        self._engine, self._write_file, self._free_memory = engine, write, free_memory
         self._run, self._worker = engine.run, engine.worker
+        self._beside = distributed.with_own_group(engine.worker)
+        self._in_flight: Future[Checkpoint] | None = None
         self._identity = Identity(
             run=self._run.checkpoint_owner,
             configuration=configuration_digest(self._run, engine.data),
@@ -61,20 +84,56 @@ class Checkpointer:
             packed=engine.packed,
         )
 
-    def save(self, step: int, running_loss: RunningLoss) -> Checkpoint:
-        """Write a checkpoint, and remove the oldest ones. A collective.
+    def begin(self, step: int, running_loss: RunningLoss) -> None:
+        """Begin to write a checkpoint of this moment, when there is none in flight. A collective.
+
+        It waits for the end where the host has no memory for copies: otherwise the next step would change what is written.
 
         Raises:
             LossNotFinite: a tensor is NaN or infinite.
-            OutputVolumeFull: no space is left; the previous checkpoint is intact.
-            OutputNotWritable: the folder is not writable.
         """
         self.check_finite(step)
+        writes = self._worker.is_rank0 or self._identity.sharded
+        state = tensors.state_of(self._engine) if writes else {}
+        copies = self._has_room(state)
+        if copies:
+            state = tensors.copy_to_host(state)
+        rest = tensors.rest_of(self._engine, running_loss)
+        self._in_flight = in_background(f"checkpoint-{step}", lambda: self._save(step, state, rest))
+        if not copies:
+            wait([self._in_flight])
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the checkpoint in flight is not complete yet, as far as this rank knows."""
+        return self._in_flight is not None and not self._in_flight.done()
+
+    def finish(self) -> Checkpoint | None:
+        """Wait for the checkpoint in flight; return it, or None if there is none.
+
+        Raises:
+            OutputVolumeFull: no space was left; the previous checkpoint is intact.
+            OutputNotWritable: the folder was not writable.
+        """
+        if self._in_flight is None:
+            return None
+        in_flight, self._in_flight = self._in_flight, None
+        return in_flight.result()
+
+    def _has_room(self, state: dict[str, torch.Tensor]) -> bool:
+        """Whether all ranks have the memory for copies of what they write. A collective."""
+        size = sum(tensor.nbytes for tensor in state.values())
+        writers = self._worker.local_size if self._identity.sharded else 1
+        lacks = size * writers > COPY_SHARE * self._free_memory()
+        return not distributed.sum_over_ranks(lacks)[0]
+
+    def _save(self, step: int, state: dict[str, torch.Tensor], rest: bytes) -> Checkpoint:
+        """Write a checkpoint, and remove the oldest ones. A collective of the threads."""
         try:
-            draft = self._on_rank0(lambda: self._begin(step))
-            written = distributed.all_gather(self._worker, lambda: self._write(draft, running_loss))
+            draft = distributed.broadcast_from_rank0(self._beside, lambda: self._begin(step))
+            written = distributed.all_gather(self._beside, lambda: self._write(draft, state, rest))
             files = tuple(entry for entries in written for entry in entries)
-            return self._on_rank0(lambda: self._complete(draft, step, files))
+            return distributed.broadcast_from_rank0(self._beside, lambda: self._complete(draft, step, files))
         except Exception as error:
             if self._worker.is_rank0 and not isinstance(error, OutputInUse):
                 store.discard(self._run.checkpoints, step)
@@ -85,13 +144,12 @@ class Checkpointer:
         check_still_held(self._run)
         return store.begin(self._run.checkpoints, step)
 
-    def _write(self, draft: Path, running_loss: RunningLoss) -> list[Entry]:
-        rank = self._worker.rank
+    def _write(self, draft: Path, state: dict[str, torch.Tensor], rest: bytes) -> list[Entry]:
         entries = []
-        if self._worker.is_rank0 or self._identity.sharded:
-            entries.append(tensors.save_tensors(self._engine, draft / self._identity.shard(rank)))
+        if state:
+            entries.append(self._write_file(draft / self._identity.shard(self._worker.rank), tensors.safetensors(state)))
         if self._worker.is_rank0:
-            entries.append(tensors.save_rest(self._engine, running_loss, draft / STATE))
+            entries.append(self._write_file(draft / STATE, [rest]))
         return entries
 
     def _complete(self, draft: Path, step: int, files: tuple[Entry, ...]) -> Checkpoint:

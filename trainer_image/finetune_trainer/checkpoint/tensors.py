@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from finetune_trainer.checkpoint import marker, shards
-from finetune_trainer.files import write_described
 from finetune_trainer.tracking.measurements import RunningLoss
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from finetune_trainer.checkpoint.identity import Identity
-    from finetune_trainer.files import Entry
     from finetune_trainer.runtime.distributed import Worker
     from finetune_trainer.runtime.engine import Engine
 
@@ -45,16 +43,12 @@ ALIGNMENT = 8
 """The header of a safetensors file is filled up with spaces to a multiple of this."""
 
 
-def save_tensors(engine: Engine, path: Path) -> Entry:
-    """Write this rank's tensors; return size and digest of the file.
-
-    Raises:
-        OSError: the volume is full or not writable.
-    """
-    return write_described(path, _safetensors(_tensors(engine)))
+def copy_to_host(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies in host memory, which the steps that follow do not change."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
-def _safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
+def safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryview]:
     """The parts of a safetensors file: https://huggingface.co/docs/safetensors#format.
 
     The library's own writer returns no digest, and copies all tensors of a GPU into host memory at once.
@@ -76,19 +70,15 @@ def _safetensors(tensors: dict[str, torch.Tensor]) -> Iterator[bytes | memoryvie
 
 def find_not_finite(engine: Engine) -> str | None:
     """Name of a tensor of this rank with a NaN or an infinite value; None: there is none."""
-    return _not_finite(_tensors(engine))
+    return _not_finite(state_of(engine))
 
 
 def _not_finite(tensors: dict[str, torch.Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None)
 
 
-def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
-    """Write everything that is not a tensor; return size and digest of the file.
-
-    Raises:
-        OSError: the volume is full or not writable.
-    """
+def rest_of(engine: Engine, running_loss: RunningLoss) -> bytes:
+    """Everything that is not a tensor, as the content of a file."""
     groups = [{key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups]
     rest = {
         "optimizer": type(engine.optimizer).__name__,
@@ -97,7 +87,7 @@ def save_rest(engine: Engine, running_loss: RunningLoss, path: Path) -> Entry:
         "scaler": engine.scaler.state_dict(),
         "sums": asdict(running_loss),
     }
-    return write_described(path, [json.dumps(rest, indent=1).encode() + b"\n"])
+    return json.dumps(rest, indent=1).encode() + b"\n"
 
 
 def read_tensors(engine: Engine, folder: Path, identity: Identity, optimizer: str) -> dict[str, torch.Tensor]:
@@ -134,7 +124,7 @@ def read_tensors(engine: Engine, folder: Path, identity: Identity, optimizer: st
 
 def put_tensors(engine: Engine, saved: dict[str, torch.Tensor]) -> None:
     """Copy the tensors that `read_tensors` has returned into the engine."""
-    there = _tensors(engine)
+    there = state_of(engine)
     with torch.no_grad():
         for name, tensor in saved.items():
             there[name].copy_(tensor)
@@ -170,7 +160,7 @@ def make_optimizer_state(engine: Engine) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
+def state_of(engine: Engine) -> dict[str, torch.Tensor]:
     """The trainable weights and the optimizer's tensors, by name, as this rank holds them."""
     return {name: _local(tensor) for name, tensor in _held(engine).items()}
 

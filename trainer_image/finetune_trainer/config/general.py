@@ -88,7 +88,7 @@ class General(Section):
     report_to: Annotated[Literal["none", "tensorboard"], BeforeValidator(lower)] = "none"
     """Where the records of logs/metrics.jsonl are also written: none, or tensorboard (event files in logs/tensorboard)."""
     sample_prompts: Annotated[int, Field(ge=0, le=16)] = 3
-    """How many prompts the model answers before the first step and after the last one, for the report: the first
+    """How many prompts the model answers as it was before training and as it is after it, for the report: the first
     evaluation rows, or training rows if there are none. 0: none. An addition to llm-on-ray's keys."""
     resume_from_checkpoint: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """A checkpoint of this trainer (a folder checkpoints/step-N) to resume from: exactly, if configuration and rows

@@ -18,7 +18,7 @@ from finetune_trainer.errors import ConfigError
 from finetune_trainer.modeling import families
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 
@@ -143,10 +143,3 @@ def _can_be_held(part: nn.Linear) -> bool:
 def is_held_in_8_bits(model: nn.Module) -> bool:
     """Whether some layers are."""
     return any(isinstance(part, FrozenLinear) for part in model.modules())
-
-
-def buffers_in_8_bits(module: nn.Module) -> Iterator[str]:
-    """Names of the tensors of such layers, which are the same on all ranks, and of a type that is not sent."""
-    for name, part in module.named_modules():
-        if isinstance(part, FrozenLinear):
-            yield from (f"{name}.{own}" for own, _ in part.named_buffers())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -107,6 +107,13 @@ def create_groups(backend: str, rank: int, size: int, init_method: str | None = 
     dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
     long_timeout_group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     return long_timeout_group
+
+
+def with_own_group(worker: Worker) -> Worker:
+    """The same worker for another thread: its collectives and those of the steps must not meet. A collective."""
+    if not dist.is_initialized():
+        return worker
+    return replace(worker, long_timeout_group=dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
 
 
 def destroy_process_group() -> None:

@@ -117,8 +117,17 @@ def available_memory(root: Path = CGROUPS) -> int:
         return 0
     free = int(found[1]) * 1024 if found else 0
     with suppress(OSError, ValueError):  # without a limit the file says "max"
-        free = min(free, int((root / "memory.max").read_text()) - int((root / "memory.current").read_text()))
+        held = int((root / "memory.current").read_text()) - _cached(root)
+        free = min(free, int((root / "memory.max").read_text()) - held)
     return max(free, 0)
+
+
+def _cached(root: Path) -> int:
+    """Bytes of files that a control group (v2) keeps in memory and has not read again: the system takes them for others."""
+    with suppress(OSError, ValueError):
+        found = re.search(r"^inactive_file (\d+)$", (root / "memory.stat").read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0
 
 
 def is_x86() -> bool:

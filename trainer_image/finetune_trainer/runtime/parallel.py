@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from finetune_trainer.modeling import families, frozen
+from finetune_trainer.errors import ModelInvalid
+from finetune_trainer.modeling import families
 from finetune_trainer.runtime import devices, distributed
 from finetune_trainer.runtime.one_reader import send_from_rank0
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 GATHERING_ROOM = 1.5
 """Free memory that gathering a whole model takes, relative to its size: activations and the cache of keys and values, too."""
+
+WORD = 8
+"""Bytes of a whole number in a checksum."""
 
 
 def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.dtype) -> nn.Module:
@@ -36,15 +40,44 @@ def parallelize(module: nn.Module, worker: Worker, strategy: str, dtype: torch.d
         return _shard(module, worker, dtype)
     module.to(worker.device)
     ids = None if worker.device.type == "cpu" else [worker.device]
-    # The base model is the same on every rank, and LoRA's first weights come from the seed; DDP still
-    # broadcasts those of rank 0, which costs little and removes a difference.
+    send_what_differs(module, worker)
     ddp = nn.parallel.DistributedDataParallel
     renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in torch 2.13
     no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    # It would send the frozen weights, too, and not all back ends send float8.
-    ignore: Any = ddp._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001 - there is no public way
-    ignore(module, list(frozen.buffers_in_8_bits(module)))
-    return ddp(module, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
+    return ddp(module, device_ids=ids, init_sync=False, gradient_as_bucket_view=True, find_unused_parameters=False, **no_buffers)
+
+
+def send_what_differs(module: nn.Module, worker: Worker) -> None:
+    """Give every rank the weights and buffers of rank 0. A collective.
+
+    All ranks read the same files, and LoRA's first weights come from the seed: mostly there is nothing to be sent, where DDP
+    itself would send the whole model.
+
+    Raises:
+        ModelInvalid: a rank has another model.
+    """
+    tensors = dict((*module.named_parameters(), *module.named_buffers()))
+    shapes = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()]
+    sums = [checksum(tensor) for tensor in tensors.values()]
+    everyone = distributed.all_gather(worker, lambda: (shapes, sums))
+    other = next((rank for rank, (found, _) in enumerate(everyone) if found != everyone[0][0]), None)
+    if other is not None:
+        raise ModelInvalid(f"General.base_model: rank {other} has read another model under this name than rank 0; give all "
+                           "workers the same files, or pin the revision of the hub")  # fmt: skip
+    for place, tensor in enumerate(tensors.values()):
+        if any(found[place] != everyone[0][1][place] for _, found in everyone):
+            sent = tensor.detach()
+            # Not all back ends send float8.
+            distributed.broadcast_tensor(sent.view(torch.uint8) if sent.itemsize == 1 else sent)
+
+
+def checksum(tensor: torch.Tensor) -> int:
+    """The sum of a tensor's bits, taken as whole numbers: as fast as the memory is read."""
+    raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if raw.storage_offset() % WORD:
+        raw = raw.clone()
+    whole = raw.numel() // WORD * WORD
+    return int(raw[:whole].view(torch.int64).sum()) + int(raw[whole:].sum())
 
 
 def _shard(module: nn.Module, worker: Worker, dtype: torch.dtype) -> nn.Module:

@@ -94,11 +94,10 @@ class Tracker:
         if logs or self.clock() - self._written >= WRITE_INTERVAL:
             self._write()
 
-    def save(self, save: Callable[[], Checkpoint]) -> None:
-        """Save a checkpoint, and record it."""
-        with self.untimed():
-            self._update(checkpoint=save())
-            self._write()
+    def saved(self, checkpoint: Checkpoint) -> None:
+        """Record that a checkpoint is complete."""
+        self._update(checkpoint=checkpoint)
+        self._write()
 
     def evaluated(self, step: int, epoch: float, evaluation: Evaluation) -> None:
         """Record an evaluation after a step, unless it is on record: a run may resume after the step of an evaluation."""

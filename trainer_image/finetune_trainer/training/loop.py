@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,18 @@ class TrainingLoop:
             LossNotFinite: the loss, the gradients or the weights became NaN or infinite.
             OutputVolumeFull: no space is left for a checkpoint.
         """
+        try:
+            result = self._take_steps(start)
+            self._finish_checkpoint()
+        except Exception:
+            # Another attempt goes on from the checkpoint in flight. If that fails, too, the first error is the one to tell.
+            with suppress(Exception):
+                self._finish_checkpoint()
+            raise
+        return result
+
+    def _take_steps(self, start: Start) -> Result | None:
+        """Take the steps, each with what is due after it."""
         total, saving = self.engine.total_steps, self.engine.run.saving
         running_loss, was_preempted, evaluation = start.running_loss, False, None
         # Before the steps that are left comes the last one that is done: if it ended an epoch, an evaluation is due.
@@ -60,7 +73,7 @@ class TrainingLoop:
             if in_flight is None:
                 self._record(taken, running_loss)
             if saves:
-                self._save(number, running_loss)
+                self._save(number, running_loss, waits=stops or preempted)
             if stops:
                 return None
             was_preempted = preempted
@@ -71,9 +84,14 @@ class TrainingLoop:
         return make_result(running_loss, evaluation)
 
     def _requests(self) -> tuple[bool, bool]:
-        """Whether a stop is requested, and whether a worker is preempted. Only rank 0 looks. A collective."""
+        """Whether a stop is requested, and whether a worker is preempted. Only rank 0 looks. A collective.
+
+        It is also where the ranks agree that a checkpoint is written, or has failed.
+        """
         found = (stop.requested(self.engine.run.logs), self.is_preempted()) if self.engine.worker.is_rank0 else (False, False)
-        stops, preempted = distributed.sum_over_ranks(*map(float, found))
+        stops, preempted, writing = distributed.sum_over_ranks(*map(float, (*found, self.checkpointer.is_writing)))
+        if not writing:
+            self._finish_checkpoint()
         return stops > 0, preempted > 0
 
     def _record(self, in_flight: StepInFlight | None, running_loss: RunningLoss) -> None:
@@ -91,9 +109,19 @@ class TrainingLoop:
         if logs:
             running_loss.clear()
 
-    def _save(self, step: int, running_loss: RunningLoss) -> None:
-        """Write a checkpoint. A collective."""
-        self.tracker.save(lambda: self.checkpointer.save(step, running_loss))
+    def _save(self, step: int, running_loss: RunningLoss, *, waits: bool) -> None:
+        """Begin to write a checkpoint, and wait for its end if there may be no time later. A collective."""
+        with self.tracker.untimed():
+            self._finish_checkpoint()
+            self.checkpointer.begin(step, running_loss)
+            if waits:
+                self._finish_checkpoint()
+
+    def _finish_checkpoint(self) -> None:
+        """Wait for the checkpoint in flight, if there is one, and record it."""
+        checkpoint = self.checkpointer.finish()
+        if checkpoint is not None:
+            self.tracker.saved(checkpoint)
 
     def _evaluate(self, step: int, epoch: float) -> Evaluation | None:
         """Evaluate the model after a step, if there are rows for it. A collective."""

@@ -22,6 +22,7 @@ from finetune_trainer.tracking.stages import enter_stage
 
 if TYPE_CHECKING:
     from finetune_trainer.checkpoint.checkpointer import Start
+    from finetune_trainer.config.run import Run
     from finetune_trainer.data.examples import Examples
     from finetune_trainer.runtime.engine import Engine
 
@@ -51,12 +52,17 @@ class SamplePrompts:
 def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts:
     """Answer the prompts before training; a resumed run takes the answers of the run that made its checkpoint. A collective.
 
+    A run of adapters that begins with the base model has it still after training, and asks it then: its first step comes sooner.
+
     Raises:
         OutputVolumeFull: no space left for the answers.
         OutputNotWritable: the folder is not writable.
     """
     prompts = choose(engine, tokenizer)
-    if start.checkpoint is None:
+    before: list[Answer | None]
+    if start.checkpoint is None and keeps_base(engine.run):
+        before = [None] * len(prompts.samples)
+    elif start.checkpoint is None:
         if prompts.samples:
             enter_stage(engine.run, engine.worker.rank, f"answering {len(prompts.samples)} sample prompts before training")
         before = answer(engine, tokenizer, prompts)
@@ -67,13 +73,22 @@ def answer_before(engine: Engine, tokenizer: Any, start: Start) -> SamplePrompts
 
 
 def answer_after(engine: Engine, tokenizer: Any, prompts: SamplePrompts, seconds: float) -> tuple[Sample, ...]:
-    """Answer the prompts after training, which took some seconds. A collective.
+    """Answer the prompts after training, which took some seconds, and ask the base model what it was not asked. A collective.
 
     Raises:
         OutputVolumeFull: no space left for the answers.
         OutputNotWritable: the folder is not writable.
     """
+    unasked = any(sample.before is None for sample in prompts.samples)
+    if keeps_base(engine.run) and distributed.broadcast_from_rank0(engine.worker, lambda: unasked):
+        with engine.model.disable_adapter():
+            prompts = _keep(engine, prompts, "before", answer(engine, tokenizer, prompts, seconds))
     return _keep(engine, prompts, "after", answer(engine, tokenizer, prompts, seconds)).samples
+
+
+def keeps_base(run: Run) -> bool:
+    """Whether the model that the run began with is the base model, which its adapters leave as it is."""
+    return run.config.general.lora_config is not None and run.resume_from is None and run.given_checkpoint is None
 
 
 def _keep(engine: Engine, prompts: SamplePrompts, when: str, answers: list[Answer | None]) -> SamplePrompts:
