@@ -39,7 +39,7 @@ def make_rows(vocabulary: int, law: str = "logn") -> list[Row]:
     chance = random.Random(0)
     rows = []
     for _ in range(ROWS):
-        drawn = chance.lognormvariate(5.05, 0.62) if law == "logn" else chance.uniform(50, 400)
+        drawn = chance.lognormvariate(5.11, 0.62) if law == "logn" else chance.uniform(50, 400)
         size = max(24, min(LONGEST, int(drawn)))
         rows.append(Row([chance.randrange(10, vocabulary) for _ in range(size)], int(PROMPT * size)))
     return rows
