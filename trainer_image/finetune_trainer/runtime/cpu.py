@@ -125,7 +125,7 @@ def amx_state() -> str:
 
 
 def multiplies_bf16(cpuid: Callable[[int, int], tuple[int, int, int, int]] = host.cpuid) -> bool:
-    """Whether this is a CPU of AMD whose AVX-512 multiplies bfloat16, which pays there: a step took 5.0 s instead of 8.1 on Zen 4.
+    """Whether this is a CPU of AMD whose AVX-512 multiplies bfloat16: there a step takes two thirds of its time in float32.
 
     Intel's CPUs have the same instructions, and a matmul takes up to three times as long with them as in float32.
     """
