@@ -1,6 +1,6 @@
 # The project's commands. Each sets up what it needs: a fresh machine needs Python 3.11 to 3.13 and make.
 .DEFAULT_GOAL := help
-.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs docs-site lock intel benchmark bench-gpu images cluster-up cluster-down clean
+.PHONY: help venv format check lint unit unit-trainer unit-operator unit-system test demo crds docs docs-site lock intel benchmark bench bench-gpu images cluster-up cluster-down clean
 
 # Python keeps what it compiles, whatever the environment says: to compile torch and transformers takes each process seconds.
 export PYTHONDONTWRITEBYTECODE :=
@@ -95,6 +95,16 @@ cluster-down: ## Stop it
 benchmark: venv ## Compare with KubeRay's RayJob on the same cluster; writes docs/benchmarks
 	$(BIN)/pytest -m benchmark tests/benchmarks -s
 
+# An environment of its own: peers are never a dependency. What they share with the trainer, as torch, they take from its environment.
+PEERS_VENV := build/peers-venv
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+bench: venv ## Finetune here on the CPU beside the HF Trainer, TRL and llm-on-ray's way, in 12 minutes; writes docs/benchmarks
+	@$(BIN)/python examples/fetch_smollm2.py
+	test -x $(PEERS_VENV)/bin/python || $(BIN)/python -m venv --without-pip $(PEERS_VENV)
+	$(BIN)/uv pip sync --quiet --python $(PEERS_VENV)/bin/python --require-hashes requirements/peers-cpu.txt
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(PEERS_VENV)/bin/python $(PURELIB))/shared.pth"
+	PYTHONPATH=operator:trainer_image:. $(BIN)/python -m tests.benchmarks.cpu_bench docs/benchmarks/cpu_step.json --peers $(PEERS_VENV)/bin/python $(BENCH)
+
 # Not in the environment of the tests, which has torch for CPUs: PYTHON has torch for CUDA, and requirements/peers.in.
 PEERS ?= all:8b-lora:logn:8192
 bench-gpu: ## Compare with the trainers of transformers and TRL on one GPU, as PEERS says
@@ -116,6 +126,7 @@ lock: venv ## Lock all requirements anew, with hashes
 	$(LOCK) $(TORCH) --extra trainer pyproject.toml -o requirements/trainer.txt
 	$(LOCK) $(TORCH) -c requirements/operator.txt -c requirements/trainer.txt --extra operator --extra trainer --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) -c requirements/dev.txt requirements/docs.in -o requirements/docs.txt
+	$(LOCK) --no-deps requirements/peers-cpu.in -o requirements/peers-cpu.txt
 	$(LOCK) -c requirements/trainer.txt --extra trainer --extra intel --extra dev pyproject.toml -o requirements/intel.txt
 	for platform in $(PLATFORMS); do for version in $(PYTHONS); do \
 	  MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) --dry-run --target build/locked --python-platform $$platform --python-version $$version \

@@ -114,3 +114,25 @@ def test_files_that_the_system_keeps_in_memory_leave_it_free(tmp_path: Path) -> 
     (tmp_path / "memory.stat").unlink()
     (tmp_path / "memory.max").write_text("1000\n")
     assert host.available_memory(tmp_path) == 100
+
+
+@pytest.mark.parametrize(
+    ("vendor", "leaves", "flags", "pays"),
+    [
+        pytest.param(b"AuthenticAMD", 1, 1 << 5, True, id="Zen 4"),
+        pytest.param(b"AuthenticAMD", 1, 0, False, id="AMD without these instructions"),
+        pytest.param(b"AuthenticAMD", 0, 1 << 5, False, id="AMD without the leaf that tells"),
+        pytest.param(b"GenuineIntel", 1, 1 << 5, False, id="Intel, whose AMX is hidden"),
+    ],
+)
+def test_bfloat16_is_chosen_without_amx_where_it_was_measured_to_pay(vendor: bytes, leaves: int, flags: int, pays: bool) -> None:
+    ebx, edx, ecx = (int.from_bytes(vendor[start : start + 4], "little") for start in (0, 4, 8))
+    registers = {(0, 0): (7, ebx, ecx, edx), (7, 0): (leaves, 0, 0, 0), (7, 1): (flags, 0, 0, 0)}
+    assert cpu.multiplies_bf16(lambda leaf, subleaf: registers[leaf, subleaf]) is (pays and host.is_x86())
+
+
+def test_cpu_that_cannot_be_asked_computes_in_float32() -> None:
+    def refuse(*_: int) -> tuple[int, int, int, int]:
+        raise PermissionError("no executable memory")
+
+    assert not cpu.multiplies_bf16(refuse)

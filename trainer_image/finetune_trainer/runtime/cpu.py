@@ -2,7 +2,8 @@
 
 oneDNN trusts the CPU's AMX feature flag. Virtual machines may show the flag and hide the table of tile palettes
 (CPUID leaf 0x1D): then a bfloat16 matmul dies with SIGILL. So CPUID is read first, and if bfloat16 is configured, another
-process tries a matmul. Without AMX bfloat16 is slower than float32, which is used instead.
+process tries a matmul. Without AMX bfloat16 is slower than float32 on Intel's CPUs, and float32 is used instead. AMD's, which
+have no AMX, multiply bfloat16 twice as fast as float32 from Zen 4 on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from finetune_trainer.runtime import host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 ISA_VARIABLE = "ONEDNN_MAX_CPU_ISA"
@@ -27,6 +28,9 @@ SAFE_ISA = "AVX512_CORE_BF16"
 
 FORCE_VARIABLE = "FINETUNE_CPU_BF16"
 """If it is 1, bfloat16 is used on a CPU without AMX, provided that a matmul works."""
+
+AMD = b"AuthenticAMD"
+"""How AMD's CPUs name their maker."""
 
 _PROBE = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); raise SystemExit(float((a @ a)[0, 0]) != 64)"
 _PROBE_SECONDS = 120
@@ -86,7 +90,7 @@ def choose_precision(wanted: str) -> Precision:
         return Precision("float32")
     if wanted == "fp16":
         return Precision("float32", "mixed_precision fp16 is slow on a CPU: computing in float32")
-    if amx != "usable" and os.environ.get(FORCE_VARIABLE) != "1":
+    if amx != "usable" and not multiplies_bf16() and os.environ.get(FORCE_VARIABLE) != "1":
         slower = "this CPU has no usable AMX, and without it bfloat16 is slower than float32"
         why = slower if host.is_x86() else "whether bfloat16 is faster than float32 on this kind of CPU was not measured"
         return Precision("float32", f"mixed_precision bf16: {why}: computing in float32 ({FORCE_VARIABLE}=1 forbids that)")
@@ -118,6 +122,21 @@ def amx_state() -> str:
     except OSError:
         # Executable memory is forbidden here, so CPUID cannot be read: AMX must not be used.
         return "broken"
+
+
+def multiplies_bf16(cpuid: Callable[[int, int], tuple[int, int, int, int]] = host.cpuid) -> bool:
+    """Whether this is a CPU of AMD whose AVX-512 multiplies bfloat16: there a step takes two thirds of its time in float32.
+
+    Intel's CPUs have the same instructions, and a matmul takes up to three times as long with them as in float32.
+    """
+    if not host.is_x86():
+        return False
+    try:
+        _, *names = cpuid(0, 0)
+        vendor = b"".join(names[place].to_bytes(4, "little") for place in (0, 2, 1))
+        return vendor == AMD and cpuid(7, 0)[0] >= 1 and bool(cpuid(7, 1)[0] >> 5 & 1)
+    except OSError:
+        return False
 
 
 @functools.cache
