@@ -157,7 +157,8 @@ def test_rounded_run_goes_on_from_a_rounded_checkpoint_only(held: Command) -> No
     digests = set()
     for kind in ("fp8", None):
         held.change("General", frozen_dtype=kind)
-        digests.add(configuration_digest(engines.make(held, str(kind), product=emulated_product)))
+        engine = engines.make(held, str(kind), product=emulated_product)
+        digests.add(configuration_digest(engine.run, engine.data))
     assert len(digests) == 2
 
 
@@ -220,7 +221,7 @@ def test_no_advice_is_given_that_would_be_refused() -> None:
 
 def test_prediction_counts_both_copies_of_the_weights() -> None:
     """In bfloat16 a weight has two bytes, and in float8 two copies have one each."""
-    shape = memory.Shape("llama", 4096, 14336, 32, 4096, 1024, 128256, 0, tied=False, kept_keys=1024)
+    shape = memory.Shape("llama", 4096, 14336, 32, 4096, 1024, 128256, 0, tied=False, heads=32, head=128, kept_keys=1024)
     adapter = memory.Adapter(8, frozenset({"q_proj", "v_proj"}), dropout=False)
     wide, rounded = (memory.predict(shape, memory.Step(8192, 3500, adapter, lower=lower, fp8=fp8)).weights
                      for lower, fp8 in ((True, False), (True, True)))  # fmt: skip

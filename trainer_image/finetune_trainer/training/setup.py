@@ -58,11 +58,7 @@ def build_engine(
     The product is that of frozen weights that are held in 8 bits.
     """
     training = run.config.training
-    shards = training.strategy == "FSDP" and worker.size > 1
-    model = one_reader.load_on_rank0(run, worker, dtype) if shards else load.load_model(run, dtype)
-    if worker.is_rank0:
-        families.warn_if_unknown(model.config.model_type)
-    check_fit(model, rows)
+    model = load_fitting_model(run, worker, rows, dtype)
     forecast = prepare_memory(run, worker, model, rows, dtype)
     masters = Masters(model.to(worker.device), dtype) if needs_masters(run, worker, dtype) else None
     round_frozen(run, worker, model, product)
@@ -101,6 +97,16 @@ def build_engine(
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
         forecast=forecast,
     )
+
+
+def load_fitting_model(run: Run, worker: Worker, rows: Data, dtype: torch.dtype) -> Any:
+    """Load the model, on rank 0 only if it will be sharded, and check that it fits the rows. A collective."""
+    shards = run.config.training.strategy == "FSDP" and worker.size > 1
+    model = one_reader.load_on_rank0(run, worker, dtype) if shards else load.load_model(run, dtype)
+    if worker.is_rank0:
+        families.warn_if_unknown(model.config.model_type)
+    check_fit(model, rows)
+    return model
 
 
 def round_frozen(run: Run, worker: Worker, model: Any, product: frozen.Product) -> None:
