@@ -55,11 +55,11 @@ BOUNDS = {
     "compiled": 0.03,
     "seed": 1e-6,
     "average": 0.05,
-    "forward": 0.04,
-    "backward": 0.04,
+    "forward": 0.045,
+    "backward": 0.045,
     "emulated": 0.005,
 }
-"""Relative; bfloat16 has 8 bits, and an average of draws has the spread of its draws."""
+"""Relative; bfloat16 has 8 bits, and an average of draws has the spread of its draws. float8 has 0.04, and one token a little more."""
 DROPOUT, DRAWS = 0.1, 200
 DROPPING = {"heads of 64": (64, False), "heads of 256": (256, False), "heads of 96 with ALiBi": (96, True)}
 
@@ -153,14 +153,26 @@ def drop(name: str) -> dict[str, float]:
     return {"seed": apart(once(0, DROPOUT), first), "average": apart(mean, expected)}
 
 
+class Sum(torch.nn.Module):
+    """The sum of two layers with the same input, as a decoder layer has several."""
+
+    def __init__(self, first: torch.nn.Module, second: torch.nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] to [..., outputs]."""
+        return self.first(inputs) + self.second(inputs)
+
+
 def check_frozen() -> dict[str, float]:
-    """How far a frozen layer in 8 bits is from what it was, and from what is emulated, at most."""
+    """How far frozen layers in 8 bits are from what they were, and from what is emulated, at most."""
     torch.manual_seed(0)
-    plain = torch.nn.Linear(512, 1536, bias=False, device=DEVICE, dtype=torch.bfloat16).requires_grad_(False)
+    linears = [torch.nn.Linear(512, 1536, bias=False, dtype=torch.bfloat16).requires_grad_(False) for _ in range(2)]
     gpu = DEVICE.type == "cuda"
-    layer = frozen.FrozenLinear(plain, DEVICE, frozen.scaled_product if gpu else emulated_product)
-    emulated = frozen.FrozenLinear(plain.cpu(), torch.device("cpu"), emulated_product)
-    plain.to(DEVICE)
+    emulated = Sum(*(frozen.FrozenLinear(each, torch.device("cpu"), emulated_product) for each in linears))
+    layer = Sum(*(frozen.FrozenLinear(each, DEVICE, frozen.scaled_product if gpu else emulated_product) for each in linears))
+    plain = Sum(*linears).to(DEVICE)
     found = {"forward": 0.0, "backward": 0.0, "emulated": 0.0}
     for compiled in (False, True) if gpu else (False,):
         compiler = Compiler()

@@ -29,7 +29,9 @@ def emulated_product(
     left: torch.Tensor, right: torch.Tensor, left_scale: torch.Tensor, right_scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """What the tensor cores of a GPU compute from float8, computed in float32 on a CPU."""
-    return ((left.float() @ right.float().t()) * left_scale * right_scale.t()).to(dtype)
+    made = (left.float() @ right.float().t()) * left_scale * right_scale.t()
+    # torch 2.11 loses the gradient of a compiled function that ends with a conversion to the type that there is.
+    return made if made.dtype == dtype else made.to(dtype)
 
 
 def make(

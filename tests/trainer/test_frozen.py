@@ -86,16 +86,29 @@ def test_what_is_not_finite_stays_so() -> None:
     assert (rounded(torch.zeros(1, 512)) == 0).all()
 
 
-def test_compiled_layer_computes_the_same() -> None:
-    _, rounded = layers(bias=True)
+class Several(nn.Module):
+    """Layers in 8 bits of one decoder layer, of which two have the same input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = [layers(bias)[1] for bias in (True, False)]
+        self.parts = nn.ModuleList(made)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        first, second = self.parts
+        return torch.nn.functional.silu(first(inputs)) * second(inputs)
+
+
+def test_compiled_layers_compute_the_same() -> None:
+    module = Several()
     compiler = Compiler("aot_eager")
-    compiler.compile_layers([rounded])
-    for count in (5, 8, 13):
-        inputs = torch.randn(count, 512, requires_grad=True)
-        gradient = torch.randn(count, 768)
-        expected = frozen.FrozenLinear.forward(rounded, inputs)
+    compiler.compile_layers([module])
+    for shape in ((1, 5), (1, 8), (2, 13), (3, 7)):
+        inputs = torch.randn(*shape, 512, requires_grad=True)
+        gradient = torch.randn(*shape, 768)
+        expected = Several.forward(module, inputs)
         (slope,) = torch.autograd.grad(expected, inputs, gradient)
-        made = rounded(inputs)
+        made = module(inputs)
         assert compiler.failure is None
         assert torch.allclose(made, expected, rtol=1e-5, atol=1e-6)
         assert torch.allclose(torch.autograd.grad(made, inputs, gradient)[0], slope, rtol=1e-5, atol=1e-6)

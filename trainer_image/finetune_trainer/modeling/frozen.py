@@ -46,10 +46,14 @@ def scaled_product(
     return made
 
 
-def round_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as float8, and a scale for each, float32: what is not finite makes a row NaN."""
-    scale = rows.abs().amax(dim=-1, keepdim=True).float().clamp(min=SMALLEST) / LARGEST
-    return (rows / scale).to(FLOAT8), scale
+def scales_of(rows: torch.Tensor) -> torch.Tensor:
+    """A scale for each row, float32, with which its largest number is the largest of float8."""
+    return rows.abs().amax(dim=-1, keepdim=True).float().clamp(min=SMALLEST) / LARGEST
+
+
+def round_to(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Rows as float8: what is not finite makes a row NaN."""
+    return (rows / scales).to(FLOAT8)
 
 
 def transpose(rows: torch.Tensor) -> torch.Tensor:
@@ -58,12 +62,17 @@ def transpose(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """A linear layer without bias, whose weight takes no gradient."""
+    """Products of rows with a weight that takes no gradient. The rows are given twice: rounded, and as what takes the gradient.
+
+    They are rounded outside, since torch compiles no second function with this in one layer; and rows that go to several
+    layers are rounded once.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         rows: torch.Tensor,
+        scales: torch.Tensor,
         weight: torch.Tensor,
         scale: torch.Tensor,
         transposed: torch.Tensor,
@@ -71,17 +80,17 @@ class _FrozenProduct(torch.autograd.Function):
         product: Product,
     ) -> torch.Tensor:
         ctx.save_for_backward(scale, transposed, ones)
-        ctx.product = product
-        rounded, scales = round_rows(rows)
-        return product(rounded, weight, scales, scale, rows.dtype)
+        ctx.product, ctx.dtype = product, rows.dtype
+        return product(round_to(rows, scales), weight, scales, scale, rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # The scales of the weight are along what is summed over: they are multiplied into the gradient before that is rounded.
         scale, transposed, ones = ctx.saved_tensors
-        rounded, scales = round_rows(gradient * scale[:, 0])
-        made = ctx.product(rounded, transposed, scales, ones, gradient.dtype)
-        return made, None, None, None, None, None
+        gradient = gradient * scale[:, 0]
+        scales = scales_of(gradient)
+        made = ctx.product(round_to(gradient, scales), transposed, scales, ones, ctx.dtype)
+        return made, None, None, None, None, None, None
 
 
 class FrozenLinear(nn.Module):
@@ -91,7 +100,9 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype, self.product, self.bias = linear.weight.dtype, product, linear.bias
-        rounded, scale = round_rows(linear.weight.detach().to(device))
+        weight = linear.weight.detach().to(device)
+        scale = scales_of(weight)
+        rounded = round_to(weight, scale)
         ones = torch.ones(linear.in_features, 1, device=device)
         parts = {"rounded": rounded, "scale": scale, "transposed": transpose(rounded), "ones": ones}
         for name, part in parts.items():
@@ -107,7 +118,7 @@ class FrozenLinear(nn.Module):
         """As of the layer that it takes the place of."""
         rows = inputs.reshape(-1, self.in_features).to(self.dtype)
         apply: Callable[..., torch.Tensor] = _FrozenProduct.apply
-        made = apply(rows, self.rounded, self.scale, self.transposed, self.ones, self.product)
+        made = apply(rows, scales_of(rows.detach()), self.rounded, self.scale, self.transposed, self.ones, self.product)
         made = made.view(*inputs.shape[:-1], self.out_features)
         return made if self.bias is None else made + self.bias
 
