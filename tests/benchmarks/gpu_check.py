@@ -59,7 +59,7 @@ BOUNDS = {
     "backward": 0.045,
     "emulated": 0.005,
 }
-"""Relative; bfloat16 has 8 bits, and an average of draws has the spread of its draws. float8 has 0.04, and one token a little more."""
+"""Relative; bfloat16 has 8 bits, and an average of draws has the spread of its draws. float8 has 0.04, a single token more."""
 DROPOUT, DRAWS = 0.1, 200
 DROPPING = {"heads of 64": (64, False), "heads of 256": (256, False), "heads of 96 with ALiBi": (96, True)}
 
