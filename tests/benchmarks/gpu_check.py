@@ -57,7 +57,7 @@ BOUNDS = {
     "average": 0.05,
     "forward": 0.045,
     "backward": 0.045,
-    "emulated": 0.005,
+    "emulated": 0.01,
 }
 """Relative; bfloat16 has 8 bits, and an average of draws has the spread of its draws. float8 has 0.04, a single token more."""
 DROPOUT, DRAWS = 0.1, 200

@@ -122,15 +122,6 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def about() -> dict[str, Any]:
-    """The machine and the releases."""
-    import torch
-    import transformers
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
 def in_words(error: Exception, told: list[str]) -> str:
     """What an error means; the prediction explains a lack of memory."""
     import torch
@@ -166,7 +157,7 @@ def main(folder: Path) -> None:
             for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
                 del os.environ[name]  # a peer would take it for a group, and wrap the model for nothing
         for spec in specs:
-            found = measure_or_explain(spec, worker) | about()
+            found = measure_or_explain(spec, worker) | gpu_step.about()
             if rank == 0:
                 with (folder / "results.jsonl").open("a") as file:
                     file.write(json.dumps(found) + "\n")
