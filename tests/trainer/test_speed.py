@@ -15,7 +15,11 @@ from finetune_trainer import memory, speed
 from finetune_trainer.modeling import families
 
 CARDS = {device.name: device for device in speed.GPUS.values()}
-RECORDS = [json.loads(line) for line in Path("docs/benchmarks/gpu_step.jsonl").read_text().splitlines()]
+RECORDS = [
+    json.loads(line)
+    for name in ("gpu_step", "gpu_fp8", "scaling")
+    for line in Path(f"docs/benchmarks/{name}.jsonl").read_text().splitlines()
+]
 POINTS = [record for record in RECORDS if "steps_ms" in record and not record["spec"].startswith("tiny")]
 """But for the tiny model, which does not occupy a GPU."""
 SUPERVISED = 0.43
@@ -29,7 +33,12 @@ def shape_of(name: str) -> memory.Shape:
 
 def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
     """The model and the average step of a measured run."""
-    name, law, _, *rest = record["spec"].split(":")
+    ranks = record.get("gpus", 1)
+    if "gpus" in record:  # of the scaling over several
+        name, mode, _ = record["spec"].removeprefix("ours/").split(":", 2)
+        law, rest = "logn", []
+    else:
+        (name, law, _, *rest), mode = record["spec"].split(":"), ""
     size, _, method = name.rpartition("-")
     switches = set(rest[0].split("+")) if rest else set()
     shape, lengths = shape_of(size), gpu_step.lengths(law, 900)
@@ -37,8 +46,16 @@ def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
     if method == "lora":
         targets = families.family_of(shape.family).lora_targets or ()
         adapter = memory.Adapter(8, frozenset(targets), "drop" in switches)
-    tokens = record["tok_step"]
-    step = memory.Step(tokens, round(SUPERVISED * tokens), adapter, compiled="eager" not in switches)
+    tokens = record["tok_step"] / ranks
+    step = memory.Step(
+        tokens,
+        round(SUPERVISED * tokens),
+        adapter,
+        compiled="eager" not in switches,
+        ranks=ranks,
+        sharded=mode == "FSDP",
+        fp8="fp8" in switches,
+    )
     return shape, speed.Work(step, sum(size * (size + 1) / 2 for size in lengths) / sum(lengths))
 
 
@@ -68,6 +85,12 @@ def test_more_than_one_rank_costs_an_exchange_that_hides_behind_a_large_step() -
     assert ddp.exchange > one.total
     assert full(8, 64, sharded=False).exchange == 0
     assert full(8, 64, sharded=True).exchange > 64 * ddp.exchange / 4
+
+
+def test_shards_within_a_host_take_time_from_the_matrices_beside_their_exchange() -> None:
+    step = memory.Step(8192, 3500, ranks=2, sharded=True)
+    within = speed.predict(shape_of("8b"), speed.Work(step, 130.0), speed.GPUS["h200"])
+    assert 0 < within.exchange < within.matrices / 2
 
 
 def test_a_step_of_few_tokens_takes_as_long_as_the_weights_take_to_be_read() -> None:
