@@ -44,5 +44,8 @@ async def pass_time(seconds: float) -> None:
     """Let virtual time go by, and all that is due in it happen."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
-    loop.call_later(seconds, done.set_result, None)
-    await done
+    timer = loop.call_later(seconds, done.set_result, None)
+    try:
+        await done
+    finally:
+        timer.cancel()

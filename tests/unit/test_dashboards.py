@@ -162,6 +162,33 @@ def test_a_dashboard_that_does_not_answer_is_asked_less_and_less_often_and_wakes
     virtual_time.run(scenario())
 
 
+def test_nobody_is_asked_any_more_while_the_last_requests_are_broken_off() -> None:
+    class LongClosing(Ray):
+        async def job(self, dashboard: Dashboard, _id: str) -> RayJob:
+            try:
+                return await super().job(dashboard, _id)
+            except asyncio.CancelledError:
+                await pass_time(10)
+                raise
+
+    async def scenario() -> None:
+        ray, other = LongClosing(), ("team", "b")
+        ray.states["team/b"] = "RUNNING"
+        failures: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failures.append(context))
+        async with asking(ray) as (pool, _woken):
+            pool.ask(KEY, question())
+            pool.ask(other, question(other))
+            await pass_time(1)
+            pool.ask(other, question(other))
+            pool.again(other, 2.0)
+        assert now() > 10
+        assert failures == []
+        assert len(ray.times("job", "team/b")) == 1
+
+    virtual_time.run(scenario())
+
+
 def test_hundreds_of_dashboards_that_hang_hold_up_none_of_another_namespace() -> None:
     async def scenario() -> None:
         ray = Ray()

@@ -128,14 +128,15 @@ class Dashboards:
     async def run(self, wake: Callable[[Key], None]) -> None:
         """Ask, until cancelled; ``wake`` is called with each job that has an answer to be looked at."""
         self._wake = wake
-        try:
-            async with asyncio.TaskGroup() as self._group:
+        async with asyncio.TaskGroup() as self._group:
+            try:
                 self._dispatch()
                 await asyncio.Event().wait()
-        finally:
-            self._group = None
-            for key in list(self._lines):
-                self.forget(key)
+            finally:
+                # Before the requests are broken off, which takes a while: a timer would begin more of them.
+                self._group = None
+                for key in list(self._lines):
+                    self.forget(key)
 
     def waiting(self) -> int:
         """Dashboards that wait for their turn."""
