@@ -128,8 +128,9 @@ class Dashboards:
     async def run(self, wake: Callable[[Key], None]) -> None:
         """Ask, until cancelled; ``wake`` is called with each job that has an answer to be looked at."""
         self._wake = wake
-        async with asyncio.TaskGroup() as self._group:
+        async with asyncio.TaskGroup() as group:
             try:
+                self._group = group
                 self._dispatch()
                 await asyncio.Event().wait()
             finally:
