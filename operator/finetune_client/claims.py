@@ -5,31 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from finetune_client.validate import check_object
 from finetune_operator.api.reasons import Problem
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_operator.desired import naming
 from finetune_operator.desired.sources import Source
 from finetune_operator.desired.storage import dataset_folder, model_folder, required_claims
 from finetune_operator.observed import missing_object
-from finetune_trainer.errors import ConfigError
 
 NAMESPACE = "local"
-
-
-def local_job(manifest: Mapping[str, Any], where: str) -> FinetuneJob:
-    """A manifest as a job with the metadata that an API server would add.
-
-    Raises:
-        ConfigError: it is not valid; with every error.
-    """
-    findings = check_object(manifest)
-    if findings:
-        raise ConfigError([f"{where}: {finding}" for finding in findings])
-    metadata = {"name": "job", **manifest["metadata"], "namespace": NAMESPACE, "uid": NAMESPACE}
-    return FinetuneJob.model_validate({"metadata": metadata, "spec": manifest["spec"]})
 
 
 class Folders:

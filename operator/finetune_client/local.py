@@ -14,26 +14,23 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from textwrap import indent
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
-from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from finetune_client.claims import NAMESPACE, Folders
-from finetune_client.manifest import Document, read_documents
-from finetune_client.submission import is_bare
-from finetune_client.validate import check_object, is_job
+from finetune_client.claims import Folders
+from finetune_client.local_job import find_job, read_job
+from finetune_client.manifest import read_documents
 from finetune_operator.api.reasons import ENDED, WAITING, Explanation, Reason
 from finetune_operator.api.schema import Finding
 from finetune_operator.api.v1alpha1 import TERMINAL, ConditionType, FinetuneJob, FinetuneJobStatus, dump
-from finetune_operator.constants import API_VERSION, CONFIG_FILE, KIND
+from finetune_operator.constants import CONFIG_FILE
 from finetune_operator.decide import decide
 from finetune_operator.desired import naming
 from finetune_operator.desired.config_map import build_config_map
@@ -106,48 +103,16 @@ def load_job(filename: str) -> tuple[Mapping[str, Any], FinetuneJob]:
     Raises:
         ConfigError: with the errors, each with file, line and path.
     """
-    document = _document(filename)
-    manifest: Mapping[str, Any] = document.value
-    given = manifest.get("metadata")
-    metadata = given | {"namespace": NAMESPACE, "uid": _uid(manifest)} if isinstance(given, dict) else given
-    try:
-        job = FinetuneJob.model_validate({"metadata": metadata, "spec": manifest.get("spec")})
-    except ValidationError as error:
-        raise ConfigError(document.errors(Finding(item["loc"], item["msg"]) for item in error.errors())) from None
-    findings = check_object(manifest)
+    document = find_job(read_documents(filename), filename)
+    return document.value, read_job(document, _not_here)
+
+
+def _not_here(job: FinetuneJob) -> Iterator[Finding]:
+    """What needs a cluster."""
     if job.spec.dataset and job.spec.dataset.config_map:
-        findings.append(Finding(("spec", "dataset", "configMap"), "there are no ConfigMaps here; use a claim and --claim"))
+        yield Finding(("spec", "dataset", "configMap"), "there are no ConfigMaps here; use a claim and --claim")
     if job.spec.resume_from:
-        findings.append(
-            Finding(("spec", "resumeFrom"), "there are no other jobs here; name a folder in General.resume_from_checkpoint")
-        )
-    if findings:
-        raise ConfigError(document.errors(findings))
-    return manifest, job
-
-
-def _uid(manifest: Mapping[str, Any]) -> str:
-    """A UID by name and spec: so the same manifest has the same output folder, where a stopped run goes on."""
-    name = manifest["metadata"].get("name")
-    return str(uuid5(NAMESPACE_OID, json.dumps([name, manifest.get("spec")], sort_keys=True, default=str)))
-
-
-def _document(filename: str) -> Document:
-    """The one FinetuneJob of a file; objects of other kinds may be there too."""
-    documents = read_documents(filename)
-    if any(is_bare(document.value) for document in documents):
-        raise ConfigError(
-            [f"{filename}: a finetuning YAML, and no FinetuneJob: use `llm_on_ray-finetune --config_file {filename}`"]
-        )
-    if wrong := [line for document in documents for line in document.errors()]:
-        raise ConfigError(wrong)
-    jobs = [document for document in documents if is_job(document.value)]
-    if len(jobs) != 1:
-        raise ConfigError([f"{filename}: must hold one FinetuneJob, not {len(jobs)}"])
-    value = jobs[0].value
-    if not isinstance(value, dict) or (value.get("apiVersion"), value.get("kind")) != (API_VERSION, KIND):
-        raise ConfigError(jobs[0].errors([Finding((), f"not a FinetuneJob: apiVersion must be {API_VERSION} and kind {KIND}")]))
-    return jobs[0]
+        yield Finding(("spec", "resumeFrom"), "there are no other jobs here; name a folder in General.resume_from_checkpoint")
 
 
 def _after_fetch(job: FinetuneJob, folders: Folders) -> FinetuneJob:

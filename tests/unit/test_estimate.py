@@ -145,6 +145,17 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, model: Path, c
     )
 
 
+def test_what_is_wrong_is_told_with_its_line_also_of_standard_input(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path, training={"batch_size": "many"})
+    line = next(number for number, text in enumerate(job.read_text().splitlines(), 1) if "batch_size" in text)
+    assert f"{job}:{line}: spec.config.Training.batch_size" in refused(capsys, "-f", job, "--model", model, *KNOWN)
+    command = [sys.executable, "-m", "finetune_client.cli", "estimate", "-f", "-", "--model", str(model), *map(str, KNOWN)]
+    done = subprocess.run(command, input=write_job(tmp_path).read_bytes(), capture_output=True, check=False, timeout=30, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model_type": "llama"}', '{"model_type": "llama", "hidden_size": "x"}'])
 def test_a_model_of_unknown_size_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (model / "config.json").write_text(text)

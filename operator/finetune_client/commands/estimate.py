@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_client import submission
-from finetune_client.claims import Folders, local_job
+from finetune_client.claims import Folders
 from finetune_client.commands.common import duration, note, print_value, size, table
 from finetune_client.errors import ClientError
 from finetune_client.home import at_home
+from finetune_client.local_job import find_job, read_job
 from finetune_client.manifest import read_documents
 from finetune_trainer import estimate, memory, speed
 from finetune_trainer.config.schema import TrainerConfig
@@ -70,7 +71,7 @@ def _read(options: argparse.Namespace) -> Given:
     if len(documents) == 1 and submission.is_bare(documents[0].value):
         config = load_config(options.filename).config
         return _given(options, config, _model_here(options, config, None), Path(), "h100")
-    job = local_job(submission.one_of_file(options.filename), options.filename)
+    job = read_job(find_job(documents, options.filename))
     config, folders = job.spec.config, Folders(job, dict(options.claim), options.claims_dir)
     if unknown := folders.unknown():
         raise ConfigError(unknown)

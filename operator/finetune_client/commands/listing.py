@@ -41,13 +41,19 @@ def lines(jobs: Sequence[Job], *, namespaces: bool = False, wide: bool = False) 
     return table([head, *(row(job, namespaces=namespaces, wide=wide) for job in jobs)])
 
 
+def fetched(job: Job) -> str:
+    """How much has been fetched of what the job names by addresses, as long as it has no attempt."""
+    display = job.read("status", "fetch", "display") if job.read("status", "attempt") is None else None
+    return f"fetch {display}" if display else ""
+
+
 def row(job: Job, *, namespaces: bool = False, wide: bool = False) -> list[str]:
     """The cells of a job."""
     cells = [job.namespace] * namespaces
     cells += [
         job.name,
         job.phase,
-        job.read("status", "progress", "display") or "",
+        job.read("status", "progress", "display") or fetched(job),
         number(job.number("status", "progress", "loss")),
     ]
     cells += [job.read("status", "ray", "workers") or "", job.read("status", "attempt") or "", age(job.created)]

@@ -50,6 +50,7 @@ def page(job: Job, events: Sequence[Event]) -> Iterator[str]:
     known = advice.explanation(job)
     yield from _part("What", job.message or (known.happened if known else "No operator has written a status."))
     yield from _part("To do", advice.remedy(job))
+    yield from _part("Fetch", _fetch(job))
     yield from _part("Progress", _progress(job))
     yield from _part("Loss", _loss(job))
     yield from _part("Workers", _workers(job))
@@ -72,6 +73,17 @@ def _part(title: str, text: str) -> Iterator[str]:
     lines = [part for line in cut for part in textwrap.wrap(plain(line), width, break_on_hyphens=False)]
     for index, line in enumerate(lines):
         yield f"{(title if index == 0 else '').ljust(TITLE)}{line}"
+
+
+def _fetch(job: Job) -> str:
+    """What is fetched from an address; when a run has it, that is no news any more."""
+    there, total = (job.number("status", "fetch", key) for key in ("bytes", "totalBytes"))
+    if there is None or job.read("status", "attempt") is not None:
+        return ""
+    if not total:
+        return f"{size(there)} are there"
+    percent = min(100.0, 100 * there / total)
+    return f"{bar(percent)} {percent:.0f}%, {size(there)} of {size(total)}"
 
 
 def _progress(job: Job) -> str:
