@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
+pytestmark = pytest.mark.sampled(4)
+
 CPU = torch.device("cpu")
 BOUND = 0.04
 GPU = {"device": "GPU", "mixed_precision": "bf16", "resources_per_worker": {"CPU": 1, "GPU": 1}}

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Report = Callable[[dict[str, Any]], None]
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 @pytest.fixture
 def train(command: Command) -> Callable[..., Path]:
     """Take six steps with checkpoints, into an output folder of this name; return its folder of checkpoints."""

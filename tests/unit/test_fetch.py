@@ -41,6 +41,9 @@ class Fetcher:
         return (self.folder / report.dataset.version / "train.jsonl").read_bytes()
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 @pytest.fixture
 def fetcher(tmp_path: Path) -> Any:
     with serving_files(**{"rows.jsonl": DATA}) as server:

@@ -20,6 +20,8 @@ from tests.unit.test_login import config
 from finetune_client.cli import main
 
 Object = dict[str, Any]
+pytestmark = pytest.mark.sampled(4)
+
 LINES = 3
 """What is wrong, what to do, and that -v tells more."""
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -188,7 +188,7 @@ WAITING: dict[Reason, Explanation] = {
         "No node accepts a pod of the job; the message is the scheduler's.",
         "The pod waits for a node. When pods of an older job wait, too, for 30 seconds, the job gives its own back and tries "
         "again: as soon as no older job waits, or after a pause that doubles. Jobs with a queue are left to it.",
-        "Add nodes, or ask for less in `head`, `workers` and `resources_per_worker`; for device GPU see whether a node offers it.",
+        "Add nodes, or ask for less in `head`, `workers` and `resources_per_worker`; for GPUs, see what nodes offer.",
     ),
     Reason.IMAGE_PULL_FAILED: Explanation(
         "A node cannot pull the trainer image.",
