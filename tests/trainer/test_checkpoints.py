@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 IDENTITY = identity.Identity(run="r", configuration="c", world_size=1, strategy="DDP")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = [
-    pytest.mark.sampled(3),
+    pytest.mark.sampled(8),
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # transformers, PEFT
     pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning"),  # PEFT, which sets it itself
 ]

@@ -18,7 +18,7 @@ from finetune_trainer.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from tests.support.trainer import Command, Outcome
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 STEPS = 6
 """Of an epoch of `held_out`: 24 rows, four a step."""

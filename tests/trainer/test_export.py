@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.trainer import Command
 
 pytestmark = [
-    pytest.mark.sampled(4),
+    pytest.mark.sampled(8),
     # PEFT, when it loads an adapter
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
     # PEFT, of tied layers and of linear layers among GPT-2's convolutions

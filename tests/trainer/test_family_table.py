@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
     from finetune_trainer.data.examples import Examples
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT, when it loads an adapter
+pytestmark = [
+    pytest.mark.sampled(4),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # PEFT, when it loads an adapter
+]
 
 IDS = torch.arange(1, 33).reshape(2, 16)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 CPU = torch.device("cpu")
 BOUND = 0.04

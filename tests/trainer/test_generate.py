@@ -35,6 +35,9 @@ KINDS: dict[str, tuple[str | None, dict[str, str], bool]] = {
 }
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 def trained(command: Command, folder: Path, kind: str = "LoRA") -> Path:
     """The output folder of a run whose base model asks others to repeat nothing when they generate."""
     template, keys, lora = KINDS[kind]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from finetune_trainer.runtime.engine import Engine
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 VALUES = {"nan": math.nan, "inf": math.inf, "too large for its square": 1e30}
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.engine import Engine
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 @pytest.fixture
 def train(command: Command) -> Callable[..., Engine]:
     """Take four steps, late or not, into a folder of this name; `report` sees each step on record."""

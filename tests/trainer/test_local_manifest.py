@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from tests.support.jobs import finetune_job
 from tests.support.trainer import sample_rows
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 @pytest.fixture

@@ -29,6 +29,9 @@ SECRETS = {
 TOKEN = "hf_" + "aB3" * 12
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 def lines(outcome: Outcome, name: str, attempt: int = 1) -> list[str]:
     """The lines of a log without their times, each of which has to have one."""
     text = (outcome.output / "logs" / f"attempt-{attempt}" / f"{name}.log").read_text()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from finetune_trainer.runtime.engine import Engine
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 @pytest.fixture
 def full(command: Command) -> Command:
     """Full finetuning."""

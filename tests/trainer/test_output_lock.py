@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 def claim(folder: Path, name: str | None = None, attempt: int = 1) -> lock.Claim:

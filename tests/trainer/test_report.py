@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 VOID = {"meta", "br", "link", "path", "use", "rect", "img"}
 EVIL = '<script>alert("1")</script>'

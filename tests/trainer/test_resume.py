@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 LAST_TOLD = 3
 """The logging step at which a stop is requested: the checkpoint is of the step after it, between two logging steps."""

@@ -15,7 +15,7 @@ from tests.support.trainer import Apart, Command, Outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 WHOLE, EARLIER = "whole", "earlier"
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 def shown(outcome: Outcome) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 def model_without_pad(folder: Path, *tokens: str) -> str:

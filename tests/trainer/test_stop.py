@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 LONG = 150  # steps of a run that takes long enough to be interrupted
 

@@ -25,6 +25,9 @@ TAGS = {
 }
 
 
+pytestmark = pytest.mark.sampled(4)
+
+
 def events(output: Path) -> Iterator[Any]:
     """All events of a run, in the order in which they were written."""
     from tensorboardX.proto.event_pb2 import Event

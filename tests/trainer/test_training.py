@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.support.trainer import Command
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 def check_manifest(outcome: Outcome) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Report = Callable[[dict[str, Any]], None]
 
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def assert_page(state: str, text: str) -> None:
     assert text == path.read_text(encoding="utf-8"), f"differs from {path}; UPDATE_GOLDEN=1 rewrites it"
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("state", STATES)
 async def test_each_state_is_told_with_what_to_do_next(shell: Shell, state: str) -> None:
     everything(shell)
