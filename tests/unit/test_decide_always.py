@@ -212,7 +212,7 @@ def check_verdict(job: FinetuneJob, observed: Observed, plan: Plan, now: datetim
         assert job.spec.suspend or job.status.phase is Phase.SUSPENDING
         return
     assert plan.requeue_after is not None
-    if being_stopped(status) and status.reason != Reason.SUSPENDED_BY_USER:
+    if being_stopped(status) and status.reason not in {Reason.SUSPENDED_BY_USER, Reason.RETRYING}:  # there, nothing runs
         assert plan.requeue_after <= 5
         return
     assert late is None or (late < 0 and plan.requeue_after <= -late)
