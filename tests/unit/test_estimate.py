@@ -91,6 +91,8 @@ def test_what_was_not_measured_is_marked(tmp_path: Path, model: Path, capsys: py
         found = told(capsys, "-f", write_job(tmp_path, **changes), "--model", model, *KNOWN, *options)
         assert found["isEstimate"] is True
         assert "data sheets" in found["notes"][-1]
+    (model / "config.json").write_text(json.dumps(LLAMA_8B | {"num_hidden_layers": 2, "vocab_size": 1000}))
+    assert told(capsys, "-f", write_job(tmp_path), "--model", model, *KNOWN)["isEstimate"] is True
 
 
 def test_rows_and_tokens_are_counted_where_the_files_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

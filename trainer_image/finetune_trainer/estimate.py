@@ -32,6 +32,9 @@ FORWARD = 0.4
 COMPILING = 65.0
 """Seconds that a GPU's layers take to be compiled: 56 to 83 were measured."""
 
+MEASURED_WEIGHTS = (0.9e9, 9e9)
+"""Sizes of the models that were measured, with something around them."""
+
 PROCESS = 3 * memory.GIB // 2
 """Memory of a worker on CPUs beside the model: Python, the libraries, and Ray."""
 
@@ -109,7 +112,11 @@ def estimate(
         memory=memory.predict(shape, largest),
         step=step,
         seconds=steps * step.total + evaluating + (COMPILING if average.compiled else 0.0),
-        is_measured=device.measured and average.lower and training.ranks == 1 and not largest.checkpointing,
+        is_measured=device.measured
+        and average.lower
+        and training.ranks == 1
+        and not largest.checkpointing
+        and MEASURED_WEIGHTS[0] < shape.weights < MEASURED_WEIGHTS[1],
     )
 
 
