@@ -61,6 +61,9 @@ MODEL_MOUNT = "/model"
 HUB_CACHE_MOUNT = "/hub-cache"
 RESUME_MOUNT = "/resume"
 """Output claim of the job that spec.resumeFrom names, where it is not the job's own."""
+S3 = "s3://"
+"""How the addresses of objects begin."""
+
 FETCH_FOLDER = "fetched"
 """Folder on a claim, or in its sub-path, for what is fetched by an address."""
 

@@ -55,7 +55,7 @@ _SHA256_FILE = "sha256 goes with the uri of one file: https://, http://, or s3:/
 _PLAIN_HTTP = "an http:// uri needs sha256: nothing else tells that the file is the one that was meant"
 _ONE_SOURCE = "dataset takes a persistentVolumeClaim or a configMap, not both"
 _NO_CONFIG_MAP = "dataset takes a uri or a configMap, not both"
-_BEARER_FOR = "dataset.tokenSecretRef goes with a uri of hf:// or https://"
+_BEARER_FOR = "dataset.tokenSecretRef goes with a uri of hf://, s3:// or https://"
 
 _DATASET_RULES: Rules = [
     {"rule": "!(has(self.persistentVolumeClaim) && has(self.configMap))", "message": _ONE_SOURCE},
@@ -66,8 +66,7 @@ _DATASET_RULES: Rules = [
     },
     {"rule": "!has(self.uri) || !self.uri.startsWith('http://') || has(self.sha256)", "message": _PLAIN_HTTP},
     {
-        "rule": "!has(self.tokenSecretRef) || (has(self.uri) && (self.uri.startsWith('hf://') || "
-        "self.uri.startsWith('https://')))",
+        "rule": "!has(self.tokenSecretRef) || (has(self.uri) && !self.uri.startsWith('http://'))",
         "message": _BEARER_FOR,
     },
 ]
@@ -89,7 +88,8 @@ class DatasetSource(Model):
     config_map: LocalReference | None = None
     """A ConfigMap whose keys are the files, for small data sets."""
     token_secret_ref: SecretKeyReference | None = None
-    """A Secret with a token for the uri: of the hub, or a bearer token for https://."""
+    """A Secret with a token for the uri: of the hub, or a bearer token for https://. For s3:// its keys are AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY, and where they are needed AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -106,7 +106,7 @@ class DatasetSource(Model):
             raise ValueError(_SHA256_FILE)
         if uri.startswith("http://") and not self.sha256:
             raise ValueError(_PLAIN_HTTP)
-        if self.token_secret_ref and not uri.startswith(("hf://", "https://")):
+        if self.token_secret_ref and not uri.startswith(("hf://", "s3://", "https://")):
             raise ValueError(_BEARER_FOR)
         return self
 
@@ -150,7 +150,7 @@ class ModelSource(Model):
     cache: CacheSource | None = None
     """Where the hub's files are kept for the next job. Default: they go with the pods."""
     token_secret_ref: SecretKeyReference | None = None
-    """A Secret with a hub token for gated models; becomes HF_TOKEN of the trainer."""
+    """A Secret with a hub token for gated models; becomes HF_TOKEN of the trainer. For a uri of s3:// as that of dataset."""
 
     @model_validator(mode="after")
     def _hub_only(self) -> Self:

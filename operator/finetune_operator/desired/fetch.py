@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_operator.api.v1alpha1 import FinetuneJob
-from finetune_operator.constants import DATA_MOUNT, FETCH_LABEL, FETCH_PORT, MODEL_MOUNT, OUTPUT_MOUNT
+from finetune_operator.constants import DATA_MOUNT, FETCH_LABEL, FETCH_PORT, MODEL_MOUNT, OUTPUT_MOUNT, S3
 from finetune_operator.desired import naming
 from finetune_operator.desired.ray_cluster import base_template, head_resources
 from finetune_operator.desired.sources import What, sources
@@ -76,12 +76,29 @@ def _volumes(job: FinetuneJob) -> tuple[list[dict[str, Any]], list[dict[str, Any
     return volumes, [{"name": name, "mountPath": path} for name, (_, path) in claims.items()]
 
 
+_S3_VARIABLES = {
+    "AWS_ACCESS_KEY_ID": False,
+    "AWS_SECRET_ACCESS_KEY": False,
+    "AWS_SESSION_TOKEN": True,
+    "AWS_REGION": True,
+    "AWS_ENDPOINT_URL": True,
+}
+"""Keys of a Secret for S3, and whether they may be missing."""
+
+
 def _tokens(job: FinetuneJob) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": f"FINETUNE_{source.what.upper()}_TOKEN",
-            "valueFrom": {"secretKeyRef": {"name": source.token.name, "key": source.token.key}},
-        }
-        for source in sources(job)
-        if source.token
-    ]
+    found = []
+    for source in sources(job):
+        if source.token is None:
+            continue
+        prefix, name = f"FINETUNE_{source.what.upper()}_", source.token.name
+        if source.uri.startswith(S3):
+            found += [_from_secret(prefix + key, name, key, optional=may_miss) for key, may_miss in _S3_VARIABLES.items()]
+        else:
+            found.append(_from_secret(f"{prefix}TOKEN", name, source.token.key))
+    return found
+
+
+def _from_secret(variable: str, secret: str, key: str, *, optional: bool = False) -> dict[str, Any]:
+    reference = {"name": secret, "key": key} | ({"optional": True} if optional else {})
+    return {"name": variable, "valueFrom": {"secretKeyRef": reference}}

@@ -12,6 +12,7 @@ from finetune_operator.constants import (
     KEY_ANNOTATION,
     RAY_CONTAINER_UID,
     RAY_VERSION,
+    S3,
     STOP_GRACE_SECONDS,
 )
 from finetune_operator.desired import naming
@@ -192,7 +193,7 @@ def _own_variables(job: FinetuneJob) -> list[dict[str, Any]]:
         {"name": DIGEST_VARIABLE, "value": config_digest(job)},
     ]
     model = job.spec.model
-    if model and model.token_secret_ref:
+    if model and model.token_secret_ref and not (model.uri or "").startswith(S3):
         reference = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
     if model and model.cache:

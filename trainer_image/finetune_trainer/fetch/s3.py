@@ -2,7 +2,8 @@
 
 Requests are signed with Signature Version 4 by hand: the locks have no library that does it, and botocore alone is larger than
 everything else that the fetch needs. Variables are those of every tool for S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL; without a key requests go unsigned, as for public buckets.
+AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL; those that begin with FINETUNE_DATASET_ or FINETUNE_MODEL_ are of one of the two
+only. Without a key requests go unsigned, as for public buckets.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class Credentials:
     region: str
 
     @classmethod
-    def from_environment(cls) -> Credentials | None:
-        """Those of the variables; None: there are none."""
-        key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-        if not key or not secret:
-            return None
-        return cls(key, secret, os.environ.get("AWS_SESSION_TOKEN") or None, _region())
+    def from_environment(cls, what: What) -> Credentials | None:
+        """Those of the variables, never of two owners mixed; None: there are none."""
+        for prefix in (_prefix(what), ""):
+            names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+            key, secret, token = (os.environ.get(f"{prefix}{name}", "") for name in names)
+            if key and secret:
+                return cls(key, secret, token or None, _region(what))
+        return None
 
     def headers(self, address: str, now: datetime, method: str = "GET", payload: str = EMPTY) -> dict[str, str]:
         """The headers that sign a request (https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html)."""
@@ -73,16 +76,16 @@ class Credentials:
         return {name: value for name, value in signed.items() if name != "host"} | {"Authorization": authorization}
 
 
-def signer() -> Callable[[str], Mapping[str, str]]:
+def signer(what: What) -> Callable[[str], Mapping[str, str]]:
     """Signs requests with the credentials of the environment, each anew: a signature is good for minutes."""
-    credentials = Credentials.from_environment()
+    credentials = Credentials.from_environment(what)
     return lambda address: credentials.headers(address, datetime.now(UTC)) if credentials else {}
 
 
-def object_address(uri: str) -> str:
+def object_address(what: What, uri: str) -> str:
     """The address of an object."""
     bucket, key = _split(uri)
-    return f"{_bucket_address(bucket)}/{quote(key, safe='/-_.~')}"
+    return f"{_bucket_address(what, bucket)}/{quote(key, safe='/-_.~')}"
 
 
 def list_folder(web: Web, what: What, uri: str, names: Names) -> Listing:
@@ -98,7 +101,7 @@ def list_folder(web: Web, what: What, uri: str, names: Names) -> Listing:
     for _ in range(PAGES):
         query = {"list-type": "2", "prefix": prefix} | ({"continuation-token": token} if token else {})
         text = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
-        page = _read(web, f"{_bucket_address(bucket)}/?{text}")
+        page = _read(web, what, f"{_bucket_address(what, bucket)}/?{text}")
         found |= {key.removeprefix(prefix): entry for key, entry in _entries(page) if key != prefix and not key.endswith("/")}
         token = _text(page, "NextContinuationToken")
         if not token:
@@ -108,15 +111,15 @@ def list_folder(web: Web, what: What, uri: str, names: Names) -> Listing:
     wanted = names.needed(found)
     if not wanted:
         raise missing(what, f"{uri}: there is nothing to fetch" + (f" at {names.train_file}" if names.train_file else ""))
-    sign, whole = signer(), [f"{name} {found[name]}" for name in wanted]
+    sign, whole = signer(what), [f"{name} {found[name]}" for name in wanted]
     files = tuple(
-        RemoteFile(name, object_address(uri + name), found[name][0], found[name][1] or None, sign=sign) for name in wanted
+        RemoteFile(name, object_address(what, uri + name), found[name][0], found[name][1] or None, sign=sign) for name in wanted
     )
     return Listing(f"{len(files)} objects", digest(*(line.encode() for line in whole))[:16], files)
 
 
-def _read(web: Web, address: str) -> ET.Element:
-    with web.get(address, {}, signer()) as answer:
+def _read(web: Web, what: What, address: str) -> ET.Element:
+    with web.get(address, {}, signer(what)) as answer:
         body = bytearray()
         for chunk in answer.iter_raw():
             body += chunk
@@ -148,14 +151,24 @@ def _split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+def _prefix(what: What) -> str:
+    return f"FINETUNE_{what.upper()}_"
 
 
-def _bucket_address(bucket: str) -> str:
+def _setting(what: What, *names: str) -> str:
+    """The first of some variables that is set, and that of the dataset or the model before that of all."""
+    found = (os.environ.get(f"{prefix}{name}") for prefix in (_prefix(what), "") for name in names)
+    return next(filter(None, found), "")
+
+
+def _region(what: What) -> str:
+    return _setting(what, "AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1"
+
+
+def _bucket_address(what: What, bucket: str) -> str:
     """By path at an endpoint of one's own, which has seldom names for its buckets; else by name."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = _setting(what, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint:
         return f"{endpoint.rstrip('/')}/{bucket}"
-    host = f"s3.{_region()}.amazonaws.com"
+    host = f"s3.{_region(what)}.amazonaws.com"
     return f"https://{host}/{bucket}" if "." in bucket else f"https://{bucket}.{host}"

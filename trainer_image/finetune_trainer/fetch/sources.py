@@ -49,7 +49,7 @@ class Wanted:
             case "s3" if self.uri.endswith("/"):
                 return s3.list_folder(web, self.what, self.uri, self.names)
             case "s3":
-                return self._single(web, s3.object_address(self.uri), s3.signer(), owner)
+                return self._single(web, s3.object_address(self.what, self.uri), s3.signer(self.what), owner)
             case "http" | "https":
                 return self._single(web, self.uri, self._bearer, owner)
             case _:
