@@ -42,6 +42,9 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; the last argument, if it may be left out, may stand behind options: Python 3.11 takes it for left out there."""
         found, extras = super().parse_known_args(args, namespace)
+        for action in self._actions:  # Python 3.11 takes a second -- for a value, and then forgets it
+            if not action.option_strings and action.nargs is None and getattr(found, action.dest, None) == []:
+                self.error(f"the following arguments are required: {action.metavar or action.dest}")
         last = next((action for action in self._actions if action.nargs == "?" and not action.option_strings), None)
         words = extras[1:] if extras[:1] == ["--"] else [word for word in extras if not word.startswith("-")]
         if last is not None and len(words) == 1 and len(extras) <= 2 and getattr(found, last.dest) is last.default:

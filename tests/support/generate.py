@@ -102,7 +102,7 @@ class Source:
         if words and (self.fixed or self.random.random() < 0.8):
             return self._any_case(self.random.choice(words))
         least, most = schema.get("minLength", 0), schema.get("maxLength", 64)
-        usual = [self.random.randint(least, min(most, 24)) for _ in range(5)]
+        usual = [self.random.randint(least, max(least, min(most, 24))) for _ in range(5)]
         length = self.random.choice((least, most, min(most, least + 1), *usual))
         if pattern := schema.get("pattern"):
             return draw_match(self.random, pattern, least, most, length)
@@ -205,6 +205,26 @@ def without(*keys: str, beside: str) -> Callable[[Random, Object], Object]:
     return fix
 
 
+def fix_dataset(random: Random, dataset: Object) -> Object:
+    """One place for the files, and what goes with the kind of their address."""
+    dataset = without("configMap", beside="persistentVolumeClaim")(random, dataset)
+    uri = dataset.get("uri") or ""
+    dropped = {"configMap"} if uri else {"uri", "sha256", "tokenSecretRef"}
+    dropped |= {"sha256"} if uri.startswith("hf://") or uri.endswith("/") else set()
+    if uri.startswith("http://"):
+        dropped = (dropped | {"tokenSecretRef"}) - {"sha256"}
+        dataset["sha256"] = "0" * 64
+        dataset["uri"] = uri.rstrip("/")
+    return {key: value for key, value in dataset.items() if key not in dropped}
+
+
+def fix_model(random: Random, model: Object) -> Object:
+    """From the hub, from a claim, or from an address."""
+    model = without("revision", "cache", beside="persistentVolumeClaim")(random, model)
+    dropped = {"revision", "cache"} if model.get("uri") else {"uri"}
+    return {key: value for key, value in model.items() if key not in dropped}
+
+
 def fix_toleration(_random: Random, toleration: Object) -> Object:
     """A key, or Exists; no value with Exists; seconds with NoExecute only."""
     if not toleration.get("key"):
@@ -226,10 +246,13 @@ def fix_requirement(random: Random, requirement: Object) -> Object:
 
 
 def fix_spec(_random: Random, spec: Object) -> Object:
-    """No accelerator without a GPU, and data files inside their volume."""
+    """No accelerator without a GPU, 8 bits only where they may be, and data files inside their volume."""
     training, dataset = spec["config"].get("Training") or {}, spec["config"]["Dataset"]
     if str(training.get("device")).lower() != "gpu":
         spec.pop("accelerator", None)
+    general, mode = spec["config"]["General"], str(training.get("accelerate_mode") or "")
+    if str(training.get("device")).lower() != "gpu" or mode.upper().endswith("FSDP") or not general.get("lora_config"):
+        general.pop("frozen_dtype", None)
     for name in ("train_file", "validation_file"):
         if dataset.get(name):
             dataset[name] = "r" + dataset[name][1:].replace("..", "._")
@@ -239,8 +262,8 @@ def fix_spec(_random: Random, spec: Object) -> Object:
 FIXES: dict[str, Callable[[Random, Any], Any]] = {
     "spec": fix_spec,
     "Training": fix_training,
-    "dataset": without("configMap", beside="persistentVolumeClaim"),
-    "model": without("revision", "cache", beside="persistentVolumeClaim"),
+    "dataset": fix_dataset,
+    "model": fix_model,
     "output": fix_output,
     "persistentVolumeClaim": fix_claim,
     "tolerations[]": fix_toleration,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from random import Random
 from re import _constants as codes
 from re import _parser as parser
@@ -49,14 +50,23 @@ class _Sampler:
         return "".join(self.sample(tokens) for _ in range(count))
 
 
+VISIBLE = "".join(map(chr, range(33, 127)))
+"""What is drawn where a pattern says only what a character is not."""
+
+
 @functools.cache
 def _members(ranges: tuple[Any, ...]) -> str:
+    if ranges[0][0] is codes.NEGATE:
+        excluded = _members(ranges[1:])
+        return "".join(character for character in VISIBLE if character not in excluded)
     characters = ""
     for code, argument in ranges:
         if code is codes.RANGE:
             characters += "".join(map(chr, range(argument[0], argument[1] + 1)))
         elif code is codes.LITERAL:
             characters += chr(argument)
+        elif (code, argument) == (codes.CATEGORY, codes.CATEGORY_SPACE):
+            characters += string.whitespace
         else:
             raise NotImplementedError(f"{code} in a pattern of the schema")
     return characters

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.support.http_server import Canned, running
 from tests.unit.test_login import config
@@ -105,6 +105,7 @@ WORDS = st.lists(st.sampled_from(ODD) | st.text(st.characters(exclude_characters
 
 @QUICK
 @given(command=st.sampled_from(COMMANDS), words=WORDS)
+@example(command="upload", words=["", "--", "--"])
 def test_any_words_end_in_an_exit_code(tmp_path: Path, command: str, words: list[str]) -> None:
     (tmp_path / "folder").mkdir(exist_ok=True)
     code, _, err = typed(command, *words)
