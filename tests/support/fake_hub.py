@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
+
+from tests.support.serving import in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,14 +32,8 @@ class FakeHub(ThreadingHTTPServer):
 def serving(name: str, files: dict[str, bytes], token: str | None = None) -> Iterator[FakeHub]:
     """Serve a data set on a free port of loopback."""
     hub = FakeHub(name, files, token)
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with in_a_thread(hub):
         yield hub
-    finally:
-        hub.shutdown()
-        thread.join()
-        hub.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.support.serving import in_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,14 +32,8 @@ class FakeS3(ThreadingHTTPServer):
 def serving(bucket: str, files: dict[str, bytes], key: str) -> Iterator[FakeS3]:
     """Serve a bucket on a free port of loopback."""
     store = FakeS3(bucket, files, key)
-    thread = threading.Thread(target=store.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with in_a_thread(store):
         yield store
-    finally:
-        store.shutdown()
-        thread.join()
-        store.server_close()
 
 
 def _etag(body: bytes) -> str:
