@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,15 +45,23 @@ def start(folder: Path, runs: list[dict[str, Any]], size: int) -> None:
 def main(folder: Path, rank: int, size: int) -> None:
     """What a rank does."""
     sys.path.insert(0, str(ROOT / "trainer_image"))
-    import torch.distributed as dist
-
     from finetune_trainer.training import samples
 
     samples.LEAST_SECONDS = WHOLE_ANSWERS_SECONDS
     worker = join(folder, rank, size)
     for entry in json.loads((folder / "runs.json").read_text()):
         train(entry, worker)
+    leave()
+
+
+def leave() -> None:
+    """End this process, without the end of Python: a thread of gloo that then frees its last tensor would abort it."""
+    import torch.distributed as dist
+
     dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def join(folder: Path, rank: int, size: int) -> Any:

@@ -32,13 +32,14 @@ import sys, time
 from datetime import timedelta
 import torch
 from finetune_trainer.runtime import distributed
+from tests.support import ranks
 distributed.GROUP_TIMEOUT = timedelta(seconds=1)
 rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
 long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
 worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
 print(distributed.broadcast_from_rank0(worker, lambda: time.sleep(4) or "made"))
 print(*distributed.all_gather(worker, lambda: time.sleep(4 * worker.is_rank0) or f"written by {rank}"))
-distributed.destroy_process_group()
+ranks.leave()
 """
 
 
@@ -50,6 +51,7 @@ def test_ranks_wait_for_what_the_first_does_alone_as_long_as_it_takes(tmp_path: 
 PACK = """
 import sys
 import torch
+from tests.support import ranks
 from tests.support.trainer import SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
 from finetune_trainer.modeling.loss import SupervisedLoss
@@ -66,7 +68,7 @@ model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 if rank == 1:
     model.model = Deaf(config)
 print(pack_rows(SupervisedLoss(model), model, worker), model.config._attn_implementation)
-distributed.destroy_process_group()
+ranks.leave()
 """
 
 
@@ -78,11 +80,11 @@ def test_rows_are_packed_on_every_rank_or_on_none(tmp_path: Path) -> None:
 GATHERS = """
 import sys
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from finetune_trainer.runtime import distributed, parallel
+from tests.support import ranks
 
 rank = int(sys.argv[1])
 distributed.create_groups("gloo", rank, 2, f"file://{sys.argv[2]}/meeting")
@@ -109,7 +111,7 @@ from contextlib import nullcontext
 counts = [gathers(nullcontext()), gathers(parallel.gathered_once(module, worker)), gathers(nullcontext())]
 module(torch.ones(1, 8)).sum().backward()
 print(*counts)
-dist.destroy_process_group()
+ranks.leave()
 """
 
 
@@ -127,6 +129,7 @@ from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.modeling import families
 from finetune_trainer.runtime import distributed, one_reader
+from tests.support import ranks
 from transformers import AutoModelForCausalLM
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
@@ -150,7 +153,7 @@ for base, lora in json.loads(sys.argv[3]):
     dist.all_gather_object(every, (logits, tied, learning, [str(value.dtype) for value in model.parameters()]))
     assert torch.equal(every[0][0], every[1][0]), base
     assert every[0][1:] == every[1][1:], base
-dist.destroy_process_group()
+ranks.leave()
 """
 
 
@@ -167,6 +170,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from finetune_trainer.errors import ModelInvalid
 from finetune_trainer.runtime import distributed, parallel
+from tests.support import ranks
 
 rank = int(sys.argv[1])
 group = distributed.create_groups("gloo", rank, 2, f"file://{sys.argv[2]}/meeting")
@@ -203,7 +207,7 @@ try:
     parallel.parallelize(nn.Linear(4, 4 + rank), worker, "DDP", torch.float32)
 except ModelInvalid as error:
     print(str(error).partition(":")[0])
-distributed.destroy_process_group()
+ranks.leave()
 """
 
 

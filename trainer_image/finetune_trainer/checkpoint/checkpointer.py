@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +18,7 @@ from finetune_trainer.errors import LossNotFinite, OutputInUse, output_error
 from finetune_trainer.explain import explain
 from finetune_trainer.files import write_described
 from finetune_trainer.runtime import distributed, host
-from finetune_trainer.runtime.background import in_background
+from finetune_trainer.runtime.background import InBackground
 from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
@@ -27,7 +26,6 @@ from finetune_trainer.versions import trainer_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from concurrent.futures import Future
     from pathlib import Path
 
     import torch
@@ -74,7 +72,7 @@ class Checkpointer:
         self._engine, self._write_file, self._free_memory = engine, write, free_memory
         self._run, self._worker = engine.run, engine.worker
         self._beside = distributed.with_own_group(engine.worker)
-        self._in_flight: Future[Checkpoint] | None = None
+        self._in_flight: InBackground[Checkpoint] | None = None
         self._identity = Identity(
             run=self._run.checkpoint_owner,
             configuration=configuration_digest(self._run, engine.data),
@@ -99,14 +97,14 @@ class Checkpointer:
         if copies:
             state = tensors.copy_to_host(state)
         rest = tensors.rest_of(self._engine, running_loss)
-        self._in_flight = in_background(f"checkpoint-{step}", lambda: self._save(step, state, rest))
+        self._in_flight = InBackground(f"checkpoint-{step}", lambda: self._save(step, state, rest))
         if not copies:
-            wait([self._in_flight])
+            self._in_flight.wait()
 
     @property
     def is_writing(self) -> bool:
         """Whether the checkpoint in flight is not complete yet, as far as this rank knows."""
-        return self._in_flight is not None and not self._in_flight.done()
+        return self._in_flight is not None and not self._in_flight.done
 
     def finish(self) -> Checkpoint | None:
         """Wait for the checkpoint in flight; return it, or None if there is none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,18 +12,37 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 
-def in_background(name: str, make: Callable[[], Made]) -> Future[Made]:
-    """Make a value in a thread of this name.
+class InBackground(Generic[Made]):
+    """A value that a thread makes.
 
     The threads of an executor would keep the process from ending until they have ended, and a second signal ends it at once.
     """
-    made: Future[Made] = Future()
 
-    def run() -> None:
+    def __init__(self, name: str, make: Callable[[], Made]) -> None:
+        """Begin to make it, in a thread of this name."""
+        self._made: Future[Made] = Future()
+        self._thread = threading.Thread(target=self._run, args=(make,), name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait until the thread has ended, and has let go of all that it held.
+
+        The value alone is too early: a thread that frees a tensor while Python ends aborts the process.
+        """
+        self._thread.join()
+
+    def result(self) -> Made:
+        """Wait for the value; what went wrong there is raised here."""
+        self.wait()
+        return self._made.result()
+
+    def _run(self, make: Callable[[], Made]) -> None:
         try:
-            made.set_result(make())
+            self._made.set_result(make())
         except BaseException as error:  # noqa: BLE001 - whoever waits for the value is told
-            made.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return made
+            self._made.set_exception(error)
