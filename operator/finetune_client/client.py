@@ -262,7 +262,7 @@ class FinetuneClient:
             image: as for `download`.
             stop: ends the following.
             waiting: is told the job while there is no output yet.
-            say: is told that the log comes from the claim, and what the helper pod waits for.
+            say: is told that the log comes from the claim, that its end may be missing, and what the helper pod waits for.
 
         Raises:
             NoLogError: there is no such log; the hint says what there is.

@@ -81,9 +81,7 @@ def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell)
             text, failures = _text(client, job, attempt), 0
         except (NoLogError, UnreachableError):
             failures += 1
-            if not seen and job.has_ended:
-                raise
-            if failures > PATIENCE and not ended and not _is_starting(job):
+            if job.has_ended or (failures > PATIENCE and not ended and not _is_starting(job)):
                 raise
             text = ""
         if len(text) > seen:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from finetune_client import driver_log
 from finetune_client.access import Access
-from finetune_client.errors import ForbiddenError, LogGoneError, NoLogError, RefusedError, look_at
+from finetune_client.errors import ForbiddenError, LogGoneError, NoLogError, RefusedError, UnreachableError, look_at
 from finetune_client.job import Job
 from finetune_client.kube.rest import Stop
 from finetune_client.transfer.api import image_of
@@ -50,9 +50,12 @@ def read(client: Access, wanted: Wanted, follow: Stop | None, tell: Callable[[Jo
         for text in driver_log.read(client, wanted.job, wanted.attempt, follow, tell):
             begun = begun or bool(text)
             yield text
-    except LogGoneError as gone:
+    except (NoLogError, UnreachableError) as gone:
         job = client.get(wanted.job)
-        if begun or (follow and not job.has_ended):
+        if begun and follow and job.has_ended:
+            say(f"{gone.message}: the end of this log may be missing; `finetune logs {wanted.job}` prints all that is kept")
+            return
+        if not isinstance(gone, LogGoneError) or (follow and not job.has_ended):
             raise
         say(f"{gone.message}; this log is from its output claim")
         try:

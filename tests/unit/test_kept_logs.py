@@ -58,6 +58,23 @@ async def test_the_drivers_log_comes_from_the_claim_when_the_cluster_is_gone(
     assert shell.kube.objects["pods"] == {}
 
 
+@pytest.mark.parametrize("ended", ["gone", "silent"])
+async def test_a_log_that_is_followed_says_that_its_end_may_be_missing(shell: Shell, ended: str) -> None:
+    add(shell, "Running")
+    shell.cluster.start_ray(log="one\n")
+    following = asyncio.create_task(shell.run("logs", "demo", "-f"))
+    await until(lambda: any(request.path.endswith("/logs") for request in shell.cluster.ray.requests), "it reads the log")
+    if ended == "gone":
+        shell.kube.objects["rayclusters"].clear()
+    else:
+        shell.cluster.ray.heads[CLUSTER].down = True
+    add(shell, "Succeeded")
+    code, out, err = await following
+    assert (code, out) == (0, "one\n")
+    assert err.endswith(": the end of this log may be missing; `finetune logs demo` prints all that is kept\n")
+    assert shell.cluster.helpers.made == []
+
+
 async def test_an_earlier_attempt_is_read_from_the_claim_while_a_later_one_runs(shell: Shell, tmp_path: Path) -> None:
     history = [ENDED | {"cluster": "demo-1f0c3-0"}]
     add(shell, "Running", attempt=2, attemptHistory=history)

@@ -132,7 +132,7 @@ def _follow(client: FinetuneClient, job: Job, seconds: float | None) -> None:
     stop = Stop()
     end = timer(seconds, stop)
     try:
-        for text in client.logs(job.name, follow=True, stop=stop, waiting=Waiting()):
+        for text in client.logs(job.name, follow=True, stop=stop, waiting=Waiting(), say=note):
             sys.stdout.write(text)
             sys.stdout.flush()
     except NoLogError as error:
