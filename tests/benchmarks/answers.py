@@ -25,6 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.benchmarks.commit import commit
 from tests.support.trainer import prompt_ids
 
 from finetune_trainer.config.dataset import Dataset
@@ -284,11 +285,10 @@ def load(model: Path, adapter: Path | None = None) -> Any:
 
 def about() -> dict[str, Any]:
     """What made the figures."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT)
     return {
         "what": f"{MODEL} before and after learning 80 rows, with our command and as llm-on-ray would",
         "command": "python -m tests.benchmarks.answers docs/benchmarks/answers.json",
-        "commit": head.stdout.strip(),
+        "commit": commit(),
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": {"cores": os.cpu_count(), "architecture": platform.machine()},
         "versions": {"python": platform.python_version()}

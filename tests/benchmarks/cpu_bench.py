@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+from tests.benchmarks.commit import commit
 from tests.benchmarks.cpu_rows import BF16_VARIABLE, MODEL_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,11 +133,10 @@ def summarise(turns: dict[str, list[float]]) -> dict[str, Any]:
 
 def about(law: str) -> dict[str, Any]:
     """What made the figures."""
-    head = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False, cwd=ROOT)
     return {
         "what": f"LoRA of rank 8 on q_proj and v_proj of SmolLM2-135M, rows of the law {law}, non-padding tokens per second",
         "command": "make bench",
-        "commit": head.stdout.strip(),
+        "commit": commit(),
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": {"cores": os.cpu_count(), "processor": processor(), "architecture": platform.machine()},
         "python": platform.python_version(),

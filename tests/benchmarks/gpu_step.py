@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.benchmarks.commit import commit
 from tests.benchmarks.gpu_shapes import SHAPES as FAMILIES
 
 from finetune_trainer.launch.allocator import VARIABLES, set_up_memory
@@ -308,15 +308,13 @@ def describe(engine: Any, shape: str, law: str, done: dict[str, Any]) -> dict[st
 
 
 def about() -> dict[str, str]:
-    """The GPU, the libraries, and the commit: what COMMIT says where the files have come without their history."""
+    """The GPU, the libraries, and the commit."""
     import torch
     import transformers
 
-    asked = ["git", "rev-parse", "--short", "HEAD"]
-    commit = os.environ.get("COMMIT") or subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {"gpu": gpu, "torch": torch.__version__, "transformers": transformers.__version__,
-            "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES))), "commit": commit or "unknown"}  # fmt: skip
+            "allocator": " ".join(filter(None, map(os.environ.get, VARIABLES))), "commit": commit()}  # fmt: skip
 
 
 def main(specs: list[str]) -> None:

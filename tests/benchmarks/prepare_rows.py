@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.commit import commit
+
 SMOLLM2 = Path("~/.cache/finetune-operator/models/SmolLM2-135M-Instruct").expanduser()
 LONGEST, LONGEST_PROMPT = 512, 384
 WORDS = Path("examples/data/sample_finetune_data.jsonl")
@@ -124,11 +126,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(), "commit": commit(), "runs": runs, "medianSeconds": medians,
         "timesAsFast": round(medians["datasets.map"] / medians["ours"], 2),
     }  # fmt: skip
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:

@@ -10,13 +10,13 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.benchmarks.commit import commit
 from tests.e2e.conftest import Release
 from tests.support import cluster
 from tests.support.jobs import finetune_job
@@ -124,13 +124,10 @@ def clear(bench: Kubectl, kind: str, name: str) -> None:
 
 
 def write(seconds: dict[str, list[float]]) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=cluster.ROOT
-    ).stdout.strip()
     result = {
         "what": "seconds from `kubectl apply` to the end of a job that trains for one step on two CPU workers",
         "command": "make benchmark",
-        "commit": commit,
+        "commit": commit(),
         "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "machine": {"cores": os.cpu_count(), "architecture": platform.machine(), "kuberay": "1.6.1", "ray": "2.60.0"},
         "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
