@@ -111,18 +111,20 @@ def test_a_worker_with_too_little_memory_is_named_with_its_limit(jobs_with_words
 
 
 @pytest.fixture
-def small_volume(jobs: Kubectl, tmp_path: Path) -> Iterator[str]:
+def small_volume(jobs: Kubectl) -> Iterator[str]:
     """A claim with room for two checkpoints and no third."""
     if cluster.harness("mode")[0] != "source":
         pytest.skip("a volume of a few megabytes is a mount on the node: with the cluster of these scripts only")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=1777", "finetune-small", tmp_path], check=True)
+    folder = cluster.run_folder() / "small-volume"  # below it, a killed test leaves no mount for longer than the cluster
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=1777", "finetune-small", folder], check=True)
     try:
-        jobs.apply(volume("small", tmp_path), claim("small") | {"spec": claim("small")["spec"] | {"storageClassName": "small"}})
+        jobs.apply(volume("small", folder), claim("small") | {"spec": claim("small")["spec"] | {"storageClassName": "small"}})
         yield "small"
     finally:
         jobs.run("delete", "pvc", "small", "--ignore-not-found", "--timeout=60s")
         jobs.run("delete", "pv", "small", "--ignore-not-found", "--timeout=60s")
-        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def volume(name: str, folder: Path) -> Object:

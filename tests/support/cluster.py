@@ -39,6 +39,11 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
+def run_folder() -> Path:
+    """Where the cluster of these scripts has its state; whatever is mounted below is unmounted with the cluster."""
+    return cache_home() / "finetune-cluster" / "run"
+
+
 def connect() -> Kubectl:
     """Start the cluster, or find it running."""
     kubeconfig = Path([line for line in harness("up") if line][-1])
@@ -102,7 +107,7 @@ def removed(kubectl: Kubectl, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def paused(service: str) -> Iterator[None]:
     """A process of the cluster of these scripts stands still for the time of the block."""
-    pid = int((cache_home() / "finetune-cluster" / "run" / "pid" / service).read_text(encoding="utf-8").split()[0])
+    pid = int((run_folder() / "pid" / service).read_text(encoding="utf-8").split()[0])
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
