@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
                "max_position_embeddings": 2048, "word_embed_proj_dim": 2048, "vocab_size": 50272},
     "mpt-1b": {"d_model": 2048, "n_layers": 24, "n_heads": 16, "max_seq_len": 2048, "vocab_size": 50368},
     "llama-8b": LLAMA_8B,
+    "llama-small": LLAMA_1B | {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 32000},
 }  # fmt: skip
 LORA = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}
 ROWS = 640

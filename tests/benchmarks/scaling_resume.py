@@ -1,10 +1,10 @@
 """A checkpoint of FSDP2 fits another number of GPUs: losses of runs that go on with fewer or more, beside undisturbed ones.
 
-    python -m tests.benchmarks.scaling_resume RESULTS.json [SHAPE]
+    python -m tests.benchmarks.scaling_resume RESULTS.json [SHAPE [WAY]]
 
 The llama of 1.2B (or another SHAPE of `gpu_shapes`) is trained in full and in float32, on all GPUs, then half of them, then
-one; and the other way. For each leg the losses so far, how far they are from the undisturbed run's, and the time. Each is on
-record as soon as it is known.
+one; and the other way; or only one WAY, such as 1-2-4. For each leg the losses so far, how far they are from the undisturbed
+run's, and the time. Each is on record as soon as it is known.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def go_on(model: Path, work: Path, name: str, sizes: list[int]) -> dict[str, Any
     return {"legs": legs, "losses": losses, "undisturbed": expected, "passes": len(losses) == STEPS and max(apart) <= BOUND}
 
 
-def main(results: Path, shape: str = "llama-1b") -> None:
-    """Take both ways, and put them on record."""
+def main(results: Path, shape: str = "llama-1b", only: str = "") -> None:
+    """Take both ways, or the one that is asked for, and put them on record."""
     import torch
 
     most = min(MOST, torch.cuda.device_count()) or 2
@@ -60,7 +60,7 @@ def main(results: Path, shape: str = "llama-1b") -> None:
         model, work = Path(memory) / "model", Path(tempfile.mkdtemp(dir=memory))
         make_model(shape, model)
         write_rows(work / "rows.jsonl")
-        for way in (sizes[::-1], sizes):
+        for way in [[*map(int, only.split("-"))]] if only else (sizes[::-1], sizes):
             name = "-".join(map(str, way))
             try:
                 found["runs"][name] = go_on(model, work, name, way)

@@ -77,6 +77,43 @@ def test_rows_are_packed_on_every_rank_or_on_none(tmp_path: Path) -> None:
     assert on_two_ranks(PACK, tmp_path) == ["False sdpa\n"] * 2
 
 
+ACCUMULATES = """
+import sys
+import torch
+from tests.support import ranks
+from tests.support.trainer import SIZES
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from finetune_trainer.data.batching import batches_with_one_target
+from finetune_trainer.modeling.loss import SupervisedLoss
+from finetune_trainer.runtime import distributed, parallel
+rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
+long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
+worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+torch.manual_seed(0)
+model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](vocab_size=400, **SIZES["llama"]))
+loss = parallel.parallelize(SupervisedLoss(model), worker, "FSDP", torch.float32)
+for reduces_each in (False, True):
+    for last in (False, True):
+        with parallel.accumulating(loss, last=last, reduces_each=reduces_each):
+            loss(batches_with_one_target()[rank]).backward()
+        if not last:
+            print(any(weight.grad is not None for weight in loss.parameters()))
+    print([float(f"{weight.grad.full_tensor().norm():.5g}") for weight in loss.parameters()])
+    loss.zero_grad(set_to_none=True)
+ranks.leave()
+"""
+
+
+@pytest.mark.slow
+def test_shards_have_the_same_gradients_whether_each_micro_batch_is_reduced_or_all_at_once(tmp_path: Path) -> None:
+    """Shards of them are there after the first micro-batch only if it was reduced."""
+    for printed in on_two_ranks(ACCUMULATES, tmp_path):
+        whole, at_once, in_shards, each = printed.splitlines()
+        assert (whole, in_shards) == ("False", "True")
+        assert len(json.loads(at_once)) > 10
+        assert json.loads(each) == pytest.approx(json.loads(at_once), rel=1e-4)
+
+
 GATHERS = """
 import sys
 import torch

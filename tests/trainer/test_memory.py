@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,49 @@ def test_prediction_is_within_ten_percent_of_what_was_measured(record: dict[str,
     assert predicted.total / memory.GIB == pytest.approx(record["reserved_gib"], rel=0.1)
 
 
+SCALED = [json.loads(line) for line in Path("docs/benchmarks/scaling.jsonl").read_text().splitlines()]
+TOKENS = re.compile(r"a step of (\d+) tokens")
+
+
+@pytest.mark.parametrize(
+    "record", [pytest.param(record, id=record["spec"]) for record in SCALED if record["spec"].startswith("ours/8b")]
+)
+def test_prediction_for_several_gpus_is_within_ten_percent_of_what_was_measured(record: dict[str, Any]) -> None:
+    name, mode, ranks, _, micro = record["spec"].removeprefix("ours/").split(":")
+    family, sizes = gpu_step.SHAPES["8b"]
+    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    found = TOKENS.search(record["forecast"])
+    assert found is not None
+    step = memory.Step(
+        tokens=int(found[1]),
+        supervised=int(found[1]) // 2,
+        adapter=memory.Adapter(8, frozenset({"q_proj", "v_proj"}), dropout=False) if name == "8b-lora" else None,
+        ranks=int(ranks),
+        sharded=mode == "FSDP",
+        micro_batches=int(micro),
+        device=H200,
+    )
+    predicted = memory.predict(shape, memory.fitted(shape, step, "auto"))
+    assert predicted.total / memory.GIB == pytest.approx(record["reserved_gib"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("room", "micro", "reduces_each", "recomputes"),
+    [(140, 1, False, False), (140, 2, False, False), (125, 2, True, False), (80, 2, True, True), (0, 2, True, False)],
+)
+def test_gradients_of_shards_are_whole_between_micro_batches_only_where_there_is_room(
+    room: float, micro: int, *, reduces_each: bool, recomputes: bool
+) -> None:
+    """8B in full on two GPUs; what costs less time is done first."""
+    family, sizes = gpu_step.SHAPES["8b"]
+    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    step = memory.Step(8107, 3500, ranks=2, sharded=True, micro_batches=micro, device=int(room * memory.GIB))
+    made = memory.fitted(shape, step, "auto")
+    assert (made.reduces_each, made.checkpointing) == (reduces_each, recomputes)
+    whole = 4 * shape.weights
+    assert memory.predict(shape, made).accumulated_gradients == (0 if micro == 1 else whole // 2 if reduces_each else whole)
+
+
 def test_points_are_of_more_than_one_model_and_size() -> None:
     assert len(POINTS) >= 10
     laws = {point.values[0]["spec"].rpartition(":")[0] for point in POINTS}
@@ -82,7 +126,7 @@ def prepared(room: float, **general: Any) -> tuple[Any, str]:
     )
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](vocab_size=1000, **SIZES["llama"])).train()
     run = Run(config=config, output_dir=run.output_dir)
-    return model, prepare_memory(run, WORKER, model, rows, torch.bfloat16, int(room * memory.GIB))
+    return model, prepare_memory(run, WORKER, model, rows, torch.bfloat16, int(room * memory.GIB)).forecast
 
 
 @pytest.mark.parametrize(

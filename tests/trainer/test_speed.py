@@ -33,10 +33,10 @@ def shape_of(name: str) -> memory.Shape:
 
 def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
     """The model and the average step of a measured run."""
-    ranks = record.get("gpus", 1)
+    ranks, micro = record.get("gpus", 1), 1
     if "gpus" in record:  # of the scaling over several
-        name, mode, _ = record["spec"].removeprefix("ours/").split(":", 2)
-        law, rest = "logn", []
+        name, mode, *_, count = record["spec"].removeprefix("ours/").split(":")
+        law, rest, micro = "logn", [], int(count)
     else:
         (name, law, _, *rest), mode = record["spec"].split(":"), ""
     size, _, method = name.rpartition("-")
@@ -46,7 +46,7 @@ def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
     if method == "lora":
         targets = families.family_of(shape.family).lora_targets or ()
         adapter = memory.Adapter(8, frozenset(targets), "drop" in switches)
-    tokens = record["tok_step"] / ranks
+    tokens = record["tok_step"] / ranks / micro
     step = memory.Step(
         tokens,
         round(SUPERVISED * tokens),
@@ -54,8 +54,11 @@ def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
         compiled="eager" not in switches,
         ranks=ranks,
         sharded=mode == "FSDP",
+        micro_batches=micro,
         fp8="fp8" in switches,
+        device=CARDS[record["gpu"]].memory,
     )
+    step = memory.fitted(shape, step, recomputes=False)
     return shape, speed.Work(step, sum(size * (size + 1) / 2 for size in lengths) / sum(lengths))
 
 
@@ -73,8 +76,8 @@ def test_points_are_of_several_models_on_both_cards() -> None:
 
 
 def full(ranks: int, micro: int = 1, *, sharded: bool) -> speed.Seconds:
-    step = memory.Step(8192, 3500, ranks=ranks, sharded=sharded)
-    return speed.predict(shape_of("8b"), speed.Work(step, 130.0, micro), speed.GPUS["h100"], link=25e9 / 8)
+    step = memory.Step(8192, 3500, ranks=ranks, sharded=sharded, micro_batches=micro)
+    return speed.predict(shape_of("8b"), speed.Work(step, 130.0), speed.GPUS["h100"], link=25e9 / 8)
 
 
 def test_more_than_one_rank_costs_an_exchange_that_hides_behind_a_large_step() -> None:

@@ -92,10 +92,9 @@ def estimate(
     training = config.training
     rows, evaluated = _split(config, sizes)
     largest, average = _micro_batches(config, shape, sizes, device)
-    wanted = config.general.enable_gradient_checkpointing
-    largest = dataclasses.replace(largest, checkpointing=memory.recomputes(shape, largest, wanted))
-    average = dataclasses.replace(average, checkpointing=largest.checkpointing)
-    work = speed.Work(average, sizes.seen, training.gradient_accumulation_steps)
+    largest = memory.fitted(shape, largest, config.general.enable_gradient_checkpointing)
+    average = dataclasses.replace(average, checkpointing=largest.checkpointing, reduces_each=largest.reduces_each)
+    work = speed.Work(average, sizes.seen)
     step = speed.predict(shape, work, device, _link(config, device, network))
     tokens = _rows_per_step(config, sizes) * sizes.mean
     per_epoch = max(1, math.ceil(rows * sizes.mean / tokens))
@@ -157,6 +156,7 @@ def _micro_batches(
         compiled=training.compile is True or (training.compile == "auto" and device.name.startswith("NVIDIA")),
         ranks=training.ranks,
         sharded=training.strategy == "FSDP",
+        micro_batches=training.gradient_accumulation_steps,
         device=device.memory,
     )
     learned = sum(learned for _, learned in batches) // len(batches)

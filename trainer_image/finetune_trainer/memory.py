@@ -6,7 +6,7 @@ It is arithmetic only: no torch and no model are needed. `docs/performance.md` c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 GIB = 2**30
@@ -149,6 +149,11 @@ class Step:
     checkpointing: bool = False
     ranks: int = 1
     sharded: bool = False
+    micro_batches: int = 1
+    """Of the step, one after the other."""
+    reduces_each: bool = False
+    """Whether FSDP reduces the gradients of each micro-batch to shards, and not those of the step: it sends more, and no rank
+    holds gradients of all weights."""
     device: int = field(default=80 * GIB)
     """Memory of the GPU; 0: unknown."""
 
@@ -166,11 +171,13 @@ class Prediction:
     gradients: int
     activations: int
     logits: int
+    accumulated_gradients: int = 0
+    """Those of earlier micro-batches, which are there beside the activations of the next one."""
 
     @property
     def total(self) -> int:
         """What torch will have reserved."""
-        forward = self.weights + self.optimizer + self.activations + self.logits
+        forward = self.weights + self.optimizer + self.activations + self.logits + self.accumulated_gradients
         update = self.weights + self.optimizer + self.gradients
         return int(IN_PIECES * (max(forward, update) + WORKSPACE))
 
@@ -179,7 +186,9 @@ class Prediction:
         return self.total <= SPARE * device
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {value / GIB:.1f}" for name, value in vars(self).items() if value >= GIB // 20)
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {value / GIB:.1f}" for name, value in vars(self).items() if value >= GIB // 20
+        )
         return f"{self.total / GIB:.1f} GiB ({parts})"
 
 
@@ -200,14 +209,35 @@ def predict(shape: Shape, step: Step) -> Prediction:
         gradients=(4 * trained + (width * trained if copies else 0)) // parts,
         activations=activations(shape, step),
         logits=logits(shape, step),
+        accumulated_gradients=accumulated_gradients(shape, step),
     )
 
 
-def recomputes(shape: Shape, step: Step, wanted: bool | Literal["auto"]) -> bool:
-    """Whether activations are recomputed, as wanted; automatically where the memory of the device is known not to suffice."""
-    if wanted == "auto":
-        return bool(step.device) and not predict(shape, step).fits(step.device)
-    return wanted
+def accumulated_gradients(shape: Shape, step: Step) -> int:
+    """What earlier micro-batches leave, in float32; DDP has its buckets from the first step on.
+
+    FSDP2 holds gradients that it has not reduced yet whole on each rank, in the type in which it reduces them.
+    """
+    has_buckets = step.ranks > 1 and not step.sharded
+    if step.micro_batches == 1 and not has_buckets:
+        return 0
+    return 4 * step.trained(shape) // (step.ranks if step.sharded and step.reduces_each else 1)
+
+
+def fitted(shape: Shape, step: Step, recomputes: bool | Literal["auto"]) -> Step:
+    """The step with what saves memory where the device is not known to have enough: first what costs less time.
+
+    Args:
+        shape: the model.
+        step: its largest step.
+        recomputes: whether activations are recomputed; "auto": only where the device is known not to have the memory.
+    """
+    step = replace(step, checkpointing=recomputes is True)
+    if step.sharded and step.ranks > 1 and step.micro_batches > 1:
+        step = replace(step, reduces_each=not predict(shape, step).fits(step.device))
+    if recomputes == "auto":
+        step = replace(step, checkpointing=bool(step.device) and not predict(shape, step).fits(step.device))
+    return step
 
 
 def gathered(shape: Shape) -> int:

@@ -108,8 +108,6 @@ class Work:
     """Tokens and supervised tokens are those of an average micro-batch."""
     seen: float
     """Positions that a token sees, on average."""
-    micro: int = 1
-    """Micro-batches of a step."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def predict(shape: Shape, work: Work, device: Device, link: float | None = None)
         device: what computes it.
         link: bytes per second between ranks, one way; None: those within a host.
     """
-    step, micro = work.step, work.micro
+    step, micro = work.step, work.step.micro_batches
     rate = (device.lower if step.lower else device.single) * (1 if device.is_cpu else SUSTAINED)
     moved = device.bandwidth * MOVED
     passes = 3 if step.checkpointing else 2
@@ -151,7 +149,7 @@ def predict(shape: Shape, work: Work, device: Device, link: float | None = None)
     made = dataclasses.replace(step, compiled=step.compiled or device.is_cpu)
     elementwise = micro * step.tokens * elementwise_bytes(shape, made) / moved
     rate_of_link, taken = (LINKED * device.link, SHARED) if link is None else (link, 0.0)
-    exchange = exchanged_bytes(shape, work) / rate_of_link
+    exchange = exchanged_bytes(shape, step) / rate_of_link
     busy = matrices + attention + elementwise
     hidden = min(exchange, OVERLAP * busy)
     return Seconds(
@@ -204,13 +202,13 @@ def update_bytes(shape: Shape, step: Step) -> float:
     return step.trained(shape) * (UPDATE_BYTES + MOMENT_BYTES * moments) / (step.ranks if step.sharded else 1)
 
 
-def exchanged_bytes(shape: Shape, work: Work) -> float:
-    """Bytes that a rank sends in a step: gradients in float32, once, and with FSDP the weights twice in each micro-batch."""
-    step = work.step
+def exchanged_bytes(shape: Shape, step: Step) -> float:
+    """Bytes that a rank sends in a step: gradients in float32, and with FSDP the weights twice in each micro-batch."""
     if step.ranks == 1:
         return 0.0
     others = (step.ranks - 1) / step.ranks
     trained = step.trained(shape)
     if not step.sharded:
         return 2 * others * 4 * trained
-    return others * (work.micro * 2 * (2 if step.lower else 4) * shape.weights + 4 * trained)
+    reduced = step.micro_batches if step.reduces_each else 1
+    return others * (step.micro_batches * 2 * (2 if step.lower else 4) * shape.weights + reduced * 4 * trained)

@@ -51,6 +51,8 @@ class Engine:
     reads_late: bool
     """Whether the loss of a step is read when the next one has been sent to the device, which then never waits for the host.
     A CPU computes what it is told at once, and the scale of float16 needs to know the gradients before the update."""
+    reduces_each: bool = True
+    """Whether FSDP reduces the gradients of each micro-batch, and not those of a step."""
     forecast: str = ""
     """The memory that a step was predicted to take, in words; empty: there is no prediction for this device."""
 

@@ -144,12 +144,12 @@ def is_sharded(module: nn.Module) -> bool:
     return any(hasattr(weight, "full_tensor") for weight in module.parameters())
 
 
-def no_sync_unless(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Reduce gradients only in the last micro-batch of a step."""
+def accumulating(module: nn.Module, *, last: bool, reduces_each: bool) -> AbstractContextManager[None]:
+    """Reduce the gradients of a step in its last micro-batch; FSDP, which would hold them whole until then, in each on demand."""
     if isinstance(module, nn.parallel.DistributedDataParallel) and not last:
         context: AbstractContextManager[None] = module.no_sync()
         return context
     set_sync: Any = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
     if set_sync is not None:
-        set_sync(last)
+        set_sync(last or reduces_each)
     return nullcontext()

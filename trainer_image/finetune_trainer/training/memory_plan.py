@@ -1,19 +1,19 @@
-"""Predict the memory of a run before its first step, and recompute activations if they would not fit otherwise."""
+"""Predict the memory of a run before its first step, and save some where it would not fit otherwise."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from finetune_trainer import memory
 from finetune_trainer.data import step_plan
 from finetune_trainer.modeling import families, load
-from finetune_trainer.runtime import devices
+from finetune_trainer.runtime import devices, distributed
 from finetune_trainer.training.compiling import is_wanted
 
 if TYPE_CHECKING:
@@ -30,8 +30,18 @@ LOOKED_AT = 200
 """Steps whose size is looked at, at most: rows are in random order, so others are hardly larger."""
 
 
-def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.dtype, room: int | None = None) -> str:
-    """Let the model recompute its activations if the configuration leaves it open and its steps would not fit.
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a run keeps within the memory of its device."""
+
+    forecast: str = ""
+    """What a step was predicted to take, in words; empty: the memory of the device is unknown, or what the model needs of it."""
+    reduces_each: bool = True
+    """As in `memory.Step`."""
+
+
+def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.dtype, room: int | None = None) -> MemoryPlan:
+    """Let the model recompute its activations if the configuration leaves it open and its steps would not fit. A collective.
 
     Args:
         run: the configuration.
@@ -40,26 +50,32 @@ def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torc
         rows: what is trained.
         dtype: compute type.
         room: memory of the device; None: ask it.
-
-    Returns:
-        The prediction in words; empty: the memory of the device is unknown, or what the model needs of it.
     """
-    room = devices.total_memory(worker.device) if room is None else room
+    own = devices.total_memory(worker.device) if room is None else room
+    # Ranks with different GPUs must reduce alike.
+    room = min(distributed.all_gather(worker, lambda: own))
     if not room or model.config.model_type not in families.FAMILIES:
-        return ""
+        return MemoryPlan()
     shape, step = memory.Shape.of(model.config.to_dict()), largest_step(run, worker, model, rows, dtype, room)
     wanted = run.config.general.enable_gradient_checkpointing
-    recomputes = memory.recomputes(shape, step, wanted)
-    if wanted == "auto" and recomputes:
+    made = memory.fitted(shape, step, wanted)
+    if wanted == "auto" and made.checkpointing:
         load.recompute_activations(model)
-        if worker.is_rank0:
-            kept = memory.predict(shape, step)
-            log.info("activations are recomputed, since steps would take %s of the GPU's %.0f", kept, room / memory.GIB)
-    predicted = memory.predict(shape, dataclasses.replace(step, checkpointing=recomputes))
-    text = f"a step of {step.tokens} tokens was predicted to take {predicted} of the GPU's {room / memory.GIB:.0f}"
+    text = (
+        f"a step of {step.tokens} tokens was predicted to take {memory.predict(shape, made)} of the GPU's {room / memory.GIB:.0f}"
+    )
     if worker.is_rank0:
+        _tell_savings(made, f"since steps would take {memory.predict(shape, step)} of the GPU's {room / memory.GIB:.0f}", wanted)
         log.info("%s", text)
-    return text
+    return MemoryPlan(text, made.reduces_each)
+
+
+def _tell_savings(made: memory.Step, why: str, wanted: bool | Literal["auto"]) -> None:
+    """Say what is done to save memory."""
+    if made.reduces_each:
+        log.info("gradients are reduced after each micro-batch, %s", why)
+    if made.checkpointing and wanted == "auto":
+        log.info("activations are recomputed, %s", why)
 
 
 def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.dtype, room: int) -> memory.Step:
@@ -71,7 +87,7 @@ def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.
     made_for = run.batch_ranks or worker.size
     count = min(LOOKED_AT, step_plan.total_steps(lengths, made_for, run.config))
     steps = step_plan.plan_steps(lengths, worker.size, run.config, 0, by_length=group and not packs, made_for=made_for)
-    plan = islice(steps, count)
+    plan = list(islice(steps, count))
     shares = [share for step in plan for micro in step.micro for share in micro if len(share)]
     sizes = [int(lengths[share].sum() if packs else len(share) * lengths[share].max()) for share in shares]
     return memory.Step(
@@ -84,6 +100,7 @@ def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.
         fp8=run.config.general.frozen_dtype == "fp8",
         ranks=worker.size,
         sharded=training.strategy == "FSDP",
+        micro_batches=max(len(step.micro) for step in plan),
         device=room,
     )
 

@@ -128,7 +128,8 @@ def _compute_gradients(engine: Engine, number: int, step: Step, rate: float) -> 
     summed = torch.zeros((), device=worker.device)
     for position, shares in enumerate(step.micro, start=1):
         batch = make_batch(engine, engine.data.train, engine.data.train_rows[shares[worker.rank]])
-        with parallel.no_sync_unless(engine.loss, last=position == len(step.micro)):
+        last = position == len(step.micro)
+        with parallel.accumulating(engine.loss, last=last, reduces_each=engine.reduces_each):
             with engine.autocast():
                 loss = engine.loss(batch)
             engine.scaler.scale(loss * scale).backward()

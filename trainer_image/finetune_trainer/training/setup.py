@@ -59,7 +59,7 @@ def build_engine(
     """
     training = run.config.training
     model = load_fitting_model(run, worker, rows, dtype)
-    forecast = prepare_memory(run, worker, model, rows, dtype)
+    plan = prepare_memory(run, worker, model, rows, dtype)
     masters = Masters(model.to(worker.device), dtype) if needs_masters(run, worker, dtype) else None
     round_frozen(run, worker, model, product)
     chunk_bytes = max(CHUNK_BYTES, devices.total_memory(worker.device) // CHUNK_SHARE)
@@ -95,7 +95,8 @@ def build_engine(
         packed=run.config.dataset.group and pack_rows(loss, model, worker, autocast),
         total_steps=total_steps,
         reads_late=worker.device.type == "cuda" and not scaler.is_enabled(),
-        forecast=forecast,
+        reduces_each=plan.reduces_each,
+        forecast=plan.forecast,
     )
 
 
