@@ -134,4 +134,4 @@ def test_short_name_and_category(api: Kubectl) -> None:
     api.apply(finetune_job("named"))
     for kind in ("ftj", "finetune", "all"):
         assert "finetunejob.llmonray.dev/named" in api.run("get", kind, "-o", "name").stdout
-    wait_until("the job", lambda: api.get("ftj", "named"), 5)
+    wait_until("the job", lambda: api.get("ftj", "named"))

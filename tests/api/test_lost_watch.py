@@ -48,7 +48,7 @@ def there(api: Kubectl) -> dict[str, set[Key]]:
 def delete(api: Kubectl, *numbers: int) -> None:
     for kind in KINDS:
         names = [f"watched-{number}" for number in numbers]
-        api.run("delete", kind, *names, "--ignore-not-found", "--grace-period=0", "--force", "--timeout=60s")
+        api.run("delete", kind, *names, "--ignore-not-found", "--grace-period=0", "--force", "--timeout=240s")
 
 
 @asynccontextmanager

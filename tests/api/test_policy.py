@@ -81,11 +81,11 @@ def spaces(api: Kubectl, policy: list[Object]) -> Iterator[dict[str, Kubectl]]:
         return found[space].apply(made, check=False, dry_run=dry_run).returncode == 0
 
     for older in OLDER:
-        wait_until("no policy of an earlier run", lambda older=older: accepted(PLAIN, older_job(older), dry_run=False), 60)
+        wait_until("no policy of an earlier run", lambda older=older: accepted(PLAIN, older_job(older), dry_run=False))
     api.apply(*policy)
     try:
         for space in found:
-            wait_until(f"the policy in {space}", lambda space=space: not accepted(space, job(workers=256)), 60)
+            wait_until(f"the policy in {space}", lambda space=space: not accepted(space, job(workers=256)))
         yield found
     finally:
         api.run(*remove)
@@ -273,7 +273,7 @@ def test_a_job_older_than_the_limits_can_be_deleted_with_finalizers(spaces: dict
     assert deleted is not None
     assert deleted["metadata"]["deletionTimestamp"]
     finalizers("null")
-    wait_until("the job to be gone", lambda: spaces[PLAIN].get("finetunejob", "older-deleted") is None, 30)
+    wait_until("the job to be gone", lambda: spaces[PLAIN].get("finetunejob", "older-deleted") is None)
 
 
 def test_the_expressions_fit_the_schema_of_the_crd(spaces: dict[str, Kubectl], policy: list[Object]) -> None:
@@ -284,4 +284,4 @@ def test_the_expressions_fit_the_schema_of_the_crd(spaces: dict[str, Kubectl], p
         status: Object = found.get("status", {})
         return status if status.get("observedGeneration") == found.get("metadata", {}).get("generation") else None
 
-    assert wait_until("the check of types", checked, 60).get("typeChecking", {}) == {}
+    assert wait_until("the check of types", checked).get("typeChecking", {}) == {}

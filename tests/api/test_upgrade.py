@@ -46,7 +46,7 @@ def install(api: Kubectl, crd: Object) -> None:
     del probe["spec"]["config"]["General"]["sample_prompts"]  # younger than the first release
     api.run("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(crd))
     marked = MARK in spec["properties"]
-    wait_until("the CRD is in force", lambda: (api.apply(probe, check=False, dry_run=True).returncode == 0) == marked, 30)
+    wait_until("the CRD is in force", lambda: (api.apply(probe, check=False, dry_run=True).returncode == 0) == marked)
 
 
 def marked(crd: Object) -> Object:

@@ -35,7 +35,7 @@ def finished(jobs_with_words: Kubectl) -> Iterator[Finished]:
     """The job, run once for all tests of this module."""
     jobs = jobs_with_words
     with (
-        watching(jobs, "finetunejobs", "--field-selector", f"metadata.name={NAME}") as watch,
+        watching(jobs, "finetunejobs", fieldSelector=f"metadata.name={NAME}") as watch,
         watching(jobs, "pods") as pods,
         watching(jobs, "rayclusters") as clusters,
     ):
@@ -45,8 +45,8 @@ def finished(jobs_with_words: Kubectl) -> Iterator[Finished]:
             job = jobs.get("finetunejob", NAME)
             return job if job and job.get("status", {}).get("phase") in {"Succeeded", "Failed"} else None
 
-        job = wait_until("the job to end", ended, 420)
-        wait_until("the watch to tell of it", lambda: watch.phases()[-1:] == [job["status"]["phase"]], 10)
+        job = wait_until("the job to end", ended)
+        wait_until("the watch to tell of it", lambda: watch.phases()[-1:] == [job["status"]["phase"]])
         yield Finished(job, watch, pods, clusters)
     jobs.run("delete", "finetunejob", NAME, "--ignore-not-found")
 
@@ -128,16 +128,16 @@ def test_output_is_complete_and_loads_on_the_base_model(jobs: Kubectl, release: 
 def test_one_cluster_was_made_and_is_gone(jobs: Kubectl, finished: Finished) -> None:
     uids = {state["metadata"]["uid"] for state in finished.clusters.states}
     assert len(uids) == 1
-    wait_until("the RayCluster to be gone", lambda: not jobs.list("rayclusters"), 60)
+    wait_until("the RayCluster to be gone", lambda: not jobs.list("rayclusters"))
     label = f"llmonray.dev/finetunejob={NAME}"
-    wait_until("its pods to be gone", lambda: not jobs.list("pods", label), 60)
+    wait_until("its pods to be gone", lambda: not jobs.list("pods", label))
 
 
 def test_deleting_the_job_leaves_the_claim(jobs: Kubectl, finished: Finished) -> None:
     claim = finished.status["output"]["persistentVolumeClaim"]
     uid = finished.job["metadata"]["uid"]
-    jobs.run("delete", "finetunejob", NAME, "--timeout=30s")
-    wait_until("owned objects to be collected", lambda: not _owned(jobs, uid), 60)
+    jobs.run("delete", "finetunejob", NAME, "--timeout=240s")
+    wait_until("owned objects to be collected", lambda: not _owned(jobs, uid))
     found = jobs.get("pvc", claim)
     assert found is not None
     assert found["status"]["phase"] == "Bound"

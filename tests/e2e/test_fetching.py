@@ -31,7 +31,7 @@ def address(jobs: Kubectl, release: Release) -> Iterator[str]:
         "spec": {"selector": {"app": SERVER}, "ports": [{"port": PORT}]},
     }
     jobs.apply(pod, service, claim(CLAIM))
-    jobs.run("wait", "--for=condition=Ready", f"pod/{SERVER}", "--timeout=120s")
+    jobs.run("wait", "--for=condition=Ready", f"pod/{SERVER}", "--timeout=240s")
     yield f"http://{SERVER}.{jobs.namespace}.svc:{PORT}/rows.jsonl"
     jobs.run("delete", f"pod/{SERVER}", f"service/{SERVER}", f"pvc/{CLAIM}", "--ignore-not-found", "--wait=false")
 
@@ -40,7 +40,7 @@ def run(jobs: Kubectl, name: str, uri: str, sha256: str = SHA256) -> Object:
     """The status with which a job ends whose rows are at an address."""
     dataset: dict[str, Any] = {"uri": uri, "sha256": sha256, "persistentVolumeClaim": {"claimName": CLAIM}}
     jobs.apply(finetune_job(name, **SMALL, dataset=dataset))
-    wait_until("the job to end", lambda: job_status(jobs, name).get("phase") in {"Succeeded", "Failed"}, 300)
+    wait_until("the job to end", lambda: job_status(jobs, name).get("phase") in {"Succeeded", "Failed"})
     return job_status(jobs, name)
 
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_fetched_ends_the_job_before_it_has_a_cluster(
     jobs: Kubectl, address: str, path: str, sha256: str, reason: str
 ) -> None:
     name = f"fetch-{reason.lower()}"
-    with removed(jobs, name), watching(jobs, "rayclusters", "-l", f"llmonray.dev/finetunejob={name}") as clusters:
+    with removed(jobs, name), watching(jobs, "rayclusters", labelSelector=f"llmonray.dev/finetunejob={name}") as clusters:
         status = run(jobs, name, address.replace("rows.jsonl", path), sha256)
         assert (status["phase"], status["reason"]) == ("Failed", reason), status["message"]
         assert path in status["message"]

@@ -37,19 +37,19 @@ def test_workers_are_scheduled_by_their_gpus_and_the_failure_names_the_missing_d
         NAME, Training__device="GPU", Training__accelerate_mode="GPU_DDP", Training__resources_per_worker={"CPU": 0.5, "GPU": 1}
     )
     with (
-        watching(jobs, "finetunejobs", "--field-selector", f"metadata.name={NAME}") as watch,
-        watching(jobs, "pods", "-l", "ray.io/node-type=worker") as workers,
+        watching(jobs, "finetunejobs", fieldSelector=f"metadata.name={NAME}") as watch,
+        watching(jobs, "pods", labelSelector="ray.io/node-type=worker") as workers,
     ):
         jobs.apply(job)
-        status = wait_until("NoSuchResource", lambda: _status(jobs, lambda s: s.get("reason") == "NoSuchResource"), 10)
+        status = wait_until("NoSuchResource", lambda: _status(jobs, lambda s: s.get("reason") == "NoSuchResource"))
         assert f"no node offers {RESOURCE}: 1" in status["message"], status["message"]
         assert not jobs.list("rayclusters")
         _advertise(jobs, without_gpus, 1)
-        status = wait_until("Unschedulable", lambda: _status(jobs, lambda s: s.get("reason") == "Unschedulable"), 120)
+        status = wait_until("Unschedulable", lambda: _status(jobs, lambda s: s.get("reason") == "Unschedulable"))
         assert RESOURCE in status["message"], status["message"]
         _advertise(jobs, without_gpus, 4)
-        wait_until("Ray to see the GPUs", lambda: _ray_gpus(jobs) == 2, 120)
-        status = wait_until("the end", lambda: _status(jobs, lambda s: s.get("phase") in {"Succeeded", "Failed"}), 240)
+        wait_until("Ray to see the GPUs", lambda: _ray_gpus(jobs) == 2)
+        status = wait_until("the end", lambda: _status(jobs, lambda s: s.get("phase") in {"Succeeded", "Failed"}))
     assert (status["phase"], status["reason"]) == ("Failed", "DeviceNotFound"), status["message"]
     assert "XPU" in status["message"]
     assert watch.phases()[:2] == ["Pending", "Provisioning"]
@@ -61,7 +61,7 @@ def test_workers_are_scheduled_by_their_gpus_and_the_failure_names_the_missing_d
         assert pod["spec"]["nodeName"] == without_gpus
     assert any(name in status["message"] for name in scheduled), status["message"]
     jobs.run("delete", "finetunejob", NAME)
-    wait_until("the RayCluster to be gone", lambda: not jobs.list("rayclusters"), 60)
+    wait_until("the RayCluster to be gone", lambda: not jobs.list("rayclusters"))
 
 
 def _status(jobs: Kubectl, check: Any) -> Object | None:

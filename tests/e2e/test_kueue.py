@@ -35,7 +35,7 @@ def queue(jobs_with_words: Kubectl) -> Iterator[str]:
     jobs.apply(*objects)
     yield "team"
     for item in reversed(objects):
-        jobs.run("delete", item["kind"], item["metadata"]["name"], "--timeout=60s")
+        jobs.run("delete", item["kind"], item["metadata"]["name"], "--timeout=240s")
     if cluster.harness("mode")[0] == "source":
         cluster.harness("kueue", "down")
 
@@ -62,18 +62,18 @@ def says(jobs: Kubectl, name: str, phase: str, reason: str) -> Callable[[], Any]
 def test_a_job_waits_for_quota_gives_way_and_goes_on_from_its_checkpoint(jobs: Kubectl, queue: str) -> None:
     low, urgent = queued("low", queue, 40), queued("urgent", queue, 2)
     urgent["metadata"]["labels"][URGENT] = "finetune-urgent"
-    with watching(jobs, "finetunejobs", "--field-selector", "metadata.name=low") as watch, applied(jobs, low):
-        wait_until("a checkpoint", lambda: (job_status(jobs, "low").get("checkpoint") or {}).get("step"), 300)
+    with watching(jobs, "finetunejobs", fieldSelector="metadata.name=low") as watch, applied(jobs, low):
+        wait_until("a checkpoint", lambda: (job_status(jobs, "low").get("checkpoint") or {}).get("step"))
         with applied(jobs, queued("waits", queue, 2)):
-            status = wait_until("Queued", says(jobs, "waits", "Queued", "Queued"), 30)
-            wait_until("Kueue's words", lambda: told(jobs, "waits", "insufficient"), 60)
+            status = wait_until("Queued", says(jobs, "waits", "Queued", "Queued"))
+            wait_until("Kueue's words", lambda: told(jobs, "waits", "insufficient"))
             assert (status.get("startTime"), status["attempt"]) == (None, 1)
             assert not jobs.list("pods", "llmonray.dev/finetunejob=waits")
         with applied(jobs, urgent):
-            wait_until("Preempted", says(jobs, "low", "Queued", "Preempted"), 60)
-            wait_until("the urgent one's end", lambda: ended(jobs, "urgent"), 240)
+            wait_until("Preempted", says(jobs, "low", "Queued", "Preempted"))
+            wait_until("the urgent one's end", lambda: ended(jobs, "urgent"))
             assert job_status(jobs, "urgent")["phase"] == "Succeeded", job_status(jobs, "urgent")["message"]
-        status = wait_until("the end", lambda: ended(jobs, "low"), 240)
+        status = wait_until("the end", lambda: ended(jobs, "low"))
     assert status["phase"] == "Succeeded", status["message"]
     assert [attempt["reason"] for attempt in status["attemptHistory"]] == ["Preempted", "Completed"]
     assert "failedAttempts" not in status
@@ -81,7 +81,7 @@ def test_a_job_waits_for_quota_gives_way_and_goes_on_from_its_checkpoint(jobs: K
     assert len({made["ray"]["cluster"] for made in watch.statuses() if "ray" in made}) == 1
     resumed = min(made["progress"]["step"] for made in watch.statuses() if trained_again(made))
     assert resumed >= 4, "it went on from a checkpoint"
-    wait_until("its quota to be free", lambda: not jobs.list("workloads.kueue.x-k8s.io"), 60)
+    wait_until("its quota to be free", lambda: not jobs.list("workloads.kueue.x-k8s.io"))
 
 
 def told(jobs: Kubectl, name: str, word: str) -> str | None:
@@ -98,12 +98,12 @@ def test_a_queued_job_can_be_cancelled_and_suspended(jobs: Kubectl, queue: str) 
     big = queued("big", queue, 2)
     big["spec"]["workers"] = {"memory": "64Gi"}
     with applied(jobs, big):
-        wait_until("Queued", says(jobs, "big", "Queued", "Queued"), 30)
+        wait_until("Queued", says(jobs, "big", "Queued", "Queued"))
         change_spec(jobs, "big", suspend=True)
-        wait_until("Suspended", says(jobs, "big", "Suspended", "SuspendedByUser"), 30)
+        wait_until("Suspended", says(jobs, "big", "Suspended", "SuspendedByUser"))
         assert not jobs.list("rayclusters", "llmonray.dev/finetunejob=big")
         change_spec(jobs, "big", suspend=False, workers={"memory": "63Gi"})
-        wait_until("Queued", says(jobs, "big", "Queued", "Queued"), 30)
+        wait_until("Queued", says(jobs, "big", "Queued", "Queued"))
         change_spec(jobs, "big", cancel=True)
-        wait_until("Cancelled", lambda: ended(jobs, "big"), 30)
-        wait_until("its quota to be free", lambda: not jobs.list("workloads.kueue.x-k8s.io"), 60)
+        wait_until("Cancelled", lambda: ended(jobs, "big"))
+        wait_until("its quota to be free", lambda: not jobs.list("workloads.kueue.x-k8s.io"))

@@ -43,7 +43,7 @@ def losses(jobs: Kubectl, release: Release, status: Object) -> dict[int, float]:
 def undisturbed(jobs: Kubectl, release: Release) -> dict[int, float]:
     """The losses of a run that nobody disturbs."""
     with applied(jobs, job("undisturbed")):
-        status = wait_until("the end", lambda: ended(jobs, "undisturbed"), 300)
+        status = wait_until("the end", lambda: ended(jobs, "undisturbed"))
         assert status["phase"] == "Succeeded", status["message"]
         assert status["attempt"] == 1
         return losses(jobs, release, status)
@@ -65,9 +65,9 @@ def pods(jobs: Kubectl, name: str, kind: str) -> list[str]:
 
 def test_a_run_goes_on_after_its_worker_was_killed(jobs: Kubectl, release: Release, undisturbed: dict[int, float]) -> None:
     with applied(jobs, job("lost-worker")):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, "lost-worker"), 300)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, "lost-worker"))
         jobs.run("delete", "pod", pods(jobs, "lost-worker", "worker")[0], "--grace-period=0", "--force")
-        status = wait_until("the end", lambda: ended(jobs, "lost-worker"), 300)
+        status = wait_until("the end", lambda: ended(jobs, "lost-worker"))
         assert status["phase"] == "Succeeded", status["message"]
         assert (status["progress"].get("restarts", 0), status["attempt"]) in {(1, 1), (0, 2)}, status
         assert equal(losses(jobs, release, status), undisturbed)
@@ -79,17 +79,17 @@ def test_a_run_goes_on_after_head_or_driver_was_killed(
 ) -> None:
     name = f"lost-{victim}"
     with (
-        watching(jobs, "finetunejobs", "--field-selector", f"metadata.name={name}") as watch,
-        watching(jobs, "rayclusters", "-l", f"llmonray.dev/finetunejob={name}") as clusters,
+        watching(jobs, "finetunejobs", fieldSelector=f"metadata.name={name}") as watch,
+        watching(jobs, "rayclusters", labelSelector=f"llmonray.dev/finetunejob={name}") as clusters,
         applied(jobs, job(name)),
     ):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, name), 300)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, name))
         (head,) = pods(jobs, name, "head")
         if victim == "head":
             jobs.run("delete", "pod", head, "--grace-period=0", "--force")
         else:
             jobs.run("exec", head, "-c", "ray-head", "--", "python", "-c", KILL_DRIVER)
-        status = wait_until("the end", lambda: ended(jobs, name), 300)
+        status = wait_until("the end", lambda: ended(jobs, name))
         assert status["phase"] == "Succeeded", status["message"]
         assert equal(losses(jobs, release, status), undisturbed)
     assert "Retrying" in watch.phases()
@@ -109,12 +109,12 @@ def test_a_run_survives_a_node_that_says_nothing_for_a_minute(
         pytest.skip("the kubelet of another's cluster is not for a test to stop")
     node = jobs.list("nodes")[0]["metadata"]["name"]
     with applied(jobs, job("silent-node")):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, "silent-node"), 300)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, "silent-node"))
         with cluster.paused("kubelet"):
-            wait_until("the node to be missed", lambda: "Unknown" in readiness(jobs, node), 90)
-            wait_until("a minute of silence", after(20), 60)
-        wait_until("the node to be back", lambda: "True" in readiness(jobs, node), 60)
-        status = wait_until("the end", lambda: ended(jobs, "silent-node"), 300)
+            wait_until("the node to be missed", lambda: "Unknown" in readiness(jobs, node))
+            wait_until("a minute of silence", after(20))
+        wait_until("the node to be back", lambda: "True" in readiness(jobs, node))
+        status = wait_until("the end", lambda: ended(jobs, "silent-node"))
         assert status["phase"] == "Succeeded", status["message"]
         assert equal(losses(jobs, release, status), undisturbed)
 
@@ -127,15 +127,15 @@ def readiness(jobs: Kubectl, node: str) -> str:
 def test_a_suspended_run_gives_its_pods_back_and_goes_on(jobs: Kubectl, release: Release, undisturbed: dict[int, float]) -> None:
     name = "suspended"
     with applied(jobs, job(name)):
-        wait_until("a checkpoint", lambda: checkpointed(jobs, name), 300)
+        wait_until("a checkpoint", lambda: checkpointed(jobs, name))
         change_spec(jobs, name, suspend=True)
-        status = wait_until("Suspended", lambda: in_phase(jobs, name, "Suspended"), 120)
+        status = wait_until("Suspended", lambda: in_phase(jobs, name, "Suspended"))
         label = f"llmonray.dev/finetunejob={name}"
-        wait_until("its pods to be gone", lambda: not jobs.list("rayclusters,pods", label), 60)
+        wait_until("its pods to be gone", lambda: not jobs.list("rayclusters,pods", label))
         stopped = status["checkpoint"]["step"]
         assert stopped >= EVERY
         change_spec(jobs, name, suspend=False)
-        status = wait_until("the end", lambda: ended(jobs, name), 300)
+        status = wait_until("the end", lambda: ended(jobs, name))
         assert status["phase"] == "Succeeded", status["message"]
         assert [attempt["reason"] for attempt in status["attemptHistory"]] == ["SuspendedByUser", "Completed"]
         assert equal(losses(jobs, release, status), undisturbed)

@@ -67,7 +67,7 @@ def followed(jobs: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with removed(jobs, NAME), ThreadPoolExecutor(2) as pool:
             words = ("submit", "-f", "job.json", "--upload", "rows.jsonl", "--create", "1Gi", "--follow", "--timeout", "9m")
             submitted = pool.submit(typed, *words)
-            wait_until("an attempt, or the end of the command", lambda: has_place() or submitted.done(), 300)
+            wait_until("an attempt, or the end of the command", lambda: has_place() or submitted.done())
             rank = pool.submit(typed, "logs", NAME, "--rank", "0", "--follow")
             yield Followed(submitted.result(), rank.result(), [json.loads(line) for line in lines])
     finally:
@@ -90,7 +90,7 @@ def finetune(jobs: Kubectl, followed: Followed, tmp_path: Path) -> Finetune:
 def cleaned_up(jobs: Kubectl, followed: Followed) -> None:
     """The Ray cluster of the job is gone, with its pods."""
     change_spec(jobs, NAME, clusterTTLSeconds={"onSuccess": 0})
-    wait_until("its cluster and pods to be gone", lambda: not jobs.list("rayclusters,pods", LABEL), 120)
+    wait_until("its cluster and pods to be gone", lambda: not jobs.list("rayclusters,pods", LABEL))
 
 
 def test_rows_are_uploaded_and_the_job_is_followed_to_its_end(followed: Followed) -> None:

@@ -53,7 +53,7 @@ def connect() -> Kubectl:
 
 def new_namespace(kubectl: Kubectl, name: str) -> Kubectl:
     """A fresh namespace under Pod Security ``restricted``."""
-    kubectl.run("delete", "namespace", name, "--ignore-not-found", "--timeout=120s")
+    kubectl.run("delete", "namespace", name, "--ignore-not-found", "--timeout=240s")
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}})
     return replace(kubectl, namespace=name)
 
@@ -62,7 +62,7 @@ def fill(kubectl: Kubectl, image: str, model: Path, files: dict[str, str]) -> No
     """Put a model on the claim ``models``, in a folder of its name, and files on the claim ``data``."""
     kubectl.apply(claim("models"), claim("data"))
     kubectl.apply(tool_pod("filler", image, ["sleep", "3600"], {"/models": "models", "/data": "data"}))
-    kubectl.run("wait", "--for=condition=Ready", "pod/filler", "--timeout=180s")
+    kubectl.run("wait", "--for=condition=Ready", "pod/filler", "--timeout=240s")
     kubectl.run("exec", "-i", "filler", "--", "tar", "x", "-C", "/models", stdin=_tar_folder(model))
     kubectl.run("exec", "-i", "filler", "--", "tar", "x", "-C", "/data", stdin=_tar_texts(files))
     kubectl.run("delete", "pod", "filler", "--wait")
@@ -99,9 +99,9 @@ def removed(kubectl: Kubectl, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        kubectl.run("delete", "finetunejob", name, "--ignore-not-found", "--timeout=30s")
+        kubectl.run("delete", "finetunejob", name, "--ignore-not-found", "--timeout=240s")
         label = f"llmonray.dev/finetunejob={name}"
-        wait_until("its cluster and pods to be gone", lambda: not kubectl.list("rayclusters,pods", label), 90)
+        wait_until("its cluster and pods to be gone", lambda: not kubectl.list("rayclusters,pods", label))
 
 
 @contextlib.contextmanager
