@@ -81,7 +81,8 @@ def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell)
             text, failures = _text(client, job, attempt), 0
         except (NoLogError, UnreachableError):
             failures += 1
-            if job.has_ended or (failures > PATIENCE and not ended and not _is_starting(job)):
+            is_last = (job.status.attempt or 0) <= attempt.number
+            if (job.has_ended and is_last) or (failures > PATIENCE and not ended and not _is_starting(job)):
                 raise
             text = ""
         if len(text) > seen:

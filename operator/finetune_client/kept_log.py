@@ -53,7 +53,8 @@ def read(client: Access, wanted: Wanted, follow: Stop | None, tell: Callable[[Jo
     except (NoLogError, UnreachableError) as gone:
         job = client.get(wanted.job)
         if begun and follow and job.has_ended:
-            say(f"{gone.message}: the end of this log may be missing; `finetune logs {wanted.job}` prints all that is kept")
+            again = f"finetune logs {wanted.job}{f' --attempt {wanted.attempt}' if wanted.attempt else ''}"
+            say(f"{gone.message}: the end of this log may be missing; `{again}` prints all that is kept")
             return
         if not isinstance(gone, LogGoneError) or (follow and not job.has_ended):
             raise

@@ -17,7 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,21 +83,26 @@ def seconds_of(name: str, model: Path, peers: str) -> float:
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
         began = time.monotonic()
         process = subprocess.Popen(command(name, folder, model, peers), env=env, cwd=folder, **pipes)
+        cut = threading.Timer(LIMIT, os.killpg, (process.pid, signal.SIGKILL))
+        cut.start()
         try:
             for line in process.stdout or ():
                 printed.append(line)
                 if DONE[name] in line:
                     return round(time.monotonic() - began, 2)
-                if time.monotonic() - began > LIMIT:
-                    break
             sys.exit(f"{name} has not taken a step:\n{''.join(printed[-40:])}")
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            cut.cancel()
+            end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a command with all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(timeout=60)
+            return
 
 
 def main() -> None:

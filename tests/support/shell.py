@@ -123,14 +123,14 @@ class Cluster(WatchedKube):
         path = f"/{found['ns']}/{found['cluster']}{found['rest']}"
         return await self.ray(Seen(seen.method, path, seen.query, seen.headers, seen.text))
 
-    def start_ray(self, *, log: str | None = None) -> None:
-        """The RayCluster of the first attempt at the job, its Secret, and what its driver has printed."""
-        metadata = {"name": CLUSTER, "namespace": NAMESPACE}
+    def start_ray(self, *, log: str | None = None, cluster: str = CLUSTER, submission: str = SUBMISSION) -> None:
+        """The RayCluster of an attempt at the job, the first one, its Secret, and what its driver has printed."""
+        metadata = {"name": cluster, "namespace": NAMESPACE}
         self.kube.put("rayclusters", {"metadata": metadata, "spec": {"authOptions": {"mode": "token", "secretName": SECRET}}})
         data = {"auth_token": base64.b64encode(TOKEN.encode()).decode()}
         self.kube.put("secrets", {"metadata": {"name": SECRET, "namespace": NAMESPACE}, "data": data})
         if log is not None:
-            self.ray.heads[CLUSTER].logs[SUBMISSION] = log
+            self.ray.heads[cluster].logs[submission] = log
 
 
 def _status(code: int, message: str) -> web.Response:

@@ -75,6 +75,33 @@ async def test_a_log_that_is_followed_says_that_its_end_may_be_missing(shell: Sh
     assert shell.cluster.helpers.made == []
 
 
+async def test_a_later_attempt_is_followed_though_the_end_of_the_earlier_one_was_not_read(
+    shell: Shell,
+) -> None:
+    add(shell, "Running")
+    shell.cluster.start_ray(log="one\n")
+    following = asyncio.create_task(shell.run("logs", "demo", "-f"))
+    await until(lambda: any(request.path.endswith("/logs") for request in shell.cluster.ray.requests), "it reads the log")
+    shell.kube.objects["rayclusters"].clear()
+    later = {"cluster": "demo-1f0c3-2", "submissionId": "a2"}
+    shell.cluster.start_ray(log="two\n", cluster="demo-1f0c3-2", submission="a2")
+    add(shell, "Succeeded", attempt=2, ray=later, attemptHistory=[ENDED, ENDED | later | {"attempt": 2, "reason": "Completed"}])
+    code, out, _ = await following
+    assert (code, out) == (0, "one\ntwo\n")
+
+
+async def test_the_end_of_an_attempts_log_is_asked_for_by_its_number(shell: Shell) -> None:
+    add(shell, "Running")
+    shell.cluster.start_ray(log="one\n")
+    following = asyncio.create_task(shell.run("logs", "demo", "-f", "--attempt", "1"))
+    await until(lambda: any(request.path.endswith("/logs") for request in shell.cluster.ray.requests), "it reads the log")
+    shell.kube.objects["rayclusters"].clear()
+    add(shell, "Succeeded")
+    _, out, err = await following
+    assert out == "one\n"
+    assert err.endswith("; `finetune logs demo --attempt 1` prints all that is kept\n")
+
+
 async def test_an_earlier_attempt_is_read_from_the_claim_while_a_later_one_runs(shell: Shell, tmp_path: Path) -> None:
     history = [ENDED | {"cluster": "demo-1f0c3-0"}]
     add(shell, "Running", attempt=2, attemptHistory=history)
