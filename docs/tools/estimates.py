@@ -117,7 +117,7 @@ def cpu_rows() -> Rows:
 
 def _exchange(shape: memory.Shape, work: speed.Work, device: speed.Device, networks: tuple[int, ...]) -> list[str]:
     """Gigabytes of a step, and for each network the part of the time that is computed, and tokens per second of all."""
-    cells = [f"{speed.exchanged_bytes(shape, work) / 1e9:.2f}"]
+    cells = [f"{speed.exchanged_bytes(shape, work.step) / 1e9:.2f}"]
     for rate in networks:
         taken = speed.predict(shape, work, device, rate * 1e9 / 8)
         share = 1 - taken.exchange / taken.total

@@ -12,6 +12,8 @@ from finetune_operator.api.crd import build_crd
 from finetune_operator.api.policy import SYSTEM_PRIORITY_CLASSES, SYSTEM_TAINTS, Policy
 from finetune_operator.settings import Settings
 
+pytestmark = pytest.mark.sampled(4)
+
 NAMESPACE_RIGHTS = {
     ("llmonray.dev", "finetunejobs", "get"),
     ("llmonray.dev", "finetunejobs", "list"),

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tests.support.pages import ROOT, Block, all_blocks, blocks, pages
 
+pytestmark = pytest.mark.sampled(4)
+
 BLOCKS = all_blocks()
 RUN = sorted({block.page for block in BLOCKS if not block.mark})
 QUOTED = [block for block in BLOCKS if block.mark.startswith("from ")]

@@ -17,6 +17,8 @@ from finetune_operator.api.crd import build_crd, render
 from finetune_operator.api.schema import crd_schema, violations
 from finetune_operator.api.v1alpha1 import FinetuneJob, dump
 
+pytestmark = pytest.mark.sampled(4)
+
 SAMPLES = sorted((ROOT / "config_samples" / "finetunejobs").glob("*.yaml"))
 JOBS = sorted((DATA / "jobs").glob("*.yaml"))
 

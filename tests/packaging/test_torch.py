@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from tests.support.chart import ROOT
 
+pytestmark = pytest.mark.sampled(4)
+
 REQUIREMENTS = ROOT / "requirements"
 VERSION = (REQUIREMENTS / "torch.in").read_text(encoding="utf-8").strip().removeprefix("torch==")
 THIS_PYTHON, OTHER_PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}", "cp39"

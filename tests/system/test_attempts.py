@@ -11,7 +11,7 @@ from tests.support.builders import NAMESPACE, UID, finished_progress, raw_progre
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, World, bring_up, run_training
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 SECOND = (NAMESPACE, "demo-1f0c3-2")
 FAST = {"retryPolicy": {"maxAttempts": 2, "backoffSeconds": 0}}

@@ -13,7 +13,7 @@ from tests.system.world import JOB, World, run_to_the_end, run_training
 from finetune_operator.api.policy import Policy
 from finetune_operator.shared_reads import NODES_SECONDS
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 Object = dict[str, Any]
 I915 = "gpu.intel.com/i915"

@@ -17,7 +17,7 @@ from finetune_operator.__main__ import log_handler
 from finetune_operator.api.v1alpha1 import Phase
 from finetune_operator.desired.secrets import KeyRing
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 HOSTILE = "hostile"
 

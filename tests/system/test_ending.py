@@ -11,7 +11,7 @@ from tests.support.builders import NAMESPACE, OTHER_UID, UID, finished_progress,
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, JOB, WORKER, World, bring_up, run_training
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from tests.system.world import CLUSTER, JOB, READY, WORKER, World, bring_up, run
 from finetune_operator.api.v1alpha1 import Phase
 from finetune_operator.decide.lifecycle import TAKEN_UP_SECONDS
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 CHILDREN = ("persistentvolumeclaims", "secrets", "configmaps", "rayclusters")
 INVALID = {"config": {"Training": {"device": "HPU"}}}

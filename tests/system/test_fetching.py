@@ -9,6 +9,8 @@ import pytest
 from tests.support.builders import NAMESPACE
 from tests.system.world import JOB, World
 
+pytestmark = pytest.mark.sampled(4)
+
 URI = "https://files.example/rows.jsonl"
 ADDRESS = {"dataset": {"uri": URI}, "retryPolicy": {"maxAttempts": 3, "backoffSeconds": 0}}
 POD = "demo-1f0c3-fetch-1"

@@ -11,7 +11,7 @@ from tests.support.builders import UID, finished_progress, raw_progress
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, JOB, World, bring_up, run_to_the_end, run_training
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 WRITES = (
     "status Pending",

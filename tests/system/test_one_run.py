@@ -13,7 +13,7 @@ from finetune_operator.constants import JOB_LABEL
 from finetune_operator.output_claims import LOOK_SECONDS
 from finetune_operator.reconciler import FAILING_SECONDS
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 FAST = {"retryPolicy": {"maxAttempts": 3, "backoffSeconds": 0}}
 SECOND = (NAMESPACE, "demo-1f0c3-2")

@@ -13,7 +13,7 @@ from tests.system.world import Object, World, bring_up, run_to_the_end
 from finetune_operator.desired.config_map import build_config_map
 from finetune_operator.desired.storage import build_output_claim
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 OWN_CONFIG: Object = build_config_map(make_job())
 KEPT: Object = build_output_claim(make_job()) or {}

@@ -9,7 +9,7 @@ from tests.support.builders import NAMESPACE, OTHER_UID, UID, finished_progress,
 from tests.support.chart import namespace_rules, request_right, rights
 from tests.system.world import CLUSTER, World, run_to_the_end
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(5)
 
 Object = dict[str, Any]
 FOLDER = f"first-{OTHER_UID}"

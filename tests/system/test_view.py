@@ -12,6 +12,8 @@ from tests.system.world import JOB, World, bring_up
 from finetune_operator.api.v1alpha1 import Phase
 from finetune_operator.errors import KindMissingError
 
+pytestmark = pytest.mark.sampled(4)
+
 REFUSED = (403, "Forbidden", "rayclusters.ray.io is forbidden")
 
 

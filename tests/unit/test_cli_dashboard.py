@@ -18,6 +18,8 @@ from aiohttp import web
 from tests.support.http_server import Seen
 from tests.support.shell import CLUSTER, SUBMISSION, TOKEN, Shell, shell_at
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 LOGS = f"/api/jobs/{SUBMISSION}/logs"
 PREFIX = f"/api/v1/namespaces/team/services/{CLUSTER}-head-svc:8265/proxy"

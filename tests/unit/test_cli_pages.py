@@ -21,6 +21,8 @@ from tests.support.builders import DATA, NAMESPACE, UID
 from tests.support.http_server import until
 from tests.support.shell import CLUSTER, SUBMISSION, Shell, login, shell_at
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 PAGES = DATA / "pages"
 STATUS_COMMANDS = (("status", "demo"), ("watch", "demo", "--timeout", "3"), ("logs", "demo"))

@@ -18,6 +18,8 @@ from tests.trainer.test_report import EVIL, Page
 
 from finetune_client import AsyncFinetuneClient
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 CLAIM = "demo-1f0c3-output"
 FOLDER = f"demo-{UID}"

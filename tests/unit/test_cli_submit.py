@@ -14,6 +14,8 @@ from tests.support.builders import NAMESPACE, raw_job
 from tests.support.http_server import until
 from tests.support.shell import CLUSTER, SUBMISSION, Shell, shell_at
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 BARE = "General: {base_model: gpt2}\nDataset: {train_file: rows.jsonl}\nTraining: {epochs: 3}\n"
 

@@ -28,6 +28,8 @@ from finetune_client.errors import (
 from finetune_operator.api.v1alpha1 import FinetuneJob, Phase
 from finetune_trainer.errors import ConfigError
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 CONFIG: Object = {"General": {"base_model": "gpt2"}, "Dataset": {"train_file": "rows.jsonl"}}
 RUNNING: Object = {"attempt": 1, "ray": {"cluster": CLUSTER, "submissionId": SUBMISSION}}

@@ -13,6 +13,8 @@ import pytest
 from tests.support.builders import NAMESPACE, UID
 from tests.support.shell import Shell, shell_at
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 FOLDER = f"demo-{UID}"
 CLAIM = "demo-1f0c3-output"

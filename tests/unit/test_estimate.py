@@ -18,6 +18,8 @@ from finetune_trainer.config.dataset import Dataset
 from finetune_trainer.data.encode import encode_rows
 from finetune_trainer.data.jsonl import Row
 
+pytestmark = pytest.mark.sampled(4)
+
 LLAMA_8B = {
     "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
     "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,

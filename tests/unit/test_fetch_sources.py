@@ -16,6 +16,8 @@ from finetune_trainer.fetch.listing import Names
 from finetune_trainer.fetch.report import FetchReport
 from finetune_trainer.fetch.s3 import Credentials
 
+pytestmark = pytest.mark.sampled(4)
+
 FILES = {"train.jsonl": b"{}\n" * 100, "data/more.jsonl": b"{}\n", "huge.parquet": b"x" * 1000, "README.md": b"hello"}
 
 

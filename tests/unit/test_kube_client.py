@@ -25,6 +25,8 @@ from finetune_operator.clients.kube import (
 )
 from finetune_operator.errors import ConflictError, KindMissingError, KubeError, KubeUnavailableError
 
+pytestmark = pytest.mark.sampled(4)
+
 Call = Callable[[KubeClient], Any]
 MANIFEST = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": NAMESPACE}, "data": {}}
 CALLS: dict[str, Call] = {

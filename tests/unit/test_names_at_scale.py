@@ -18,6 +18,8 @@ from tests.support.builders import DATA, make_job
 from finetune_operator.constants import MAX_JOB_NAME
 from finetune_operator.desired import naming
 
+pytestmark = pytest.mark.sampled(4)
+
 GOLDEN = DATA / "golden_names.json"
 COUNT = 100_000
 EXAMPLES = 20

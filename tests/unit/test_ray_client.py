@@ -21,6 +21,8 @@ from finetune_operator.desired.submission import build_submission
 from finetune_operator.errors import RayError, RayUnavailableError
 from finetune_operator.observed import UNKNOWN, RayJob
 
+pytestmark = pytest.mark.sampled(4)
+
 ID = f"{UID}-a1"
 SUBMISSION = build_submission(make_job(), 1)
 HEAD_IP = "10.88.0.12"

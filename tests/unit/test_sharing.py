@@ -16,6 +16,8 @@ from finetune_operator.decide.sharing import GIVE_BACK_SECONDS, OLDEST_SECONDS
 from finetune_operator.observed import Line, Observed, Pod
 from finetune_operator.waiting_line import line_of
 
+pytestmark = pytest.mark.sampled(4)
+
 HEAD_CPU, WORKER_CPU = 1, 1
 RUN_SECONDS = 60
 STEP_SECONDS = 5
