@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator
 MODELS := $(CACHE)/models
 SLICE = $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
-QUICK := HYPOTHESIS_EXAMPLES=30 SLICE=$(SLICE) $(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
+QUICK := env HYPOTHESIS_EXAMPLES=30 SLICE=$(SLICE) $(BIN)/pytest -q -m 'not slow and not cluster and not benchmark'
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps
 
 help: ## Show this list
@@ -44,16 +44,17 @@ lint: venv ## Format, lint, types and layers
 unit: venv ## All quick tests, in three minutes
 	@$(MAKE) --no-print-directory -j 4 --output-sync=target SLICE= unit-trainer unit-operator unit-system
 
-# Only these import torch: by one process, as that takes each process seconds, and on one thread, as others run beside it.
+# Only these import torch: by one process, as that takes each process seconds, and on one thread, as others run beside it. They take
+# longest, so the others give way to them.
 unit-trainer: venv
 	OMP_NUM_THREADS=1 $(QUICK) tests/trainer
 
 unit-operator: venv
-	$(QUICK) tests/unit tests/packaging --numprocesses 2 --dist loadfile
+	nice $(QUICK) tests/unit tests/packaging --numprocesses 2 --dist loadfile
 
 # They mostly wait for each other's answers.
 unit-system: venv
-	$(QUICK) tests/system --numprocesses 4
+	nice $(QUICK) tests/system --numprocesses 4
 
 test: venv ## Lint, all tests, and the end-to-end tests on a real cluster; tells how far it is
 	$(BIN)/python -m tests.run

@@ -21,7 +21,7 @@ from tests.support.builders import DATA, NAMESPACE, UID
 from tests.support.http_server import until
 from tests.support.shell import CLUSTER, SUBMISSION, Shell, login, shell_at
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 Object = dict[str, Any]
 PAGES = DATA / "pages"

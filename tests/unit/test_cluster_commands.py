@@ -18,6 +18,8 @@ from tests.support.shell import Shell, login, shell_at
 from finetune_client.retries import retry_name, stem_and_number
 from finetune_operator.api.v1alpha1 import FinetuneJob, Phase
 
+pytestmark = pytest.mark.sampled(4)
+
 Object = dict[str, Any]
 ENDED = ("Failed", "Cancelled", "Succeeded")
 

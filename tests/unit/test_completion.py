@@ -16,7 +16,7 @@ from tests.support.shell import Shell, shell_at
 
 from finetune_client.cli import main
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 SHELLS = [name for name in ("bash", "zsh") if shutil.which(name)]
 """zsh takes bash's script, by a part of its own."""

@@ -13,7 +13,7 @@ import pytest
 from tests.support.builders import NAMESPACE, UID
 from tests.support.shell import Shell, shell_at
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 Object = dict[str, Any]
 FOLDER = f"demo-{UID}"

@@ -19,6 +19,8 @@ from finetune_operator.desired.sources import sources
 from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_submission
 
+pytestmark = pytest.mark.sampled(4)
+
 Schema = dict[str, Any]
 Path = tuple[str | int, ...]
 

@@ -41,7 +41,7 @@ class Fetcher:
         return (self.folder / report.dataset.version / "train.jsonl").read_bytes()
 
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from finetune_operator.desired.storage import build_output_claim
 from finetune_operator.desired.submission import build_submission
 from finetune_trainer.config.schema import TrainerConfig
 
+pytestmark = pytest.mark.sampled(4)
+
 JOBS = sorted(path.stem for path in (DATA / "jobs").glob("*.yaml"))
 GPU_JOBS = {
     "everything": ("gpu.intel.com/xe", "2"),

@@ -12,7 +12,7 @@ from tests.support.builders import UID
 from tests.support.http_server import until
 from tests.support.shell import CLUSTER, SUBMISSION, Shell, shell_at
 
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 Object = dict[str, Any]
 CLAIM = "demo-1f0c3-output"

@@ -16,6 +16,8 @@ from finetune_client.manifest import Document, read_documents
 from finetune_operator.api.schema import Finding
 from finetune_trainer.errors import ConfigError
 
+pytestmark = pytest.mark.sampled(4)
+
 
 @pytest.fixture
 def read(tmp_path: Path) -> Any:

@@ -20,7 +20,7 @@ from tests.unit.test_login import config
 from finetune_client.cli import main
 
 Object = dict[str, Any]
-pytestmark = pytest.mark.sampled(4)
+pytestmark = pytest.mark.sampled(8)
 
 LINES = 3
 """What is wrong, what to do, and that -v tells more."""

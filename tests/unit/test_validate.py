@@ -19,6 +19,8 @@ from finetune_client.validate import check_object, notes
 from finetune_operator.api.v1alpha1 import FinetuneJob
 from finetune_trainer.errors import ConfigError
 
+pytestmark = pytest.mark.sampled(4)
+
 MINIMAL: dict[str, Any] = {
     "apiVersion": "llmonray.dev/v1alpha1",
     "kind": "FinetuneJob",
