@@ -39,6 +39,7 @@ _CONTROLS = re.compile(r"[^\n\t\x20-\x7e\x85\xa0-\U0010ffff]")
 
 
 Tell = Callable[[Job], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,13 @@ class _Attempt:
     """How it has ended; empty: it has not."""
 
 
-def read(client: Access, name: str, number: int | None, follow: Stop | None, tell: Callable[[Job], None]) -> Iterator[str]:
-    """The log of an attempt, in pieces; see `FinetuneClient.logs`."""
+def read(client: Access, name: str, number: int | None, follow: Stop | None, tell: Tell, say: Say) -> Iterator[str]:
+    """The log of an attempt, in pieces; see `FinetuneClient.logs`.
+
+    Raises:
+        NoLogError: there is none, or no more: of the attempt with the number, or of the last one of a job that has ended.
+        UnreachableError: its dashboard does not answer any more.
+    """
     job, last = client.get(name), 0
     if follow is None:
         yield _text(client, job, _find(job, number))
@@ -61,7 +67,7 @@ def read(client: Access, name: str, number: int | None, follow: Stop | None, tel
     while True:
         attempt = _find(job, number) if number or job.has_ended or (job.status.attempt or 0) > last else None
         if attempt is not None and attempt.number > last:
-            yield from _follow(client, job, attempt, follow, tell)
+            yield from _follow(client, job, attempt, _Follower(follow, tell, say, named=number is not None))
             last = attempt.number
         job = client.get(name)
         if number or (job.has_ended and (job.status.attempt or 0) <= last):
@@ -72,27 +78,48 @@ def read(client: Access, name: str, number: int | None, follow: Stop | None, tel
             return
 
 
-def _follow(client: Access, job: Job, attempt: _Attempt, stop: Stop, tell: Tell) -> Iterator[str]:
+@dataclass(frozen=True)
+class _Follower:
+    """Who follows a log."""
+
+    stop: Stop
+    tell: Tell
+    """Is told the job while there is no output yet."""
+    say: Say
+    """Is told that an end may be missing."""
+    named: bool
+    """Whether only this attempt is followed."""
+
+
+def _follow(client: Access, job: Job, attempt: _Attempt, follower: _Follower) -> Iterator[str]:
     """The log of an attempt until it has ended; a cluster that starts, or is silent for a while, is waited for."""
     seen, failures = 0, 0
     while True:
         ended = has_ended(job, attempt.number)
         try:
             text, failures = _text(client, job, attempt), 0
-        except (NoLogError, UnreachableError):
+        except (NoLogError, UnreachableError) as gone:
             failures += 1
-            is_last = (job.status.attempt or 0) <= attempt.number
-            if (job.has_ended and is_last) or (failures > PATIENCE and not ended and not _is_starting(job)):
+            is_last = job.has_ended and (job.status.attempt or 0) <= attempt.number
+            if is_last or (ended and follower.named) or (failures > PATIENCE and not ended and not _is_starting(job)):
                 raise
+            if ended:
+                follower.say(lost_end(gone, job.name, attempt.number))
             text = ""
         if len(text) > seen:
             yield text[seen:]
             seen = len(text)
         if not seen and not ended:
-            tell(job)
-        if ended or stop.wait(POLL_SECONDS):
+            follower.tell(job)
+        if ended or follower.stop.wait(POLL_SECONDS):
             return
         job = client.get(job.name)
+
+
+def lost_end(gone: NoLogError | UnreachableError, job: str, attempt: int | None) -> str:
+    """That a log was cut off, and how all of it is read that is kept."""
+    again = f"finetune logs {job}{f' --attempt {attempt}' if attempt else ''}"
+    return f"{gone.message}: the end of this log may be missing; `{again}` prints all that is kept"
 
 
 def has_ended(job: Job, attempt: int) -> bool:

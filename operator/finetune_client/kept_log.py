@@ -7,7 +7,7 @@ was renamed to ``<name>.1``, and a new one begun.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_client import driver_log
@@ -21,8 +21,6 @@ from finetune_client.transfer.pod import Helper, helper
 
 LONGEST_LINE = 1 << 20
 """A longer line is printed in pieces: so much is held in memory."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Wanted:
     """Of the helper pod; None: the trainer's."""
 
 
-def read(client: Access, wanted: Wanted, follow: Stop | None, tell: Callable[[Job], None], say: Say) -> Iterator[str]:
+def read(client: Access, wanted: Wanted, follow: Stop | None, tell: driver_log.Tell, say: driver_log.Say) -> Iterator[str]:
     """A log, in pieces; see `FinetuneClient.logs`."""
     if wanted.rank is not None:
         yield from _from_claim(
@@ -47,16 +45,16 @@ def read(client: Access, wanted: Wanted, follow: Stop | None, tell: Callable[[Jo
         return
     begun = False
     try:
-        for text in driver_log.read(client, wanted.job, wanted.attempt, follow, tell):
+        for text in driver_log.read(client, wanted.job, wanted.attempt, follow, tell, say):
             begun = begun or bool(text)
             yield text
     except (NoLogError, UnreachableError) as gone:
         job = client.get(wanted.job)
-        if begun and follow and job.has_ended:
-            again = f"finetune logs {wanted.job}{f' --attempt {wanted.attempt}' if wanted.attempt else ''}"
-            say(f"{gone.message}: the end of this log may be missing; `{again}` prints all that is kept")
+        ended = job.has_ended if wanted.attempt is None else driver_log.has_ended(job, wanted.attempt)
+        if begun and follow and ended:
+            say(driver_log.lost_end(gone, wanted.job, wanted.attempt))
             return
-        if not isinstance(gone, LogGoneError) or (follow and not job.has_ended):
+        if not isinstance(gone, LogGoneError) or (follow and not ended):
             raise
         say(f"{gone.message}; this log is from its output claim")
         try:
@@ -107,7 +105,7 @@ class _Place:
         return NoLogError(f"attempt {self.attempt} of {self.job} has kept no log {self.name}", hint)
 
 
-def _from_claim(client: Access, place: _Place, wanted: Wanted, follow: Stop | None, say: Say) -> Iterator[str]:
+def _from_claim(client: Access, place: _Place, wanted: Wanted, follow: Stop | None, say: driver_log.Say) -> Iterator[str]:
     job = place.job
     near = None if job.has_ended or job.status.ray is None else job.status.ray.cluster
     image = wanted.image or image_of(client, job)

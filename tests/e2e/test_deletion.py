@@ -89,7 +89,9 @@ def stopped_operator(kubectl: Kubectl, jobs: Kubectl) -> Iterator[None]:
     """The operator has no pod for the time of the test."""
     scale = ("-n", "finetune-system", "scale", "deployment/finetune-operator")
     kubectl.run(*scale, "--replicas=0", "--timeout=240s")
-    kubectl.run("-n", "finetune-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=finetune-operator")
+    kubectl.run(
+        "-n", "finetune-system", "wait", "--for=delete", "--timeout=240s", "pod", "-l", "app.kubernetes.io/name=finetune-operator"
+    )
     yield
     kubectl.run(*scale, "--replicas=1")
     kubectl.run("-n", "finetune-system", "rollout", "status", "deployment/finetune-operator", "--timeout=240s")

@@ -114,6 +114,58 @@ def test_shards_have_the_same_gradients_whether_each_micro_batch_is_reduced_or_a
         assert json.loads(each) == pytest.approx(json.loads(at_once), rel=1e-4)
 
 
+PREPARES = """
+import sys
+from pathlib import Path
+import torch
+from tests.benchmarks import gpu_step
+from tests.support import ranks
+from tests.support.trainer import SIZES
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from finetune_trainer.config.run import Run
+from finetune_trainer.config.schema import TrainerConfig
+from finetune_trainer.runtime import distributed
+from finetune_trainer.training.memory_plan import prepare_memory
+rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
+long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
+worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+training = {"batch_size": 4, "gradient_accumulation_steps": 2, "accelerate_mode": "FSDP", "num_training_workers": 2}
+config = {"General": {"base_model": "m"}, "Dataset": {"train_file": "f"}, "Training": training}
+model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](vocab_size=1000, **SIZES["llama"])).train()
+run, rows = Run(config=TrainerConfig.model_validate(config), output_dir=Path(sys.argv[2])), gpu_step.make_rows("logn", 64, 1000)
+for rooms in ((80.0, 0.1), (80.0, 80.0)):
+    print(prepare_memory(run, worker, model, rows, torch.bfloat16, int(rooms[rank] * 2**30)).reduces_each)
+ranks.leave()
+"""
+
+
+COMPILES = """
+import sys
+from types import SimpleNamespace
+import torch
+from tests.support import ranks
+from finetune_trainer.runtime import distributed
+from finetune_trainer.training.compiling import compile_layers
+rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
+long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
+worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+run = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(compile=rank == 0)))
+print(compile_layers(SimpleNamespace(run=run, worker=worker)))
+ranks.leave()
+"""
+
+
+@pytest.mark.slow
+def test_layers_are_compiled_on_every_rank_or_on_none(tmp_path: Path) -> None:
+    """As with GPUs of which only some gain by it."""
+    assert on_two_ranks(COMPILES, tmp_path) == ["None\n"] * 2
+
+
+@pytest.mark.slow
+def test_ranks_with_different_gpus_reduce_alike(tmp_path: Path) -> None:
+    assert on_two_ranks(PREPARES, tmp_path) == ["True\nFalse\n"] * 2
+
+
 GATHERS = """
 import sys
 import torch

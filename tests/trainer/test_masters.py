@@ -13,6 +13,7 @@ from tests.support.trainer import SIZES, Outcome
 from tests.trainer.test_gradients import bad_gradient
 
 from finetune_trainer.errors import LossNotFinite
+from finetune_trainer.runtime.masters import Masters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,22 @@ def test_micro_batches_add_up_in_float32(full: Command) -> None:
     parts = engines.train(engines.make(full, "parts", torch.bfloat16))
     one, other = (engine.optimizer.state[engine.learning["lm_head.weight"]]["exp_avg"] for engine in (whole, parts))
     assert float((one - other).norm() / one.norm()) < 0.01
+
+
+def test_gradients_of_a_later_micro_batch_are_added_where_the_earlier_ones_are() -> None:
+    model = torch.nn.Linear(8, 8, bias=False)
+    masters = Masters(model, torch.bfloat16)
+    (master,) = masters.named({"weight": model.weight}).values()
+    places, total = set(), torch.zeros(8, 8)
+    for _ in range(3):
+        model.weight.grad = torch.randn(8, 8, dtype=torch.bfloat16)
+        total += model.weight.grad.float()
+        masters.take_gradients()
+        assert master.grad is not None
+        places.add(master.grad.data_ptr())
+    assert model.weight.grad is None
+    assert torch.equal(master.grad, total)
+    assert len(places) == 1
 
 
 def test_stopped_run_goes_on_as_if_it_was_not(full: Command) -> None:

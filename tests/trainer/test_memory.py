@@ -87,12 +87,19 @@ def test_prediction_for_several_gpus_is_within_ten_percent_of_what_was_measured(
 
 @pytest.mark.parametrize(
     ("room", "micro", "reduces_each", "recomputes"),
-    [(140, 1, False, False), (140, 2, False, False), (125, 2, True, False), (80, 2, True, True), (0, 2, True, False)],
+    [
+        (140, 1, False, False),
+        (140, 2, False, False),
+        (125, 2, True, False),
+        (100, 2, False, True),
+        (80, 2, True, True),
+        (0, 2, True, False),
+    ],
 )
 def test_gradients_of_shards_are_whole_between_micro_batches_only_where_there_is_room(
     room: float, micro: int, *, reduces_each: bool, recomputes: bool
 ) -> None:
-    """8B in full on two GPUs; what costs less time is done first."""
+    """8B in full on two GPUs of a host; what costs less time is done first."""
     family, sizes = gpu_step.SHAPES["8b"]
     shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
     step = memory.Step(8107, 3500, ranks=2, sharded=True, micro_batches=micro, device=int(room * memory.GIB))
@@ -100,6 +107,15 @@ def test_gradients_of_shards_are_whole_between_micro_batches_only_where_there_is
     assert (made.reduces_each, made.checkpointing) == (reduces_each, recomputes)
     whole = 4 * shape.weights
     assert memory.predict(shape, made).accumulated_gradients == (0 if micro == 1 else whole // 2 if reduces_each else whole)
+
+
+def test_activations_are_recomputed_before_hosts_send_more_to_each_other() -> None:
+    family, sizes = gpu_step.SHAPES["8b"]
+    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    step = memory.Step(8107, 3500, ranks=2, sharded=True, micro_batches=2, one_host=False, device=125 * memory.GIB)
+    made = memory.fitted(shape, step, "auto")
+    assert (made.reduces_each, made.checkpointing) == (False, True)
+    assert memory.fitted(shape, step, recomputes=False).reduces_each
 
 
 def test_points_are_of_more_than_one_model_and_size() -> None:

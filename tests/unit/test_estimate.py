@@ -127,6 +127,24 @@ def test_activations_are_recomputed_where_memory_does_not_suffice(
     assert [found["memory"]["fits"] for found in on.values()] == [True, True, False]
 
 
+def test_nothing_is_saved_on_a_gpu_whose_memory_a_run_does_not_predict(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = write_job(tmp_path, training={"batch_size": 170})
+    memory = told(capsys, "-f", job, "--model", model, *KNOWN, "--device", "max-1550")["memory"]
+    assert (memory["recomputesActivations"], memory["fits"]) == (False, False)
+
+
+def test_frozen_weights_in_8_bits_are_predicted_as_faster(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lower, fp8 = (
+        told(capsys, "-f", write_job(tmp_path, general={"frozen_dtype": held}), "--model", model, *KNOWN, "--device", "h200")
+        for held in (None, "fp8")
+    )
+    assert fp8["tokensPerSecond"] > 1.3 * lower["tokensPerSecond"]
+
+
 def test_people_get_a_table_and_yaml_is_what_json_is(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-f", str(write_job(tmp_path)), "--model", str(model), *map(str, KNOWN)]
     assert cli.main(["estimate", *arguments]) == 0

@@ -88,8 +88,9 @@ async def test_a_later_attempt_is_followed_though_the_end_of_the_earlier_one_was
     later = {"cluster": "demo-1f0c3-2", "submissionId": "a2"}
     shell.cluster.start_ray(log="two\n", cluster="demo-1f0c3-2", submission="a2")
     add(shell, "Succeeded", attempt=2, ray=later, attemptHistory=[ENDED, ENDED | later | {"attempt": 2, "reason": "Completed"}])
-    code, out, _ = await following
+    code, out, err = await following
     assert (code, out) == (0, "one\ntwo\n")
+    assert err.endswith(f"{GONE}: the end of this log may be missing; `finetune logs demo --attempt 1` prints all that is kept\n")
 
 
 async def test_the_end_of_an_attempts_log_is_asked_for_by_its_number(shell: Shell) -> None:
@@ -111,6 +112,14 @@ async def test_an_earlier_attempt_is_read_from_the_claim_while_a_later_one_runs(
     keep(tmp_path, a1_driver="then\n")
     assert await shell.run("logs", "demo") == (0, "now\n", "")
     assert await shell.run("logs", "demo", "--attempt", "1") == (0, "then\n", TOLD)
+
+
+@pytest.mark.parametrize("phase", ["Running", "Succeeded"])
+async def test_an_earlier_attempt_that_is_followed_is_read_from_the_claim_too(shell: Shell, tmp_path: Path, phase: str) -> None:
+    add(shell, phase, attempt=2, attemptHistory=[ENDED | {"cluster": "demo-1f0c3-0"}])
+    shell.cluster.start_ray(log="now\n")
+    keep(tmp_path, a1_driver="then\n")
+    assert await shell.run("logs", "demo", "-f", "--attempt", "1") == (0, "then\n", TOLD)
 
 
 async def test_a_ranks_log_is_read_near_the_pods_that_use_the_claim(shell: Shell, tmp_path: Path) -> None:

@@ -92,7 +92,11 @@ def estimate(
     training = config.training
     rows, evaluated = _split(config, sizes)
     largest, average = _micro_batches(config, shape, sizes, device)
-    largest = memory.fitted(shape, largest, config.general.enable_gradient_checkpointing)
+    # A run predicts its memory on NVIDIA's GPUs only.
+    known = device.memory if device.name.startswith("NVIDIA") and shape.family in families.FAMILIES else 0
+    wanted = config.general.enable_gradient_checkpointing
+    made = memory.fitted(shape, dataclasses.replace(largest, device=known), wanted)
+    largest = dataclasses.replace(made, device=device.memory)
     average = dataclasses.replace(average, checkpointing=largest.checkpointing, reduces_each=largest.reduces_each)
     work = speed.Work(average, sizes.seen)
     step = speed.predict(shape, work, device, _link(config, device, network))
@@ -155,8 +159,10 @@ def _micro_batches(
         lower=training.mixed_precision != "no" and not device.is_cpu,
         compiled=training.compile is True or (training.compile == "auto" and device.name.startswith("NVIDIA")),
         ranks=training.ranks,
+        fp8=config.general.frozen_dtype == "fp8",
         sharded=training.strategy == "FSDP",
         micro_batches=training.gradient_accumulation_steps,
+        one_host=training.num_training_workers == 1,
         device=device.memory,
     )
     learned = sum(learned for _, learned in batches) // len(batches)

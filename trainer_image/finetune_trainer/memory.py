@@ -154,6 +154,8 @@ class Step:
     reduces_each: bool = False
     """Whether FSDP reduces the gradients of each micro-batch to shards, and not those of the step: it sends more, and no rank
     holds gradients of all weights."""
+    one_host: bool = True
+    """Whether all ranks are on one host, where it takes less time to send gradients than to recompute activations."""
     device: int = field(default=80 * GIB)
     """Memory of the GPU; 0: unknown."""
 
@@ -225,19 +227,19 @@ def accumulated_gradients(shape: Shape, step: Step) -> int:
 
 
 def fitted(shape: Shape, step: Step, recomputes: bool | Literal["auto"]) -> Step:
-    """The step with what saves memory where the device is not known to have enough: first what costs less time.
+    """The step in the fastest way that the device has the memory for, or in the one that takes least.
 
     Args:
         shape: the model.
-        step: its largest step.
+        step: its largest step; if its device is unknown, gradients are reduced after each micro-batch.
         recomputes: whether activations are recomputed; "auto": only where the device is known not to have the memory.
     """
-    step = replace(step, checkpointing=recomputes is True)
-    if step.sharded and step.ranks > 1 and step.micro_batches > 1:
-        step = replace(step, reduces_each=not predict(shape, step).fits(step.device))
-    if recomputes == "auto":
-        step = replace(step, checkpointing=bool(step.device) and not predict(shape, step).fits(step.device))
-    return step
+    reduced = (False, True) if step.sharded and step.ranks > 1 and step.micro_batches > 1 else (False,)
+    recomputed = (False, True) if recomputes == "auto" and step.device else (recomputes is True,)
+    ways = [replace(step, reduces_each=each, checkpointing=again) for again in recomputed for each in reduced]
+    if not step.one_host:
+        ways.sort(key=lambda way: way.reduces_each)
+    return next((way for way in ways if predict(shape, way).fits(step.device)), ways[-1])
 
 
 def gathered(shape: Shape) -> int:

@@ -28,13 +28,22 @@ class Masters:
         return {name: masters[id(weight)] for name, weight in learning.items()}
 
     def take_gradients(self) -> None:
-        """Add the gradients of the model's weights to those of the masters, and forget the former."""
-        pairs = [pair for pair in zip(self._masters, self._rounded, strict=True) if pair[1].grad is not None]
-        wide = [torch.empty_like(master, requires_grad=False) for master, _ in pairs]
-        torch._foreach_copy_(wide, [weight.grad for _, weight in pairs if weight.grad is not None])
-        for (master, weight), gradient in zip(pairs, wide, strict=True):
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        """Add the gradients of the model's weights to those of the masters, and forget the former.
+
+        Besides both, nothing of their size is held.
+        """
+        added: list[tuple[Any, Any]] = []
+        copied: list[tuple[Any, Any]] = []
+        for master, weight in zip(self._masters, self._rounded, strict=True):
+            if weight.grad is None:
+                continue
+            (copied if master.grad is None else added).append((master, weight.grad))
             weight.grad = None
+        for master, _ in copied:
+            master.grad = torch.empty_like(master, requires_grad=False)
+        for pairs, operation in ((added, torch._foreach_add_), (copied, torch._foreach_copy_)):
+            if pairs:
+                operation([master.grad for master, _ in pairs], [gradient for _, gradient in pairs])
 
     @torch.no_grad()
     def publish(self) -> None:

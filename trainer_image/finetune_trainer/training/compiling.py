@@ -36,7 +36,8 @@ CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 def compile_layers(engine: Engine) -> None:
     """Compile the layers if Training.compile says so, by a pass through a batch that changes nothing. A collective."""
-    if not is_wanted(engine.run, engine.worker.device):
+    # With different GPUs, ranks differ in what they want, and all are needed to pass through a batch.
+    if not all(distributed.all_gather(engine.worker, lambda: is_wanted(engine.run, engine.worker.device))):
         return
     enter_stage(engine.run, engine.worker.rank, "compiling the layers of the model")
     began, kept = time.monotonic(), _file(engine)

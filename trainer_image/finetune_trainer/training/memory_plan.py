@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,23 +52,25 @@ def prepare_memory(run: Run, worker: Worker, model: Any, rows: Data, dtype: torc
         dtype: compute type.
         room: memory of the device; None: ask it.
     """
-    own = devices.total_memory(worker.device) if room is None else room
-    # Ranks with different GPUs must reduce alike.
-    room = min(distributed.all_gather(worker, lambda: own))
-    if not room or model.config.model_type not in families.FAMILIES:
-        return MemoryPlan()
-    shape, step = memory.Shape.of(model.config.to_dict()), largest_step(run, worker, model, rows, dtype, room)
-    wanted = run.config.general.enable_gradient_checkpointing
-    made = memory.fitted(shape, step, wanted)
+    room = devices.total_memory(worker.device) if room is None else room
+    wanted, made = run.config.general.enable_gradient_checkpointing, None
+    if room and model.config.model_type in families.FAMILIES:
+        shape = memory.Shape.of(model.config.to_dict())
+        step = dataclasses.replace(largest_step(run, worker, model, rows, dtype, room), checkpointing=wanted is True)
+        made = memory.fitted(shape, step, wanted)
+    # Ranks may have different GPUs, and reduce alike.
+    reduces_each = any(distributed.all_gather(worker, lambda: made is None or made.reduces_each))
+    if made is None:
+        return MemoryPlan(reduces_each=reduces_each)
+    made = dataclasses.replace(made, reduces_each=reduces_each)
     if wanted == "auto" and made.checkpointing:
         load.recompute_activations(model)
-    text = (
-        f"a step of {step.tokens} tokens was predicted to take {memory.predict(shape, made)} of the GPU's {room / memory.GIB:.0f}"
-    )
+    there = f"of the GPU's {room / memory.GIB:.0f}"
+    text = f"a step of {step.tokens} tokens was predicted to take {memory.predict(shape, made)} {there}"
     if worker.is_rank0:
-        _tell_savings(made, f"since steps would take {memory.predict(shape, step)} of the GPU's {room / memory.GIB:.0f}", wanted)
+        _tell_savings(made, f"since steps would take {memory.predict(shape, step)} {there}", wanted)
         log.info("%s", text)
-    return MemoryPlan(text, made.reduces_each)
+    return MemoryPlan(text, reduces_each)
 
 
 def _tell_savings(made: memory.Step, why: str, wanted: bool | Literal["auto"]) -> None:
@@ -101,6 +104,7 @@ def largest_step(run: Run, worker: Worker, model: Any, rows: Data, dtype: torch.
         ranks=worker.size,
         sharded=training.strategy == "FSDP",
         micro_batches=max(len(step.micro) for step in plan),
+        one_host=worker.local_size == worker.size,
         device=room,
     )
 
