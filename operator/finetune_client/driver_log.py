@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from finetune_client.access import Access
@@ -25,6 +26,7 @@ from finetune_client.errors import (
 )
 from finetune_client.job import Job
 from finetune_client.kube.rest import Answer, Stop, part
+from finetune_client.watching import PATIENCE_SECONDS
 from finetune_operator.api.phases import Phase
 from finetune_operator.constants import DASHBOARD_PORT, RAY_GROUP, RAY_PLURAL, RAY_VERSION_API, TOKEN_SECRET_KEY
 
@@ -69,7 +71,7 @@ def read(client: Access, name: str, number: int | None, follow: Stop | None, tel
         if attempt is not None and attempt.number > last:
             yield from _follow(client, job, attempt, _Follower(follow, tell, say, named=number is not None))
             last = attempt.number
-        job = client.get(name)
+        job = look_again(client, job, follow)
         if number or (job.has_ended and (job.status.attempt or 0) <= last):
             return
         if not job.has_ended:
@@ -113,7 +115,24 @@ def _follow(client: Access, job: Job, attempt: _Attempt, follower: _Follower) ->
             follower.tell(job)
         if ended or follower.stop.wait(POLL_SECONDS):
             return
-        job = client.get(job.name)
+        job = look_again(client, job, follower.stop)
+
+
+def look_again(client: Access, job: Job, stop: Stop) -> Job:
+    """The job as it is now, or as it was where the following is stopped; an API server that does not answer is asked again.
+
+    Raises:
+        UnreachableError: it has been silent for `PATIENCE_SECONDS`.
+    """
+    silent_since = monotonic()
+    while not stop.is_set:
+        try:
+            return client.get(job.name)
+        except UnreachableError:
+            if monotonic() - silent_since > PATIENCE_SECONDS:
+                raise
+            stop.wait(POLL_SECONDS)
+    return job
 
 
 def lost_end(gone: NoLogError | UnreachableError, job: str, attempt: int | None) -> str:

@@ -118,7 +118,7 @@ def _bytes(client: Access, place: _Place, pod: Helper, follow: Stop | None) -> I
     path, offset, begun = f"{place.logs}/{place.file}", 0, False
     while True:
         # looked at before the log is read: what was written before the end is seen
-        ended = follow is None or driver_log.has_ended(client.get(place.job.name), place.attempt)
+        ended = follow is None or driver_log.has_ended(driver_log.look_again(client, place.job, follow), place.attempt)
         there = _sizes(pod, place.logs)
         size, older = there.get(place.file), f"{place.file}.1"
         if older in there and (not begun or (size or 0) < offset):  # it was renamed meanwhile

@@ -145,10 +145,10 @@ def _train(job: FinetuneJob, folders: Folders) -> int:
         command += ["--output_dir", str(folders.output), *folders.arguments()]
         # A group of its own: Ctrl-C in a terminal reaches a whole group, and the trainer would be sent two signals.
         trainer = subprocess.Popen(command, process_group=0)  # noqa: S603 - our own module, with an argument list
-        return _wait(trainer)
+        return wait_for(trainer)
 
 
-def _wait(trainer: subprocess.Popen[bytes]) -> int:
+def wait_for(trainer: subprocess.Popen[bytes]) -> int:
     """Wait for the trainer while signals are passed on to it: the first one makes it stop, a second one ends it at once."""
     stopping = False
 
@@ -157,7 +157,9 @@ def _wait(trainer: subprocess.Popen[bytes]) -> int:
         stopping = True
         trainer.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    # nohup has a hang-up ignored.
+    passed_on = [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
+    before = {number: signal.signal(number, pass_on) for number in passed_on}
     try:
         code = trainer.wait()
     finally:

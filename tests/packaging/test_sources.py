@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from tests.support.chart import ROOT
 
-pytestmark = pytest.mark.sampled(4)
-
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 HOST = "trainer_image/finetune_trainer/runtime/host.py"

@@ -24,7 +24,7 @@ from tests.support.http_server import running
 from finetune_trainer.advice import to_save_memory
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.errors import ModelNotFound, TrainerError, in_words
+from finetune_trainer.errors import ModelNotFound, TrainerError, in_words, output_error
 from finetune_trainer.explain import explain
 from finetune_trainer.launch.ray_hooks import FinalErrors
 from finetune_trainer.launch.worker_errors import find_cause
@@ -142,6 +142,23 @@ RECURRING = [
 @pytest.mark.parametrize("error", [*TRANSIENT, *RECURRING], ids=lambda error: str(error)[:30])
 def test_only_what_a_restart_may_mend_is_tried_again(error: Exception) -> None:
     assert in_words(error).retryable == (error in TRANSIENT)
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "retryable"),
+    [
+        (errno.ESTALE, "the volume of the output folder does not answer: Stale file handle", True),
+        (errno.EIO, "does not answer: Input/output error", True),
+        (errno.EROFS, "is not writable: Read-only file system", False),
+        (errno.ENOSPC, "no space left on the output volume", False),
+    ],
+)
+def test_a_volume_that_does_not_answer_is_tried_again_and_one_that_refuses_is_not(
+    number: int, words: str, retryable: bool
+) -> None:
+    error = output_error(Path("out"), OSError(number, os.strerror(number)))
+    assert words in str(error)
+    assert (error.retryable, error.exit_code) == (retryable, 7)
 
 
 def test_too_little_memory_is_not_tried_again_with_the_same_configuration() -> None:

@@ -15,6 +15,8 @@ from tests.support.jobs import finetune_job
 from tests.support.local_run import Local
 from tests.support.trainer import sample_rows
 
+from finetune_client import local
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,6 +41,23 @@ def trainers(folder: Path) -> list[str]:
     """Processes of the trainer that write below a folder."""
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if "-m finetune_trainer" in line and str(folder) in line]
+
+
+TRAINER = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.kill(os.getppid(), signal.SIGHUP)
+sys.exit(1 if signal.sigtimedwait([signal.SIGTERM], 2) else 0)
+"""
+
+
+@pytest.mark.parametrize(("handler", "code"), [(signal.SIG_IGN, 0), (signal.SIG_DFL, 1)])
+def test_hang_up_stops_a_run_but_not_one_under_nohup(handler: signal.Handlers, code: int) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        assert local.wait_for(subprocess.Popen([sys.executable, "-c", TRAINER])) == code
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -98,6 +99,15 @@ def test_hang_up_of_the_terminal_does_not_stop_a_command_under_nohup(command: Co
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_progress_cannot_be_read_stops_at_its_next_step_and_not_at_once(tmp_path: Path) -> None:
+    from finetune_trainer.runtime import stop
+
+    (tmp_path / "progress.json").mkdir()
+    with stop.on_signal(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested(tmp_path)
 
 
 @pytest.mark.slow

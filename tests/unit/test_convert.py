@@ -23,8 +23,6 @@ from finetune_trainer.config.obsolete_keys import OBSOLETE_KEYS
 from finetune_trainer.config.yaml_file import load_config
 from finetune_trainer.errors import ConfigError
 
-pytestmark = pytest.mark.sampled(4)
-
 PLAIN_SAMPLES = [*(ROOT / "config_samples" / "finetune").rglob("*.yaml"), *(DATA / "llm_on_ray").glob("*.yaml")]
 MINIMAL = "General: {base_model: gpt2}\nDataset: {train_file: rows.jsonl}\n"
 SECRET = "hf_0123456789"

@@ -93,6 +93,20 @@ async def test_a_later_attempt_is_followed_though_the_end_of_the_earlier_one_was
     assert err.endswith(f"{GONE}: the end of this log may be missing; `finetune logs demo --attempt 1` prints all that is kept\n")
 
 
+async def test_a_log_is_followed_though_the_api_server_does_not_answer_for_a_while(shell: Shell) -> None:
+    add(shell, "Running")
+    shell.cluster.start_ray(log="one\n")
+    following = asyncio.create_task(shell.run("logs", "demo", "-f"))
+    await until(lambda: any(request.path.endswith("/logs") for request in shell.cluster.ray.requests), "it reads the log")
+    shell.kube.refusals["GET", "finetunejobs"] = (503, "ServiceUnavailable", "wait")
+    refused = len(shell.kube.requests)
+    await until(lambda: sum("/finetunejobs/" in seen.path for seen in shell.kube.requests[refused:]) >= 2, "it asks again")
+    del shell.kube.refusals["GET", "finetunejobs"]
+    shell.cluster.start_ray(log="one\ntwo\n")
+    add(shell, "Succeeded")
+    assert await following == (0, "one\ntwo\n", "")
+
+
 async def test_the_end_of_an_attempts_log_is_asked_for_by_its_number(shell: Shell) -> None:
     add(shell, "Running")
     shell.cluster.start_ray(log="one\n")

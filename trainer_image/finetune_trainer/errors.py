@@ -142,6 +142,12 @@ class OutputVolumeFull(OutputNotWritable):
     reason = "OutputVolumeFull"
 
 
+class OutputLost(OutputNotWritable):
+    """The volume of the output folder has failed as a network does: it may be there again after a restart."""
+
+    retryable = True
+
+
 class OutputInUse(OutputNotWritable):
     """Another run, or a newer attempt at this one, has the output folder: this one writes nothing there."""
 
@@ -214,4 +220,6 @@ def output_error(folder: Path, error: OSError) -> OutputNotWritable:
     """Say what is wrong with the output folder."""
     if error.errno in NO_SPACE:
         return OutputVolumeFull(f"{folder}: no space left on the output volume")
+    if is_transient(error):
+        return OutputLost(f"{folder}: the volume of the output folder does not answer: {error.strerror or error}")
     return OutputNotWritable(f"{folder}: the output folder is not writable: {error.strerror or error}")

@@ -14,7 +14,7 @@ from finetune_client.client import FinetuneClient
 from finetune_client.commands.common import Waiting, client_of, note, print_objects, say
 from finetune_client.commands.copy import Bar
 from finetune_client.commands.watch import timer, verdict
-from finetune_client.errors import ClientError, ExistsError, NoLogError
+from finetune_client.errors import ClientError, ExistsError, NoLogError, UnreachableError
 from finetune_client.files import expand
 from finetune_client.job import Job
 from finetune_client.kube.rest import Stop
@@ -135,7 +135,7 @@ def _follow(client: FinetuneClient, job: Job, seconds: float | None) -> None:
         for text in client.logs(job.name, follow=True, stop=stop, waiting=Waiting(), say=note):
             sys.stdout.write(text)
             sys.stdout.flush()
-    except NoLogError as error:
+    except (NoLogError, UnreachableError) as error:
         note(f"{error.message}: {error.hint}")
     finally:
         end.cancel()

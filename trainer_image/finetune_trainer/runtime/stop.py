@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
@@ -101,7 +101,9 @@ def restore(before: dict[signal.Signals, Any]) -> None:
 
 
 def _is_training(logs: Path) -> bool:
-    with suppress(OSError, ValueError):
+    """Whether the loop takes steps and will see the request; also if the file, which another host replaces, cannot be read now."""
+    try:
         progress = read_progress(logs / PROGRESS_FILE)
-        return progress is not None and progress.state != "starting"
-    return False
+    except (OSError, ValueError):
+        return True
+    return progress is not None and progress.state != "starting"
