@@ -25,8 +25,7 @@ from finetune_client.errors import (
     look_at,
 )
 from finetune_client.job import Job
-from finetune_client.kube.rest import Answer, Stop, part
-from finetune_client.watching import PATIENCE_SECONDS
+from finetune_client.kube.rest import PATIENCE_SECONDS, Answer, Stop, part
 from finetune_operator.api.phases import Phase
 from finetune_operator.constants import DASHBOARD_PORT, RAY_GROUP, RAY_PLURAL, RAY_VERSION_API, TOKEN_SECRET_KEY
 

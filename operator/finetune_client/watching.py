@@ -10,13 +10,10 @@ from typing import Any
 
 from finetune_client.errors import ClientError, RefusedError, UnreachableError
 from finetune_client.job import Change, Job
-from finetune_client.kube.rest import Rest, Stop
+from finetune_client.kube.rest import PATIENCE_SECONDS, Rest, Stop
 
 WATCH_SECONDS = 60
 """How long one request watches: after that a new one shows whether the connection is still alive."""
-
-PATIENCE_SECONDS = 120.0
-"""How long an API server may be silent, as during an upgrade, before a watch gives up."""
 
 SHORT_SECONDS = 5.0
 """A watch that ends sooner and has told nothing is followed by a pause: the server may end each one at once."""

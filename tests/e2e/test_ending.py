@@ -31,7 +31,7 @@ def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None
 
 
 def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_said(jobs: Kubectl) -> None:
-    job = finetune_job("late", **LONG, activeDeadlineSeconds=5, clusterTTLSeconds={"onFailure": 10})
+    job = finetune_job("late", **LONG, activeDeadlineSeconds=5, clusterTTLSeconds={"onFailure": 40})
     with applied(jobs, job):
         status = wait_until("the end", lambda: ended(jobs, "late"))
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")

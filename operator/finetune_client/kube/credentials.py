@@ -3,81 +3,117 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from finetune_client.errors import NotLoggedInError
-from finetune_client.kube.kubeconfig import NO_CLUSTER, Login, decoded, is_true
+from finetune_client.kube.kubeconfig import NO_CLUSTER, Login, decoded
+from finetune_client.kube.program import Program
 
 Object = dict[str, Any]
-EXEC_SECONDS = 60
-"""A program that asks nobody has to give its token within this time; one that may ask somebody on a terminal has no limit."""
+Certificate = tuple[bytes, bytes]
+"""A client certificate and its key, as PEM."""
+
+
+@dataclass(frozen=True, repr=False)
+class Credential:
+    """By what one request logs in."""
+
+    headers: Mapping[str, str]
+    certificate: Certificate | None
+    """None as well where the server does not speak TLS."""
 
 
 class Credentials:
-    """What a login has come to. A program of the kubeconfig is run once."""
+    """What a login has come to. Several threads may use it: a program of the kubeconfig is run by one of them at a time."""
 
-    def __init__(self, login: Login) -> None:
+    def __init__(self, login: Login, clock: Callable[[], float] = monotonic) -> None:
         self._login = login
-        self._ran: Object | None = None
+        self._lock = threading.Lock()
+        self._program = Program(login, clock) if "exec" in login.user else None
+        self._files: tuple[bytes | None, bytes | None] | None = None
+        """Certificate and key of the kubeconfig, once they were read."""
 
-    def headers(self) -> dict[str, str]:
-        """Headers of each request.
+    def current(self) -> Credential:
+        """What the next request logs in with.
 
         Raises:
             NotLoggedInError: a file cannot be read, or a program gives no credentials.
         """
-        headers = self._headers()
+        with self._lock:
+            return self._read()
+
+    def renewed(self, refused: Credential) -> Credential | None:
+        """Something else than what the API server does not take, or None: the program is run again, files are read again.
+
+        Raises:
+            NotLoggedInError: a file cannot be read, or a program gives no credentials.
+        """
+        with self._lock:
+            self._files = None
+            new = self._read()  # another thread may have renewed it meanwhile
+            if new == refused and self._program is not None:
+                self._program.renew()
+                new = self._read()
+        return None if new == refused else new
+
+    def certificate(self) -> Certificate | None:
+        """Client certificate and key, if the user has one.
+
+        Raises:
+            NotLoggedInError: a file cannot be read, or a program gives no credentials.
+        """
+        with self._lock:
+            return self._certificate(self._given())
+
+    def _read(self) -> Credential:
+        given = self._given()
+        headers = self._headers(given)
         if wrong := [name for name, value in headers.items() if not (value.isascii() and value.isprintable())]:
             message = f"{NO_CLUSTER}: what the kubeconfig has for the header {wrong[0]} is no text of one line in ASCII"
             raise NotLoggedInError(message, "get a new kubeconfig, or log in again")
-        return headers
+        has_tls = self._login.server.lower().startswith("https:")
+        return Credential(headers, self._certificate(given) if has_tls else None)
 
-    def _headers(self) -> dict[str, str]:
+    def _given(self) -> Object:
+        return {} if self._program is None else self._program.given()
+
+    def _headers(self, given: Object) -> dict[str, str]:
         user = self._login.user
         headers = {}
         if user.get("as"):
             headers["Impersonate-User"] = str(user["as"])
-        if token := self._token():
+        if token := self._token(given):
             return headers | {"Authorization": f"Bearer {token}"}
         if user.get("username"):
             pair = f"{user['username']}:{user.get('password', '')}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         return headers
 
-    def certificate(self) -> tuple[bytes, bytes] | None:
-        """Client certificate and key as PEM, if the user has one.
-
-        Raises:
-            NotLoggedInError: a file cannot be read, or a program gives no credentials.
-        """
-        user = self._login.user
-        if "exec" in user:
-            given = self._program()
+    def _certificate(self, given: Object) -> Certificate | None:
+        if self._program is not None:
             pair = given.get("clientCertificateData"), given.get("clientKeyData")
             return (str(pair[0]).encode(), str(pair[1]).encode()) if pair[0] and pair[1] else None
-        certificate, key = (content(user, name) for name in ("client-certificate", "client-key"))
+        if self._files is None:
+            user = self._login.user
+            self._files = content(user, "client-certificate"), content(user, "client-key")
+        certificate, key = self._files
         return (certificate, key) if certificate and key else None
 
-    def _token(self) -> str:
+    def _token(self, given: Object) -> str:
+        """The token of the user: a file, which others renew, is read for each request, and an auth-provider is asked."""
         user = self._login.user
         if user.get("token"):
             return str(user["token"])
         if user.get("tokenFile"):
             return _read(Path(user["tokenFile"])).decode(errors="replace").strip()
-        if "exec" in user:
-            return str(self._program().get("token") or "")
+        if self._program is not None:
+            return str(given.get("token") or "")
         return _token_by_library(self._login) if "auth-provider" in user else ""
-
-    def _program(self) -> Object:
-        if self._ran is None:
-            self._ran = _run(self._login)
-        return self._ran
 
 
 def content(entry: Mapping[str, Any], key: str) -> bytes | None:
@@ -99,59 +135,6 @@ def _read(path: Path) -> bytes:
         raise NotLoggedInError(message, "get a new kubeconfig") from error
 
 
-def _run(login: Login) -> Object:
-    """Run the program of a user, as clouds have one, and read the ExecCredential that it prints."""
-    try:
-        plan: Object = dict(login.user["exec"])
-        arguments = [str(word) for word in plan.get("args") or ()]
-        environment = os.environ | {str(item["name"]): str(item["value"]) for item in plan.get("env") or ()}
-    except (TypeError, ValueError, KeyError) as error:
-        message = f"{NO_CLUSTER}: the kubeconfig does not say how to run the program that logs you in (users[].user.exec)"
-        raise NotLoggedInError(message, "get a new kubeconfig", repr(error)) from error
-    program = str(plan.get("command"))
-    if "/" in program and not program.startswith("/"):
-        program = str(Path(login.user["folder"]) / program)
-    asks = sys.stdin is not None and sys.stdin.isatty() and plan.get("interactiveMode") != "Never"
-    environment["KUBERNETES_EXEC_INFO"] = json.dumps(_question(login, plan, asks=asks))
-    try:
-        done = subprocess.run(  # noqa: S603 - the user's own kubeconfig names it, as for kubectl
-            [program, *arguments],
-            env=environment,
-            stdin=None if asks else subprocess.DEVNULL,
-            capture_output=not asks,
-            stdout=subprocess.PIPE if asks else None,
-            timeout=None if asks else EXEC_SECONDS,
-            check=False,
-        )
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        late = f"it gave no answer within {EXEC_SECONDS} s" if isinstance(error, subprocess.TimeoutExpired) else str(error)
-        reason = error.strerror if isinstance(error, OSError) else late
-        hint = str(plan.get("installHint") or "install it, or get another kubeconfig").strip().partition("\n")[0]
-        raise NotLoggedInError(f"{NO_CLUSTER}: {program}, which the kubeconfig names, cannot be run: {reason}", hint) from error
-    said = (done.stderr or b"").decode(errors="replace").strip()
-    try:
-        status = json.loads(done.stdout)["status"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        status = None
-    if done.returncode or not isinstance(status, dict):
-        message = f"{NO_CLUSTER}: {program}, which the kubeconfig names, gave no credentials (exit code {done.returncode})"
-        raise NotLoggedInError(message, "log in again, as that program's users do", said)
-    return status
-
-
-def _question(login: Login, plan: Object, *, asks: bool) -> Object:
-    spec: Object = {"interactive": asks}
-    if is_true(plan.get("provideClusterInfo")):
-        names = {
-            "server": "server",
-            "tls-server-name": "tls-server-name",
-            "certificate-authority-data": "certificate-authority-data",
-        }
-        spec["cluster"] = {new: login.cluster[old] for old, new in names.items() if login.cluster.get(old)}
-    version = plan.get("apiVersion") or "client.authentication.k8s.io/v1"
-    return {"apiVersion": version, "kind": "ExecCredential", "spec": spec}
-
-
 def _token_by_library(login: Login) -> str:
     """The token of an auth-provider, which kubectl's successors of it have replaced: the Kubernetes client still reads it."""
     try:
@@ -162,7 +145,7 @@ def _token_by_library(login: Login) -> str:
     options = client.Configuration()
     try:
         config.load_kube_config(context=login.context, client_configuration=options)  # type: ignore[no-untyped-call]
-    except config.ConfigException as error:
+    except (config.ConfigException, OSError) as error:  # it may ask an identity provider over the network
         raise NotLoggedInError(f"{NO_CLUSTER}: {error}", "use an exec plugin instead of the auth-provider") from error
     given = options.api_key.get("BearerToken") or options.api_key.get("authorization") or ""
     return str(given).removeprefix("Bearer ")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import http.client
 import json
+import ssl
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -21,13 +22,15 @@ from finetune_client.errors import (
     RefusedError,
     UnreachableError,
 )
-from finetune_client.kube.credentials import Credentials
+from finetune_client.kube.credentials import Credential, Credentials
 from finetune_client.kube.kubeconfig import Login
 from finetune_client.kube.transport import Connection, cause, connector
 
 Object = dict[str, Any]
 
 REQUEST_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
+"""How long an API server may be silent, as during an upgrade, before a watch or the following of a log gives up."""
 ANSWER_LIMIT = 64 * 1024 * 1024
 """Longest answer in bytes; a LIST comes in pages of far less."""
 LINE_LIMIT = 8 * 1024 * 1024
@@ -41,6 +44,16 @@ class Answer:
 
     status: int
     body: bytes
+
+
+@dataclass(frozen=True, repr=False)
+class _Request:
+    """A request without the headers that all of them have."""
+
+    method: str
+    target: str
+    body: bytes | None
+    headers: Mapping[str, str]
 
 
 class Stop:
@@ -81,15 +94,16 @@ class Stop:
 
 
 class Rest:
-    """The API server of a login.
+    """The API server of a login. Several threads may use it.
 
-    Raises, in every method: UnreachableError without an answer; RefusedError, or one of its kinds, on a refusal.
+    Raises, in every method: UnreachableError without an answer; RefusedError, or one of its kinds, on a refusal;
+    NotLoggedInError where there are no credentials (any more).
     """
 
-    def __init__(self, login: Login, seconds: float = REQUEST_SECONDS) -> None:
+    def __init__(self, login: Login, seconds: float = REQUEST_SECONDS, clock: Callable[[], float] = monotonic) -> None:
         self.login = login
         self._seconds = seconds
-        self._credentials = Credentials(login)
+        self._credentials = Credentials(login, clock)
         self._connect = connector(login, self._credentials)
         self._prefix = urlsplit(login.server).path
 
@@ -125,8 +139,7 @@ class Rest:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Send a request, and read the whole answer; a refusal is an answer too."""
-        with self._answering() as connection:
-            response = self._send(connection, method, path, query, body, headers)
+        with self._exchange(self._request(method, path, query, body, headers)) as response:
             return Answer(response.status, _read(response, monotonic() + 2 * self._seconds))
 
     @contextmanager
@@ -134,24 +147,43 @@ class Rest:
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str]
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request; the answer is read piece by piece within the block, whatever its status."""
-        with self._answering() as connection:
-            yield self._send(connection, method, target, None, body, headers)
+        with self._exchange(self._request(method, target, None, body, headers)) as response:
+            yield response
 
     def lines(self, path: str, query: Mapping[str, str], seconds: float, stop: Stop) -> Iterator[bytes]:
         """The lines of an answer as they come, none of which takes longer than some seconds."""
-        with self._answering(seconds) as connection, stop.ending(connection):
-            response = self._send(connection, "GET", path, query, None, None)
-            if response.status >= 400:
+        with self._exchange(self._request("GET", path, query, None, None), seconds, stop) as response:
+            if response.status >= 400 and not stop.is_set:
                 raise self._refusal(Answer(response.status, _read(response, monotonic() + seconds)), path)
             while not stop.is_set and (line := response.readline(LINE_LIMIT)):
                 yield line
 
     @contextmanager
-    def _answering(self, seconds: float | None = None) -> Iterator[Connection]:
-        """A connection for one request; whatever goes wrong on it means that there is no answer."""
-        connection = self._connect(seconds or self._seconds)
+    def _exchange(
+        self, request: _Request, seconds: float | None = None, stop: Stop | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request, which is sent once more with new credentials if the server does not know who asks (401).
+
+        Every request can be sent again: its body is in memory, and a server that answers 401 has done nothing.
+        """
+        used = self._credentials.current()
+        with self._sent(request, used, seconds, stop) as response:
+            new = self._credentials.renewed(used) if response.status == 401 else None
+            if new is None or (stop is not None and stop.is_set):
+                yield response
+                return
+        with self._sent(request, new, seconds, stop) as response:
+            yield response
+
+    @contextmanager
+    def _sent(
+        self, request: _Request, credential: Credential, seconds: float | None, stop: Stop | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer on a connection of its own; whatever goes wrong on it means that there is no answer."""
+        connection = self._connect(credential.certificate, seconds or self._seconds)
         try:
-            yield connection
+            with stop.ending(connection) if stop is not None else nullcontext():
+                yield _answer(connection, request, credential)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
             reason, hint = cause(error)
             message = f"the API server at {self.login.server} does not answer: {reason}"
@@ -159,23 +191,15 @@ class Rest:
         finally:
             connection.close()
 
-    def _send(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        body: Any,
-        headers: Mapping[str, str] | None,
-    ) -> http.client.HTTPResponse:
+    def _request(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: Any, headers: Mapping[str, str] | None
+    ) -> _Request:
         target = self._prefix + path + ("?" + urlencode(query, errors="surrogateescape") if query else "")
         media = MERGE_PATCH if method == "PATCH" else "application/json"
         media = "application/octet-stream" if isinstance(body, bytes) else media
-        given = {"Accept": "application/json", "User-Agent": "finetune"} | self._credentials.headers()
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         content = {} if data is None else {"Content-Type": media}
-        connection.request(method, target, data, given | content | dict(headers or {}))
-        return connection.getresponse()
+        return _Request(method, target, data, content | dict(headers or {}))
 
     def _object(self, body: bytes) -> Object:
         value = _object_of(body)
@@ -220,6 +244,16 @@ class Rest:
             case _:
                 refusal = RefusedError(status, f"the API server says: {said}")
         return refusal
+
+
+def _answer(connection: Connection, request: _Request, credential: Credential) -> http.client.HTTPResponse:
+    """Connect, send, and read the beginning of the answer."""
+    headers = {"Accept": "application/json", "User-Agent": "finetune"} | dict(credential.headers) | dict(request.headers)
+    connection.connect()
+    # A server that refuses a request may close the connection before it has read the body; its answer can be read all the same.
+    with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+        connection.request(request.method, request.target, request.body, headers)
+    return connection.getresponse()
 
 
 def _object_of(body: bytes) -> Object | None:

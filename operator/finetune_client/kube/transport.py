@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from finetune_client.errors import NotLoggedInError
-from finetune_client.kube.credentials import Credentials, content
+from finetune_client.kube.credentials import Certificate, Credentials, content
 from finetune_client.kube.kubeconfig import NO_CLUSTER, Login, is_true
 
 Connection = http.client.HTTPConnection
@@ -33,8 +33,27 @@ class _Tls(http.client.HTTPSConnection):
         self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name)
 
 
-def connector(login: Login, credentials: Credentials) -> Callable[[float], Connection]:
-    """What opens connections to a login's server, each with a timeout in seconds for every step of it.
+class _Contexts:
+    """TLS as the kubeconfig says, with one client certificate at a time: a renewed one makes another context."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        self._made: tuple[Certificate | None, ssl.SSLContext] | None = None
+
+    def of(self, certificate: Certificate | None) -> ssl.SSLContext:
+        """The context that shows a client certificate, or none.
+
+        Raises:
+            NotLoggedInError: a certificate or key cannot be read.
+        """
+        made = self._made
+        if made is None or made[0] != certificate:
+            self._made = made = certificate, _context(self._login, certificate)
+        return made[1]
+
+
+def connector(login: Login, credentials: Credentials) -> Callable[[Certificate | None, float], Connection]:
+    """What opens connections to a login's server, each with a client certificate and a timeout in seconds for every step of it.
 
     Raises:
         NotLoggedInError: server, proxy or certificates are not usable.
@@ -46,12 +65,13 @@ def connector(login: Login, credentials: Credentials) -> Callable[[float], Conne
     host = server.hostname
     target = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port or (80 if server.scheme == "http" else 443))
     if server.scheme == "http":
-        return lambda seconds: http.client.HTTPConnection(*target, timeout=seconds)
-    context = _context(login, credentials)
+        return lambda _certificate, seconds: http.client.HTTPConnection(*target, timeout=seconds)
+    contexts = _Contexts(login)
+    contexts.of(credentials.certificate())  # what is wrong with certificates is told before the first request
     name = str(login.cluster.get("tls-server-name") or host)
 
-    def connect(seconds: float) -> Connection:
-        connection = _Tls(*target, context=context, server_name=name, timeout=seconds)
+    def connect(certificate: Certificate | None, seconds: float) -> Connection:
+        connection = _Tls(*target, context=contexts.of(certificate), server_name=name, timeout=seconds)
         if proxy:
             connection.set_tunnel(host, port or 443, _proxy_headers(proxy))
         return connection
@@ -99,16 +119,16 @@ def _tls_cause(error: ssl.SSLError) -> tuple[str, str]:
     return f"it does not speak TLS as expected ({reason})", "see server of the kubeconfig"
 
 
-def _context(login: Login, credentials: Credentials) -> ssl.SSLContext:
+def _context(login: Login, client: Certificate | None) -> ssl.SSLContext:
     authority = content(login.cluster, "certificate-authority")
     try:
         context = ssl.create_default_context(cadata=authority.decode() if authority else None)
         if is_true(login.cluster.get("insecure-skip-tls-verify")):
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        if pair := credentials.certificate():
-            _load(context, *pair)
-    except (ssl.SSLError, ValueError) as error:
+        if client:
+            _load(context, *client)
+    except (OSError, ValueError) as error:
         message = f"{NO_CLUSTER}: a certificate or key of the kubeconfig cannot be read"
         raise NotLoggedInError(message, "get a new kubeconfig", str(error)) from error
     return context
