@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_client.errors import ClientError
 from finetune_client.home import at_home
+from finetune_client.transfer.names import target_name
 from finetune_operator.constants import API_VERSION, KIND
 from finetune_trainer.errors import ConfigError
 
@@ -68,7 +69,7 @@ def with_rows(settings: Mapping[str, Any], file: str | Path) -> Object:
     path = at_home(file)
     if not path.exists():
         raise ClientError(f"there is no file {file} here", "--upload takes a file or a folder of this machine")
-    return {"Dataset.train_file": path.resolve().name, **settings}
+    return {"Dataset.train_file": target_name(file), **settings}
 
 
 def place_of_rows(manifest: Object) -> tuple[str, str]:

@@ -28,6 +28,8 @@ class HelperPods:
         """Number of a request → where its connection is cut: ``before`` or ``after`` its effect, or within the ``body``."""
         self.damage = b""
         """What is put into the place of the bytes that a file begins with, once."""
+        self.pending = 0
+        """How many requests for a checksum are answered by 202, as if the file were large."""
         self.never_ready: Object | None = None
         """The status of pods that do not become ready."""
         self._processes: dict[str, subprocess.Popen[str]] = {}
@@ -52,8 +54,8 @@ class HelperPods:
         """The container's command, with a folder for the mount and any free port."""
         spec = pod["spec"]
         claim = spec["volumes"][0]["persistentVolumeClaim"]["claimName"]
-        _, option, program, _mount, _port, digest = spec["containers"][0]["command"]
-        command = [sys.executable, option, program, str(self.claims[claim]), "0", digest]
+        _, option, program, _mount, _port, digest, writer = spec["containers"][0]["command"]
+        command = [sys.executable, option, program, str(self.claims[claim]), "0", digest, writer]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         self._processes[name], self._ports[name] = process, int(process.stdout.readline())
@@ -78,6 +80,9 @@ class HelperPods:
             return web.json_response({"kind": "Status", "status": "Failure", "message": "no pod", "code": 503}, status=503)
         if cut == "before":
             raise ResetConnection
+        if self.pending and "hold=" in request.query_string:
+            self.pending -= 1
+            return web.json_response({"pending": True, "hashedBytes": self.requests, "sizeBytes": 1 << 40}, status=202)
         target = f"http://127.0.0.1:{self._ports[name]}/{request.path_qs.split('/proxy/', 1)[1]}"
         headers = {key: value for key, value in request.headers.items() if key in {"X-Finetune-Token", "Content-Type"}}
         async with (

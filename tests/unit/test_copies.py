@@ -13,6 +13,8 @@ import pytest
 from tests.support.builders import NAMESPACE, UID
 from tests.support.shell import Shell, shell_at
 
+from finetune_client.transfer.api import MODEL_FILES
+
 pytestmark = pytest.mark.sampled(8)
 
 Object = dict[str, Any]
@@ -41,7 +43,7 @@ def digest(data: bytes) -> str:
 def finished(shell: Shell, **changes: bytes) -> dict[str, bytes]:
     """A job whose result lies on its claim; gives its files."""
     files = {"adapter_model.safetensors": random.Random(1).randbytes(BIG), "tokenizer/vocab.json": b"{}", "empty.txt": b""}
-    files |= changes
+    files = changes | files
     folder = shell.cluster.helpers.claims[CLAIM] / FOLDER
     entries = []
     for name, data in files.items():
@@ -135,6 +137,14 @@ async def test_a_file_that_was_damaged_on_the_claim_is_refused(shell: Shell, tmp
     assert shell.kube.objects["pods"] == {}
 
 
+async def test_a_result_of_which_weights_are_missing_does_not_look_like_a_model(shell: Shell, tmp_path: Path) -> None:
+    """`finetune generate` takes a folder with one of these files as it is."""
+    finished(shell, **dict.fromkeys(MODEL_FILES, b"{}"))
+    (shell.cluster.helpers.claims[CLAIM] / FOLDER / "adapter_model.safetensors").unlink()
+    assert (await shell.run("download", "demo", "model"))[0] == 1
+    assert not {*MODEL_FILES} & {*tree(tmp_path / "model")}
+
+
 async def test_a_manifest_that_is_not_the_jobs_is_refused(shell: Shell, tmp_path: Path) -> None:
     finished(shell)
     path = shell.cluster.helpers.claims[CLAIM] / FOLDER / "manifest.json"
@@ -169,6 +179,19 @@ async def test_files_and_folders_go_to_a_folder_of_the_claim(shell: Shell, tmp_p
     code, out, err = await shell.run("upload", "rows.jsonl", "model", "data:in/put", "--image", "python:3.11")
     assert (code, out, err) == (0, "data:in/put/rows.jsonl\ndata:in/put/model/deep/w.bin\n", "")
     assert tree(shell.cluster.helpers.claims["data"]) == {"in/put/rows.jsonl": b"{}\n", "in/put/model/deep/w.bin": b"123"}
+
+
+async def test_two_files_that_would_have_one_name_are_refused_before_anything_is_copied(shell: Shell, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(folder)
+    code, out, err = await shell.run("upload", "a/rows.jsonl", "b/rows.jsonl", "new:", "--image", "t:1", "--create", "1Gi")
+    assert (code, out) == (1, "")
+    assert err == (
+        "error: a/rows.jsonl and b/rows.jsonl would both be rows.jsonl on the claim\n"
+        "  -> give one of them another name, or copy it to another folder: CLAIM:FOLDER\n"
+    )
+    assert shell.writes() == []
 
 
 async def test_a_path_that_leaves_the_claim_is_refused(shell: Shell, tmp_path: Path) -> None:

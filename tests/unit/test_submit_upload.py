@@ -77,6 +77,34 @@ async def test_a_finetuning_yaml_and_a_folder_of_rows(shell: Shell, tmp_path: Pa
     assert shell.job("conf")["spec"]["config"]["Dataset"]["train_file"] == "rows"
 
 
+@pytest.mark.parametrize("real", ["rows-05.jsonl", "rows-05"])
+async def test_rows_behind_a_link_have_the_name_of_the_link(shell: Shell, tmp_path: Path, real: str) -> None:
+    claim_is_there(shell)
+    file = tmp_path / real if real.endswith(".jsonl") else tmp_path / real / "train.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(ROWS)
+    (tmp_path / "latest").symlink_to(real)
+    code, _, err = await shell.run("submit", "-f", "job.yaml", "--upload", "latest")
+    assert (code, err) == (0, "latest is copied to data:in/put/latest\n")
+    assert shell.job("new")["spec"]["config"]["Dataset"]["train_file"] == "latest"
+    there = tmp_path / "claim" / "in" / "put" / "latest"
+    assert (there if there.is_file() else there / "train.jsonl").read_bytes() == ROWS
+
+
+@pytest.mark.parametrize("typed", [".", "../rows"])
+async def test_rows_in_the_folder_where_the_user_is_have_its_name(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    claim_is_there(shell)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_bytes(ROWS)
+    monkeypatch.chdir(tmp_path / "rows")
+    code, _, err = await shell.run("submit", "-f", "../job.yaml", "--upload", typed)
+    assert (code, err) == (0, f"{typed} is copied to data:in/put/rows\n")
+    assert (tmp_path / "claim" / "in" / "put" / "rows" / "train.jsonl").read_bytes() == ROWS
+    assert shell.job("new")["spec"]["config"]["Dataset"]["train_file"] == "rows"
+
+
 async def test_a_train_file_that_is_set_is_kept(shell: Shell) -> None:
     claim_is_there(shell)
     options = ("--upload", "mine.jsonl", "--set", "Dataset.train_file=other.jsonl")

@@ -50,10 +50,10 @@ class Bar:
     def __call__(self, progress: Progress) -> None:
         """Draw it, if it has changed."""
         percent = 100 * progress.done / progress.total if progress.total else 100.0
-        words = f"{bar(percent)} {percent:3.0f}% of {size(progress.total)}"
+        words = f"{bar(percent)} {percent:3.0f}% of {size(progress.total)}  {progress.file[:40]}"
         if words != self._shown and sys.stderr.isatty():
             self._shown = words
-            sys.stderr.write(f"\r\x1b[2K{words}  {progress.file[:40]}")
+            sys.stderr.write(f"\r\x1b[2K{words}")
             sys.stderr.flush()
 
     def end(self) -> None:

@@ -15,9 +15,8 @@ from finetune_client.commands.common import client_of, note
 from finetune_client.commands.copy import Bar
 from finetune_client.errors import ClientError
 from finetune_client.home import at_home
+from finetune_client.transfer.api import MODEL_FILES
 
-MODEL_FILES = ("adapter_config.json", "config.json")
-"""What a folder with an adapter or a model has."""
 NEEDED = ("torch", "transformers", "peft")
 
 

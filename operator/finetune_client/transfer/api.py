@@ -14,6 +14,7 @@ from finetune_client.home import at_home
 from finetune_client.job import Job
 from finetune_client.kube.rest import part
 from finetune_client.transfer.copies import Count, Tell, fetch, files_of, manifest_of, send
+from finetune_client.transfer.names import target_name
 from finetune_client.transfer.pod import helper
 from finetune_trainer.output.manifest import MANIFEST
 
@@ -22,6 +23,9 @@ Say = Callable[[str], None]
 
 EXTRAS = ("report.html", "logs/metrics.jsonl")
 """Files that are worth having beside those of the manifest."""
+
+MODEL_FILES = ("adapter_config.json", "config.json")
+"""By these a folder is taken for an adapter or a model: they come last, so that a result that was cut off is not."""
 
 
 def download(client: Access, name: str, folder: str | Path, image: str | None, progress: Tell, say: Say) -> Path:
@@ -40,10 +44,10 @@ def download(client: Access, name: str, folder: str | Path, image: str | None, p
                 raise
             raise MissingError(404, f"the folder {source} is not on the claim {claim} any more") from error
         count = Count(sum(entry.size_bytes for entry in entries), progress)
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.path in MODEL_FILES):
             fetch(pod, f"{source}/{entry.path}", target / entry.path, entry.size_bytes, entry.sha256, count)
         for extra in sorted({*EXTRAS} - {entry.path for entry in entries}):
-            found = pod.get("digest", path=f"{source}/{extra}")
+            found = pod.ask_for_hash("GET", "digest", lambda _: None, path=f"{source}/{extra}")
             if "sha256" in found:
                 fetch(pod, f"{source}/{extra}", target / extra, found["sizeBytes"], found["sha256"], Count(0, lambda _: None))
     (target / MANIFEST).write_bytes(text)  # last, as the trainer does: with it the result is complete
@@ -82,7 +86,7 @@ def upload_rows(
     """Copy the rows of a job that is not created yet to the claim of its data; give their place there."""
     claim, folder = submission.place_of_rows(manifest)
     upload(client, [file], claim, folder, image or manifest["spec"].get("image"), create, progress, say)
-    return f"{claim}:{'/'.join(filter(None, (folder, at_home(file).resolve().name)))}"
+    return f"{claim}:{'/'.join(filter(None, (folder, target_name(file))))}"
 
 
 def _claims(client: Access) -> str:

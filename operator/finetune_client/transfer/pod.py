@@ -13,9 +13,10 @@ from time import monotonic, sleep
 from typing import Any
 
 from finetune_client.access import Access
-from finetune_client.errors import ClientError, ForbiddenError, RefusedError, UnreachableError
+from finetune_client.errors import ClientError, ForbiddenError, MissingError, RefusedError, UnreachableError
 from finetune_client.job import Job
 from finetune_client.kube.rest import Answer, part
+from finetune_client.transfer.lifetime import ENDED, LABEL, LIFETIME_SECONDS, made, pods_of, sweep
 
 Object = dict[str, Any]
 
@@ -23,13 +24,16 @@ PORT = 8000
 MOUNT = "/claim"
 USER = 1000
 """User and group of the trainer image: files that are written here can be read by jobs."""
-LIFETIME_SECONDS = 12 * 3600
-"""Longest copy; then Kubernetes ends the pod, whatever has become of whoever made it."""
 START_SECONDS = 300
 TRIES = 8
 """How often a request is repeated whose answer did not come."""
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0)
-LABEL = "llmonray.dev/copies-files"
+HOLD_SECONDS = 5
+"""How long the pod waits with its answer for a checksum; then it says how far it is, and is asked again."""
+STALL_SECONDS = 300
+"""How long nothing more of a file may be hashed; a claim may stand still while its storage is busy."""
+PREFIX = "finetune-files-"
+"""Of the names of helper pods; what follows names the pod as a writer of files."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +56,45 @@ class Helper:
         """A part of a file."""
         return self.ask("GET", "file", {"path": path, "offset": offset, "length": length}).body
 
+    def ask_for_hash(self, method: str, request: str, tell: Callable[[int], None], **query: str | int) -> Object:
+        """A JSON answer for which the pod needs the checksum of a file, however long that takes.
+
+        Args:
+            method: of HTTP.
+            request: its name.
+            tell: is told how many bytes are hashed, while that goes on.
+            query: its arguments.
+
+        Raises:
+            UnreachableError: the pod does not get on.
+        """
+        hashed, since = -1, monotonic()
+        while True:
+            data = b"" if method == "PUT" else None
+            answer = self._object(self.ask(method, request, {**query, "hold": HOLD_SECONDS}, data))
+            if not answer.get("pending"):
+                return answer
+            if (now := int(answer.get("hashedBytes") or 0)) != hashed:
+                hashed, since = now, monotonic()
+            elif monotonic() - since > STALL_SECONDS:
+                message = f"the helper pod {self.name} does not get on with the checksum of {query.get('path')}"
+                raise UnreachableError(message, "look whether the storage of the claim is in order; then type the command again")
+            tell(hashed)
+
+    def is_named(self, writer: str) -> bool:
+        """Whether this pod is a writer."""
+        return self.name == PREFIX + writer
+
+    def is_at_work(self, writer: str) -> bool:
+        """Whether another helper pod may still write to the claim."""
+        try:
+            pod = Job(self.client.rest.get(f"{pods_of(self.client)}/{part(PREFIX + writer)}"))
+        except MissingError:
+            return False
+        except ClientError:
+            return True  # nobody knows
+        return pod.read("status", "phase") not in ENDED
+
     def ask(self, method: str, request: str, query: dict[str, str | int], data: bytes | None = None) -> Answer:
         """One request, repeated while no answer comes.
 
@@ -69,7 +112,7 @@ class Helper:
         raise AssertionError
 
     def _ask_once(self, method: str, request: str, query: dict[str, str | int], data: bytes | None) -> Answer:
-        path = f"/api/v1/namespaces/{part(self.client.namespace)}/pods/{part(self.name)}:{PORT}/proxy/{request}"
+        path = f"{pods_of(self.client)}/{part(self.name)}:{PORT}/proxy/{request}"
         texts = {key: str(value) for key, value in query.items()}
         answer = self.client.rest.ask(method, path, texts, data, {"X-Finetune-Token": self.token})
         if answer.status < 300:
@@ -115,15 +158,11 @@ def helper(
     Raises:
         ClientError: it cannot be made, or does not start in time; with the reason.
     """
-    token, name = secrets.token_hex(32), f"finetune-files-{secrets.token_hex(4)}"
-    pods = f"/api/v1/namespaces/{part(client.namespace)}/pods"
-    client.rest.call("POST", pods, body=manifest(name, claim, image, token, read_only=read_only, near=near))
-    try:
-        _wait(client, f"{pods}/{name}", claim, tell)
+    sweep(client)
+    token, name = secrets.token_hex(32), f"{PREFIX}{secrets.token_hex(4)}"
+    with made(client, manifest(name, claim, image, token, read_only=read_only, near=near), tell):
+        _wait(client, f"{pods_of(client)}/{name}", claim, tell)
         yield Helper(client, name, token)
-    finally:
-        with suppress(ClientError):
-            client.rest.call("DELETE", f"{pods}/{name}", body={"gracePeriodSeconds": 0})
 
 
 def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool, near: str | None = None) -> Object:
@@ -133,7 +172,7 @@ def manifest(name: str, claim: str, image: str, token: str, *, read_only: bool, 
     container = {
         "name": "files",
         "image": image,
-        "command": ["python", "-c", program, MOUNT, str(PORT), digest],
+        "command": ["python", "-c", program, MOUNT, str(PORT), digest, name.removeprefix(PREFIX)],
         "ports": [{"containerPort": PORT}],
         "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 1},
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "512Mi"}},
