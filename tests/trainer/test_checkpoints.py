@@ -149,9 +149,10 @@ def test_a_checkpoint_that_cannot_be_relied_on_is_named_and_the_one_before_is_ta
     assert steps(outcome) == [3, 4, 5, 6]
 
 
-def test_a_draft_is_never_taken(killed: Command) -> None:
+@pytest.mark.parametrize("name", [".step-00000004.tmp", ".step-00000004-0123abcd.tmp"])
+def test_a_draft_is_never_taken(killed: Command, name: str) -> None:
     folder = killed.output / "checkpoints"
-    (folder / "step-00000004").rename(folder / ".step-00000004.tmp")
+    (folder / "step-00000004").rename(folder / name)
     outcome = run(killed)
     assert steps(outcome) == [3, 4, 5, 6]
     assert not folder.exists()
@@ -197,7 +198,6 @@ def test_checkpoints_of_other_runs_stay(tmp_path: Path) -> None:
         store.complete(draft, Marker(identity=identity, step=step, total_steps=9, trainer_version="1", files=files))
     (tmp_path / "step-00000003" / "complete.json").unlink()
     (tmp_path / "mine").mkdir()
-    store.begin(tmp_path, 6)
     store.prune(tmp_path, "r", keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "step-00000002", "step-00000005"]
     assert [marker.step for _, marker in store.candidates(tmp_path, IDENTITY)] == [5]
@@ -272,7 +272,7 @@ def test_interrupted_export_is_completed_by_the_next_start(command: Command) -> 
     command.change("General", base_model=str(command.folder / "wide"), lora_config=None)
     command.change("Training", optimizer="SGD")
     started = Apart(command, "--run_name", "r", "--checkpoint_every_steps", "4")
-    started.watch((command.output / ".export").exists)
+    started.watch(lambda: any(command.output.glob(".export-*.tmp")))
     started.process.kill()
     assert started.end()[0] == -signal.SIGKILL
     assert not (command.output / "manifest.json").exists()
@@ -280,7 +280,7 @@ def test_interrupted_export_is_completed_by_the_next_start(command: Command) -> 
     assert outcome.code == 0, outcome.err
     assert steps(outcome) == []
     assert "resuming from checkpoint" in outcome.err
-    assert not (command.output / ".export").exists()
+    assert not list(command.output.glob(".export*"))
     assert not (command.output / "checkpoints").exists()
     result = manifest.find_result(command.output, "r")
     assert result is not None

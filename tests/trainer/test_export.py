@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,12 +19,11 @@ from transformers import AutoModelForCausalLM
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.errors import ExportInvalid
-from finetune_trainer.output import verify
+from finetune_trainer.files import sync
+from finetune_trainer.output import manifest, verify
 from finetune_trainer.output.manifest import find_result
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.trainer import Command
 
 pytestmark = [
@@ -189,6 +190,54 @@ def test_adapter_is_a_result_when_the_merge_fails_and_the_next_attempt_merges(co
     again = command.run("--run_name", "r", "--attempt", "2")
     assert again.code == 0, again.err
     assert find_result(command.output, "r", "merged") is not None
+
+
+def test_whole_result_is_on_the_disk_before_it_is_declared_complete(tmp_path: Path) -> None:
+    folder, seen = tmp_path / "out", []
+    for name in ("weights", "logs/summary.json", "merged/weights"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+    def look(path: Path) -> None:
+        seen.append((str(path.relative_to(folder)), (folder / "manifest.json").exists()))
+
+    names = ["weights", "logs/summary.json", "merged/weights"]
+    manifest.write_manifest(a_run(folder), names, manifest.Manifest(format="full-model", base_model="m"), look)
+    assert {name for name, declared in seen if not declared} == {*names, ".", "logs", "merged"}
+    assert [name for name, declared in seen if declared] == ["."]
+
+
+def test_file_system_that_cannot_sync_is_no_error() -> None:
+    with Path("/dev/null").open("rb") as file, pytest.raises(OSError, match=r"Invalid argument|not supported"):
+        os.fsync(file.fileno())
+    sync(Path("/dev/null"))
+
+
+def test_file_that_is_gone_cannot_be_synced(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "gone")
+
+
+def test_workers_that_are_restarted_when_the_result_is_complete_train_no_more(command: Command) -> None:
+    done = command.run("--run_name", "r")
+    assert done.code == 0, done.err
+    before, progress = (command.output / "manifest.json").read_bytes(), command.output / "logs" / "progress.json"
+    told = json.loads(progress.read_text())
+    progress.write_text(json.dumps({key: value for key, value in told.items() if key != "output"} | {"state": "exporting"}))
+    (command.output / "checkpoints" / ".step-00000004-0123abcd.tmp").mkdir(parents=True)
+    again = command.train(lambda record: pytest.fail(f"trained again: {record}"), "r")
+    assert (command.output / "manifest.json").read_bytes() == before
+    assert (again.progress["state"], again.progress["output"]) == ("finished", told["output"])
+    assert again.progress["step"] == told["step"]
+    assert not (command.output / "checkpoints").exists()
+
+
+def test_drafts_of_earlier_workers_are_removed_before_new_ones_begin(command: Command) -> None:
+    old = [command.output / name for name in (".export", ".export-0123abcd.tmp", "checkpoints/.step-00000002-0123abcd.tmp")]
+    for path in old:
+        path.mkdir(parents=True)
+    command.train(lambda _: [pytest.fail(f"{path} is left") for path in old if path.exists()], "r")
+    assert not list(command.output.glob(".export*"))
 
 
 PEAKS = """

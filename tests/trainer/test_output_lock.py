@@ -16,13 +16,14 @@ import pytest
 from tests.support.moments import just_before
 from tests.support.trainer import Apart
 
+from finetune_trainer.checkpoint import store
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
 from finetune_trainer.data import sources, tokenize
 from finetune_trainer.data.copies import COPIES
 from finetune_trainer.data.tokenize_options import TokenizeOptions
 from finetune_trainer.errors import OutputInUse
-from finetune_trainer.output import manifest
+from finetune_trainer.output import export, manifest
 from finetune_trainer.runtime import lock, stop
 from finetune_trainer.tracking.holder import LOCK_FILE, check_still_held, read_holder
 from finetune_trainer.tracking.progress import PROGRESS_FILE
@@ -180,8 +181,13 @@ def tidy(run: Run, tokenizer: Any) -> None:
     clean_up(run)
 
 
+def begin_export(run: Run, tokenizer: Any) -> None:
+    nothing: Any = None
+    export.export(run, nothing, nothing)
+
+
 @pytest.mark.sampled(2)
-@pytest.mark.parametrize("write", [tokenise, copy, declare, tidy])
+@pytest.mark.parametrize("write", [tokenise, copy, declare, tidy, begin_export])
 def test_older_attempt_that_was_long_at_work_leaves_what_the_newer_one_makes(
     command: Command, tokenizer: Any, write: Callable[[Run, Any], None]
 ) -> None:
@@ -190,6 +196,8 @@ def test_older_attempt_that_was_long_at_work_leaves_what_the_newer_one_makes(
         older = dataclasses.replace(run_of(command, first, 1), dataset_dir=command.folder)
         for made in (older.tokens / ".draft.tmp", older.tokens / COPIES / "other", older.checkpoints / "step-00000001"):
             made.mkdir(parents=True)
+        store.begin(older.checkpoints, 2)
+        manifest.begin_export(older)
         before = set(command.output.rglob("*"))
         with pytest.raises(OutputInUse, match="attempt 2 at run r"):
             write(older, tokenizer)

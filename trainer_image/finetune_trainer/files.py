@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable
 
 LFS_POINTER = b"version https://git-lfs"
@@ -19,6 +23,12 @@ LFS_POINTER = b"version https://git-lfs"
 
 CHUNK_BYTES = 16 * 2**20
 """How much is written and added to the digest at a time: it stays in the CPU's cache between the two."""
+
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors that tell that there is no such file. Any other one tells only that it cannot be read now."""
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
+"""Error numbers of a file system that has no way to sync."""
 
 
 class Entry(BaseModel):
@@ -44,20 +54,52 @@ def write_atomically(path: Path, data: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Sync a file that was just written to the disk.
+    """Sync a file that was just written to the disk, or the names in a folder. A file system that cannot do that is no error.
 
     Raises:
         OSError: the volume is full or not writable.
     """
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def make_draft(folder: Path, name: str) -> Path:
+    """Make an empty folder in which something of this name is prepared. A later draft of it has another name: a worker that
+    was taken for lost may still be writing into an earlier one.
+
+    Raises:
+        OSError: the volume is full or not writable.
+    """
+    draft = folder / f".{name}-{secrets.token_hex(4)}.tmp"
+    draft.mkdir(parents=True)
+    return draft
+
+
+def remove_drafts(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the drafts in a folder: those that cannot be removed stay. Nobody who is at work may need one."""
+    found: list[Path] = []
+    with suppress(OSError):
+        found = [path for path in folder.iterdir() if names.fullmatch(path.name)]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def describe_file(folder: Path, name: str) -> Entry:
@@ -87,7 +129,7 @@ def write_described(path: Path, parts: Iterable[bytes | memoryview]) -> Entry:
                 whole.update(chunk)
             size += len(part)
         file.flush()
-        os.fsync(file.fileno())
+        _sync(file.fileno())
     return Entry(path=path.name, size_bytes=size, sha256=whole.hexdigest())
 
 

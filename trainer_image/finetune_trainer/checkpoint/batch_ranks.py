@@ -11,7 +11,9 @@ from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.identity import configuration_digest
 from finetune_trainer.checkpoint.marker import Unusable, read_marker
 from finetune_trainer.config.run import CHECKPOINTS
+from finetune_trainer.errors import output_error
 from finetune_trainer.runtime import distributed
+from finetune_trainer.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,10 @@ def keep_batches(run: Run, worker: Worker, data: Data) -> Run:
     provided that configuration and rows are the same. A collective.
 
     It is asked before the engine is built, which depends on it: the learning-rate schedule, and the memory of a step.
+
+    Raises:
+        OutputNotWritable: a checkpoint of the run cannot be read at present.
+        OSError: one of the earlier run, or the given one, cannot be read at present.
     """
     made_for = distributed.broadcast_from_rank0(worker, lambda: _find(run, data))
     if made_for is None or made_for == worker.size:
@@ -47,15 +53,20 @@ def _find(run: Run, data: Data) -> int | None:
 
 def _in_order(run: Run) -> Iterator[Marker]:
     """Markers of the checkpoints that Checkpointer.restore would try."""
-    own = store.markers(run.checkpoints)
+    try:
+        own = list(store.markers(run.checkpoints))
+    except OSError as error:
+        raise output_error(run.output_dir, error) from error
     yield from (marker for marker in own if marker.identity.run == run.checkpoint_owner)
     if run.resume_from is not None:
         yield from islice(store.markers(run.resume_from / CHECKPOINTS), 1)
     if run.given_checkpoint is not None:
         try:
             yield read_marker(run.given_checkpoint)
-        except Unusable:  # the checkpointer refuses it, with the reason
-            return
+        except (Unusable, OSError) as error:
+            if is_transient(error):
+                raise
+            return  # the checkpointer refuses it, with the reason
 
 
 def _tell(run: Run, made_for: int, ranks: int) -> None:

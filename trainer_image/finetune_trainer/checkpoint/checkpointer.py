@@ -14,7 +14,7 @@ from finetune_trainer.checkpoint import store, tensors
 from finetune_trainer.checkpoint.identity import Identity, configuration_digest
 from finetune_trainer.checkpoint.marker import STATE, Marker, Unusable, check_files, read_marker
 from finetune_trainer.config.run import CHECKPOINTS
-from finetune_trainer.errors import LossNotFinite, OutputInUse, output_error
+from finetune_trainer.errors import LossNotFinite, output_error
 from finetune_trainer.explain import explain
 from finetune_trainer.files import write_described
 from finetune_trainer.runtime import distributed, host
@@ -22,6 +22,7 @@ from finetune_trainer.runtime.background import InBackground
 from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
+from finetune_trainer.transient import is_transient
 from finetune_trainer.versions import trainer_version
 
 if TYPE_CHECKING:
@@ -127,20 +128,24 @@ class Checkpointer:
 
     def _save(self, step: int, state: dict[str, torch.Tensor], rest: bytes) -> Checkpoint:
         """Write a checkpoint, and remove the oldest ones. A collective of the threads."""
+        draft: Path | None = None
         try:
             draft = distributed.broadcast_from_rank0(self._beside, lambda: self._begin(step))
-            written = distributed.all_gather(self._beside, lambda: self._write(draft, state, rest))
-            files = tuple(entry for entries in written for entry in entries)
-            return distributed.broadcast_from_rank0(self._beside, lambda: self._complete(draft, step, files))
+            return self._fill(draft, step, state, rest)
         except Exception as error:
-            if self._worker.is_rank0 and not isinstance(error, OutputInUse):
-                store.discard(self._run.checkpoints, step)
+            if self._worker.is_rank0 and draft is not None:
+                store.discard(draft)
             known = output_error(self._run.output_dir, error) if isinstance(error, OSError) else None
             raise (known or explain(error, self._run) or error) from error
 
     def _begin(self, step: int) -> Path:
         check_still_held(self._run)
         return store.begin(self._run.checkpoints, step)
+
+    def _fill(self, draft: Path, step: int, state: dict[str, torch.Tensor], rest: bytes) -> Checkpoint:
+        written = distributed.all_gather(self._beside, lambda: self._write(draft, state, rest))
+        files = tuple(entry for entries in written for entry in entries)
+        return distributed.broadcast_from_rank0(self._beside, lambda: self._complete(draft, step, files))
 
     def _write(self, draft: Path, state: dict[str, torch.Tensor], rest: bytes) -> list[Entry]:
         entries = []
@@ -185,17 +190,22 @@ class Checkpointer:
         Raises:
             ConfigError: the earlier run has finished and kept none, or what it kept or General.resume_from_checkpoint
                 names does not fit.
+            OutputNotWritable: a checkpoint of this run cannot be read at present: it may be the newest one.
+            OSError: one of the earlier run, or the given one, cannot be read at present.
         """
         return self._resume_own() or self._resume_earlier(is_finished) or self._resume_given() or Start()
 
     def _resume_own(self) -> Start | None:
         """Resume from the newest usable checkpoint of this run."""
         folder = self._run.checkpoints
-        for path, marker in self._on_rank0(lambda: list(store.candidates(folder, self._identity))):
-            try:
-                return self._restore_all(path, marker)
-            except Unusable as reason:
-                self._skip(path, reason)
+        try:
+            for path, marker in self._on_rank0(lambda: list(store.candidates(folder, self._identity))):
+                try:
+                    return self._restore_all(path, marker)
+                except Unusable as reason:
+                    self._skip(path, reason)
+        except OSError as error:
+            raise output_error(self._run.output_dir, error) from error
         return None
 
     def _resume_earlier(self, is_finished: Callable[[Path], bool]) -> Start | None:
@@ -225,7 +235,9 @@ class Checkpointer:
             return None
         try:
             return self._resume_other(given, self._on_rank0(lambda: read_marker(given)))
-        except Unusable as reason:
+        except (Unusable, OSError) as reason:
+            if is_transient(reason):
+                raise
             raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
     def _resume_other(self, path: Path, marker: Marker) -> Start:
@@ -252,11 +264,17 @@ class Checkpointer:
 
         Raises:
             Unusable: a file has changed.
+            OSError: one cannot be read at present, by any rank.
         """
         shards, rank = marker.identity.shards, self._worker.rank
         mine = shards[rank % len(shards) :: self._worker.size]
-        distributed.all_gather(self._worker, lambda: check_files(path, marker, (*mine, STATE)))
-        rest: dict[str, Any] = json.loads((path / STATE).read_bytes())
+        rest: dict[str, Any] = {}
+
+        def read() -> None:
+            check_files(path, marker, (*mine, STATE))
+            rest.update(json.loads((path / STATE).read_bytes()))
+
+        distributed.all_gather(self._worker, read)
         return rest
 
     def _restore_tensors(self, path: Path, marker: Marker, rest: dict[str, Any]) -> None:

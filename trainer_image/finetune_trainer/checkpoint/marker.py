@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.checkpoint.identity import Identity
-from finetune_trainer.files import Entry, describe_file, write_atomically
+from finetune_trainer.files import ABSENT, Entry, describe_file, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +51,10 @@ class Marker(BaseModel):
 
 
 class Unusable(Exception):  # noqa: N818 - it says what the checkpoint is
-    """A folder is not a complete checkpoint; the message is the reason."""
+    """A folder is not a complete checkpoint; the message is the reason.
+
+    A checkpoint that cannot be read at present may be complete: that is an OSError, and nothing is concluded from it.
+    """
 
 
 def write_marker(path: Path, marker: Marker) -> None:
@@ -70,21 +72,24 @@ def read_marker(path: Path) -> Marker:
 
     Raises:
         Unusable: it is not complete.
+        OSError: it cannot be read at present.
     """
     try:
         marker = Marker.model_validate_json((path / MARKER).read_bytes())
-    except FileNotFoundError:
+    except ABSENT:
         raise Unusable(f"it has no {MARKER}") from None
-    except (OSError, ValidationError):
+    except ValidationError:
         raise Unusable(f"its {MARKER} cannot be read") from None
     names = {entry.path for entry in marker.files}
     if STATE not in names or any("/" in name for name in names):
         raise Unusable(f"its {MARKER} does not name the files of a checkpoint")
     for entry in marker.files:
-        with suppress(OSError):
-            if (path / entry.path).stat().st_size == entry.size_bytes:
-                continue
-        raise Unusable(f"{entry.path} is missing or cut off")
+        try:
+            whole = (path / entry.path).stat().st_size == entry.size_bytes
+        except ABSENT:
+            whole = False
+        if not whole:
+            raise Unusable(f"{entry.path} is missing or cut off")
     return marker
 
 
@@ -93,12 +98,13 @@ def check_files(path: Path, marker: Marker, names: Iterable[str]) -> None:
 
     Raises:
         Unusable: one is not.
+        OSError: one cannot be read at present.
     """
     entries = {entry.path: entry for entry in marker.files}
     for name in names:
         try:
             same = describe_file(path, name) == entries.get(name)
-        except OSError as error:
+        except ABSENT as error:
             raise Unusable(f"{name} cannot be read: {error.strerror}") from None
         if not same:
             raise Unusable(f"{name} is not the file that was written")

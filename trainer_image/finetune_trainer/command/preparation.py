@@ -16,6 +16,7 @@ from finetune_trainer.tracking import console
 from finetune_trainer.tracking.metrics import METRICS_FILE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Progress, now, write_progress
 from finetune_trainer.training.cleanup import clean_up
+from finetune_trainer.transient import is_transient
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
@@ -26,16 +27,17 @@ def already_finished(run: Run) -> bool:
 
     Raises:
         OutputInUse: the result is of a newer attempt.
+        OutputNotWritable: it cannot be read at present.
     """
     if run.run_name is None:
         return False
-    newer = manifest.attempt_of(run.output_dir, run.run_name)
+    try:
+        newer, output = manifest.attempt_of(run.output_dir, run.run_name), manifest.result_of(run)
+    except OSError as error:
+        raise output_error(run.output_dir, error) from error
     if newer > run.attempt:
         older = f"attempt {run.attempt} is older, and does not start"
         raise OutputInUse(f"{run.output_dir}: attempt {newer} at run {run.run_name} has finished; {older}")
-    general = run.config.general
-    part = MERGED if general.merge_adapter and general.lora_config is not None else ""
-    output = manifest.find_result(run.output_dir, run.run_name, part)
     if output is None:
         return False
     clean_up(run)
@@ -75,5 +77,7 @@ def check_inputs(run: Run) -> None:
     if run.given_checkpoint is not None:
         try:
             marker.read_marker(run.given_checkpoint)
-        except marker.Unusable as reason:
+        except (marker.Unusable, OSError) as reason:
+            if is_transient(reason):
+                raise
             raise store.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from finetune_trainer.output.summary import RunSummary
     from finetune_trainer.tracking.progress import Output
 
-SCRATCH = ".export"
-"""Folder below the output folder in which the result is prepared: on the same volume, so that files can be renamed."""
-
 SHARD_BYTES = 2 * 10**9
 """Largest file of weights: while a file is written, all of it is in memory a second time."""
 
@@ -82,17 +79,20 @@ def export(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
     Raises:
         OutputVolumeFull: no space left.
         OutputNotWritable: the folder is not writable.
+        OutputInUse: another run has taken the folder.
     """
+    check_still_held(run)
     try:
-        return _write(run, inputs, summary)
+        scratch = manifest.begin_export(run)
+        try:
+            return _write(run, inputs, summary, scratch)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise output_error(run.output_dir, error) from error
 
 
-def _write(run: Run, inputs: ExportInput, summary: RunSummary) -> Output:
-    scratch = run.output_dir / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+def _write(run: Run, inputs: ExportInput, summary: RunSummary, scratch: Path) -> Output:
     if summary.taught is not None:
         teach_template(inputs.tokenizer, summary.taught.template)
     adapted = hasattr(inputs.model, "peft_config")
@@ -192,5 +192,4 @@ def _move(source: Path, target: Path) -> list[str]:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).chmod(0o644)
         (source / name).replace(target / name)
-    shutil.rmtree(source)
     return names

@@ -101,7 +101,7 @@ def restore(before: dict[signal.Signals, Any]) -> None:
 
 
 def _is_training(logs: Path) -> bool:
-    """Whether the loop takes steps and will see the request; also if the file, which another host replaces, cannot be read now."""
+    """Whether the loop takes steps and will see the request; also if the file, which another host replaces, cannot be read."""
     try:
         progress = read_progress(logs / PROGRESS_FILE)
     except (OSError, ValueError):
