@@ -31,8 +31,11 @@ def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None
 
 
 def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_said(jobs: Kubectl) -> None:
-    job = finetune_job("late", **LONG, activeDeadlineSeconds=5, clusterTTLSeconds={"onFailure": 40})
+    """The deadline comes while it trains: a driver that is still importing is ended with its cluster."""
+    job = finetune_job("late", **LONG, clusterTTLSeconds={"onFailure": 40})
     with applied(jobs, job):
+        wait_until("training", lambda: (job_status(jobs, "late").get("progress") or {}).get("step"))
+        change_spec(jobs, "late", activeDeadlineSeconds=5)
         status = wait_until("the end", lambda: ended(jobs, "late"))
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
         assert "spec.activeDeadlineSeconds, 5 s" in status["message"]
