@@ -7,7 +7,6 @@ They are computed by what `finetune estimate` computes with: no GPU is needed.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +44,9 @@ def step(method: str, ranks: int, *, sharded: bool, device: speed.Device, tokens
 
 def fitting(shape: memory.Shape, made: memory.Step) -> tuple[memory.Step, memory.Prediction] | None:
     """The step, with activations recomputed if they have to be, and its memory; None: it does not fit."""
-    for recomputes in (False, True):
-        tried = dataclasses.replace(made, checkpointing=recomputes)
-        predicted = memory.predict(shape, tried)
-        if predicted.fits(made.device):
-            return tried, predicted
-    return None
+    tried = memory.fitted(shape, made, "auto")
+    predicted = memory.predict(shape, tried)
+    return (tried, predicted) if predicted.fits(made.device) else None
 
 
 def smallest(shape: memory.Shape, method: str, device: speed.Device) -> tuple[memory.Step, memory.Prediction] | None:

@@ -41,7 +41,7 @@ from finetune_trainer.config.run import LOGS
 from finetune_trainer.errors import ConfigError
 from finetune_trainer.fetch.report import FetchReport
 from finetune_trainer.output.answers import ANSWER_TOKENS, Sample, read_samples
-from finetune_trainer.runtime.stop import SIGNALS, STOPPED_EXIT_CODE
+from finetune_trainer.runtime.stop import STOPPED_EXIT_CODE, heeded
 from finetune_trainer.tracking.progress import PROGRESS_FILE, read_progress
 from finetune_trainer.tracking.streams import unfailing
 
@@ -157,9 +157,7 @@ def wait_for(trainer: subprocess.Popen[bytes]) -> int:
         stopping = True
         trainer.send_signal(signal.SIGTERM)
 
-    # nohup has a hang-up ignored.
-    passed_on = [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
-    before = {number: signal.signal(number, pass_on) for number in passed_on}
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         code = trainer.wait()
     finally:

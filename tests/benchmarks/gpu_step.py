@@ -30,6 +30,7 @@ from tests.benchmarks.commit import commit
 from tests.benchmarks.gpu_shapes import SHAPES as FAMILIES
 
 from finetune_trainer.launch.allocator import VARIABLES, set_up_memory
+from finetune_trainer.memory import Shape
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name.rpartition("-")[0], sizes) for name, sizes in FAMILIES.items()},
@@ -69,6 +70,14 @@ def lengths(law: str, count: int) -> list[int]:
     if law == "logn":
         return [max(24, min(512, int(chance.lognormvariate(5.05, 0.62)))) for _ in range(count)]
     return [chance.randint(50, 900) if law == "held" else 4096 for _ in range(count)]
+
+
+def shape_of(name: str) -> Shape:
+    """What of a shape decides its memory and its time."""
+    from transformers import CONFIG_MAPPING
+
+    family, sizes = SHAPES[name]
+    return Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
 
 
 def configure(shape: str, law: str, tokens: int, switches: set[str], folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support import cluster
-from tests.support.cluster import change_spec, ended, job_status
+from tests.support.cluster import change_spec, ended, job_status, step_of
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, wait_until, watching
 
@@ -29,7 +29,7 @@ def provisioning(jobs: Kubectl, name: str) -> None:
 
 
 def running(jobs: Kubectl, name: str) -> None:
-    wait_until("a step", lambda: (job_status(jobs, name).get("progress") or {}).get("step"))
+    wait_until("a step", lambda: step_of(jobs, name))
 
 
 def suspending(jobs: Kubectl, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import Release
-from tests.support.cluster import applied, change_spec, ended, job_status
+from tests.support.cluster import applied, change_spec, ended, job_status, step_of
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, after, wait_until
 
@@ -20,7 +20,7 @@ LONG = {"Training__max_train_steps": 100_000, "Training__num_training_workers": 
 
 def test_a_cancelled_job_gives_its_pods_back_and_is_final(jobs: Kubectl) -> None:
     with applied(jobs, finetune_job("cancelled", **LONG)):
-        wait_until("training", lambda: (job_status(jobs, "cancelled").get("progress") or {}).get("step"))
+        wait_until("training", lambda: step_of(jobs, "cancelled"))
         change_spec(jobs, "cancelled", cancel=True)
         status = wait_until("the end", lambda: ended(jobs, "cancelled"))
         assert (status["phase"], status["reason"]) == ("Cancelled", "CancelledByUser")
@@ -34,7 +34,7 @@ def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_sai
     """The deadline comes while it trains: a driver that is still importing is ended with its cluster."""
     job = finetune_job("late", **LONG, clusterTTLSeconds={"onFailure": 40})
     with applied(jobs, job):
-        wait_until("training", lambda: (job_status(jobs, "late").get("progress") or {}).get("step"))
+        wait_until("training", lambda: step_of(jobs, "late"))
         change_spec(jobs, "late", activeDeadlineSeconds=5)
         status = wait_until("the end", lambda: ended(jobs, "late"))
         assert (status["phase"], status["reason"]) == ("Failed", "DeadlineExceeded")
@@ -48,7 +48,7 @@ def test_a_deadline_ends_the_training_and_the_cluster_is_kept_as_long_as_was_sai
 def test_a_deadline_counts_training_only_whatever_happens_to_job_and_operator(jobs: Kubectl, release: Release) -> None:
     """Suspended after some seconds, and watched by another operator afterwards."""
     with applied(jobs, finetune_job("long", **LONG, activeDeadlineSeconds=3600)):
-        wait_until("training", lambda: (job_status(jobs, "long").get("progress") or {}).get("step"))
+        wait_until("training", lambda: step_of(jobs, "long"))
         change_spec(jobs, "long", suspend=True)
         wait_until("Suspended", lambda: job_status(jobs, "long")["phase"] == "Suspended")
         before = job_status(jobs, "long")["activeSeconds"]

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from tests.e2e.conftest import Release
 from tests.support import cluster
-from tests.support.cluster import applied, ended, job_status
+from tests.support.cluster import applied, ended, job_status, step_of
 from tests.support.jobs import finetune_job
 from tests.support.kubectl import Kubectl, Object, wait_until, watching
 
@@ -25,7 +25,7 @@ def test_one_cluster_one_submission_and_success(jobs: Kubectl, release: Release)
     ):
         wait_until("Provisioning", lambda: job_status(jobs, NAME).get("phase") in ("Provisioning", "Running"))
         _kill(release)
-        wait_until("progress", lambda: job_status(jobs, NAME).get("progress", {}).get("step", 0) > 0)
+        wait_until("progress", lambda: step_of(jobs, NAME))
         _kill(release)
         submissions = wait_until("the dashboard", lambda: _submissions(jobs))
         status = wait_until("the end", lambda: ended(jobs, NAME))

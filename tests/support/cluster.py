@@ -121,6 +121,11 @@ def job_status(kubectl: Kubectl, name: str) -> Object:
     return status
 
 
+def step_of(kubectl: Kubectl, name: str) -> int:
+    """The last step of a job that trains; 0 before."""
+    return (job_status(kubectl, name).get("progress") or {}).get("step") or 0
+
+
 def change_spec(kubectl: Kubectl, name: str, **fields: Any) -> None:
     """Change fields of a job's spec."""
     kubectl.run("patch", "finetunejob", name, "--type=merge", "-p", json.dumps({"spec": fields}))

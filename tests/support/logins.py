@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -105,12 +105,27 @@ async def lists(client: FinetuneClient, times: int = 1) -> None:
         await asyncio.to_thread(client.list)
 
 
+Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
 def tls_of_server() -> ssl.SSLContext:
     """Shows the certificate of api.example, and asks for one of its authority."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(TLS / "ca.crt"))
     context.load_cert_chain(TLS / "server.crt", TLS / "server.key")
     context.verify_mode = ssl.CERT_OPTIONAL
     return context
+
+
+@asynccontextmanager
+async def serving(handle: Handle, context: ssl.SSLContext) -> AsyncIterator[str]:
+    """A server that speaks TLS; gives its address."""
+    runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 TRUST = {"certificate-authority": str(TLS / "ca.crt"), "tls-server-name": "api.example"}
@@ -153,10 +168,5 @@ class Peers:
     async def running(self) -> AsyncIterator[str]:
         context = tls_of_server()
         context.load_verify_locations(cadata=OLD[0])
-        runner = web.ServerRunner(web.Server(self.handle), shutdown_timeout=0.1)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-            yield f"https://127.0.0.1:{runner.addresses[0][1]}"
-        finally:
-            await runner.cleanup()
+        async with serving(self.handle, context) as url:
+            yield url

@@ -30,13 +30,12 @@ def on_two_ranks(script: str, folder: Path, *arguments: str) -> list[str]:
 WAIT = """
 import sys, time
 from datetime import timedelta
-import torch
+from pathlib import Path
 from finetune_trainer.runtime import distributed
 from tests.support import ranks
 distributed.GROUP_TIMEOUT = timedelta(seconds=1)
-rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
-long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
-worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+rank = int(sys.argv[1])
+worker = ranks.join(Path(sys.argv[2]), rank, 2)
 print(distributed.broadcast_from_rank0(worker, lambda: time.sleep(4) or "made"))
 print(*distributed.all_gather(worker, lambda: time.sleep(4 * worker.is_rank0) or f"written by {rank}"))
 ranks.leave()
@@ -50,19 +49,17 @@ def test_ranks_wait_for_what_the_first_does_alone_as_long_as_it_takes(tmp_path: 
 
 PACK = """
 import sys
-import torch
+from pathlib import Path
 from tests.support import ranks
 from tests.support.trainer import SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaModel
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.runtime import distributed
 from finetune_trainer.training.setup import pack_rows
 class Deaf(LlamaModel):
     def forward(self, input_ids, **others):
         return super().forward(input_ids, use_cache=others["use_cache"])
-rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
-long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
-worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+rank = int(sys.argv[1])
+worker = ranks.join(Path(sys.argv[2]), rank, 2)
 config = CONFIG_MAPPING["llama"](vocab_size=400, **SIZES["llama"])
 model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 if rank == 1:
@@ -79,16 +76,16 @@ def test_rows_are_packed_on_every_rank_or_on_none(tmp_path: Path) -> None:
 
 ACCUMULATES = """
 import sys
+from pathlib import Path
 import torch
 from tests.support import ranks
 from tests.support.trainer import SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from finetune_trainer.data.batching import batches_with_one_target
 from finetune_trainer.modeling.loss import SupervisedLoss
-from finetune_trainer.runtime import distributed, parallel
-rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
-long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
-worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+from finetune_trainer.runtime import parallel
+rank = int(sys.argv[1])
+worker = ranks.join(Path(sys.argv[2]), rank, 2)
 torch.manual_seed(0)
 model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](vocab_size=400, **SIZES["llama"]))
 loss = parallel.parallelize(SupervisedLoss(model), worker, "FSDP", torch.float32)
@@ -124,11 +121,9 @@ from tests.support.trainer import SIZES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from finetune_trainer.config.run import Run
 from finetune_trainer.config.schema import TrainerConfig
-from finetune_trainer.runtime import distributed
 from finetune_trainer.training.memory_plan import prepare_memory
-rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
-long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
-worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+rank = int(sys.argv[1])
+worker = ranks.join(Path(sys.argv[2]), rank, 2)
 training = {"batch_size": 4, "gradient_accumulation_steps": 2, "accelerate_mode": "FSDP", "num_training_workers": 2}
 config = {"General": {"base_model": "m"}, "Dataset": {"train_file": "f"}, "Training": training}
 model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](vocab_size=1000, **SIZES["llama"])).train()
@@ -142,13 +137,11 @@ ranks.leave()
 COMPILES = """
 import sys
 from types import SimpleNamespace
-import torch
+from pathlib import Path
 from tests.support import ranks
-from finetune_trainer.runtime import distributed
 from finetune_trainer.training.compiling import compile_layers
-rank, init_method = int(sys.argv[1]), f"file://{sys.argv[2]}/meeting"
-long_timeout_group = distributed.create_groups("gloo", rank, 2, init_method)
-worker = distributed.Worker(torch.device("cpu"), rank, 2, long_timeout_group=long_timeout_group)
+rank = int(sys.argv[1])
+worker = ranks.join(Path(sys.argv[2]), rank, 2)
 run = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(compile=rank == 0)))
 print(compile_layers(SimpleNamespace(run=run, worker=worker)))
 ranks.leave()

@@ -68,8 +68,7 @@ TOKENS = re.compile(r"a step of (\d+) tokens")
 )
 def test_prediction_for_several_gpus_is_within_ten_percent_of_what_was_measured(record: dict[str, Any]) -> None:
     name, mode, ranks, _, micro = record["spec"].removeprefix("ours/").split(":")
-    family, sizes = gpu_step.SHAPES["8b"]
-    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    shape = gpu_step.shape_of("8b")
     found = TOKENS.search(record["forecast"])
     assert found is not None
     step = memory.Step(
@@ -100,8 +99,7 @@ def test_gradients_of_shards_are_whole_between_micro_batches_only_where_there_is
     room: float, micro: int, *, reduces_each: bool, recomputes: bool
 ) -> None:
     """8B in full on two GPUs of a host; what costs less time is done first."""
-    family, sizes = gpu_step.SHAPES["8b"]
-    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    shape = gpu_step.shape_of("8b")
     step = memory.Step(8107, 3500, ranks=2, sharded=True, micro_batches=micro, device=int(room * memory.GIB))
     made = memory.fitted(shape, step, "auto")
     assert (made.reduces_each, made.checkpointing) == (reduces_each, recomputes)
@@ -110,8 +108,7 @@ def test_gradients_of_shards_are_whole_between_micro_batches_only_where_there_is
 
 
 def test_activations_are_recomputed_before_hosts_send_more_to_each_other() -> None:
-    family, sizes = gpu_step.SHAPES["8b"]
-    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    shape = gpu_step.shape_of("8b")
     step = memory.Step(8107, 3500, ranks=2, sharded=True, micro_batches=2, one_host=False, device=125 * memory.GIB)
     made = memory.fitted(shape, step, "auto")
     assert (made.reduces_each, made.checkpointing) == (False, True)
@@ -156,8 +153,7 @@ def test_activations_are_recomputed_only_where_memory_forces_it(room: float, gen
 
 
 def test_recomputed_activations_take_less_and_shards_less_still() -> None:
-    family, sizes = gpu_step.SHAPES["8b"]
-    shape = memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
+    shape = gpu_step.shape_of("8b")
     step = memory.Step(tokens=8192, supervised=3500, device=H200)
     whole, less, shards = (
         memory.predict(shape, dataclasses.replace(step, **changed))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from tests.benchmarks import gpu_step, gpu_table
-from transformers import CONFIG_MAPPING
 
 from finetune_trainer import memory, speed
 from finetune_trainer.modeling import families
@@ -26,11 +25,6 @@ SUPERVISED = 0.43
 """Part of the tokens, in those runs."""
 
 
-def shape_of(name: str) -> memory.Shape:
-    family, sizes = gpu_step.SHAPES[name]
-    return memory.Shape.of(CONFIG_MAPPING[family](**sizes).to_dict())
-
-
 def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
     """The model and the average step of a measured run."""
     ranks, micro = record.get("gpus", 1), 1
@@ -41,7 +35,7 @@ def work_of(record: dict[str, Any]) -> tuple[memory.Shape, speed.Work]:
         (name, law, _, *rest), mode = record["spec"].split(":"), ""
     size, _, method = name.rpartition("-")
     switches = set(rest[0].split("+")) if rest else set()
-    shape, lengths = shape_of(size), gpu_step.lengths(law, 900)
+    shape, lengths = gpu_step.shape_of(size), gpu_step.lengths(law, 900)
     adapter = None
     if method == "lora":
         targets = families.family_of(shape.family).lora_targets or ()
@@ -77,7 +71,7 @@ def test_points_are_of_several_models_on_both_cards() -> None:
 
 def full(ranks: int, micro: int = 1, *, sharded: bool) -> speed.Seconds:
     step = memory.Step(8192, 3500, ranks=ranks, sharded=sharded, micro_batches=micro)
-    return speed.predict(shape_of("8b"), speed.Work(step, 130.0), speed.GPUS["h100"], link=25e9 / 8)
+    return speed.predict(gpu_step.shape_of("8b"), speed.Work(step, 130.0), speed.GPUS["h100"], link=25e9 / 8)
 
 
 def test_more_than_one_rank_costs_an_exchange_that_hides_behind_a_large_step() -> None:
@@ -92,12 +86,12 @@ def test_more_than_one_rank_costs_an_exchange_that_hides_behind_a_large_step() -
 
 def test_shards_within_a_host_take_time_from_the_matrices_beside_their_exchange() -> None:
     step = memory.Step(8192, 3500, ranks=2, sharded=True)
-    within = speed.predict(shape_of("8b"), speed.Work(step, 130.0), speed.GPUS["h200"])
+    within = speed.predict(gpu_step.shape_of("8b"), speed.Work(step, 130.0), speed.GPUS["h200"])
     assert 0 < within.exchange < within.matrices / 2
 
 
 def test_a_step_of_few_tokens_takes_as_long_as_the_weights_take_to_be_read() -> None:
-    shape, device = shape_of("8b"), dataclasses.replace(speed.GPUS["h100"], bandwidth=1e12)
+    shape, device = gpu_step.shape_of("8b"), dataclasses.replace(speed.GPUS["h100"], bandwidth=1e12)
     small, smaller = (
         speed.predict(shape, speed.Work(memory.Step(tokens, tokens), tokens / 2), device).matrices for tokens in (8, 4)
     )
@@ -106,7 +100,7 @@ def test_a_step_of_few_tokens_takes_as_long_as_the_weights_take_to_be_read() -> 
 
 def test_cores_of_a_cpu_are_as_fast_as_they_are_said_to_be() -> None:
     step = memory.Step(2048, 900, lower=False, compiled=False)
-    work, shape = speed.Work(step, 130.0), shape_of("tiny")
+    work, shape = speed.Work(step, 130.0), gpu_step.shape_of("tiny")
     slow, fast = speed.predict(shape, work, speed.cpu(4)), speed.predict(shape, work, speed.cpu(4, 2 * speed.CORE_RATE))
     assert fast.matrices == pytest.approx(slow.matrices / 2)
     assert slow.host == slow.exchange == 0

@@ -20,7 +20,8 @@ from finetune_client.errors import RefusedError
 from finetune_client.transfer import server
 from finetune_client.transfer.copies import Count, Progress, sha256_here
 from finetune_client.transfer.pod import Helper, helper
-from finetune_client.transfer.server import Hashes, sha256_of
+from finetune_client.transfer.server import Hashes
+from finetune_trainer.files import describe_file
 
 pytestmark = pytest.mark.sampled(4)
 
@@ -138,7 +139,7 @@ async def with_pod(act: Callable[[Helper], None]) -> None:
 
 
 async def test_a_part_that_comes_again_and_late_cuts_nothing(shell: Shell, tmp_path: Path) -> None:
-    sha256 = sha256_of(tmp_path / "mine" / "rows.jsonl")
+    sha256 = describe_file(tmp_path / "mine", "rows.jsonl").sha256
 
     def act(pod: Helper) -> None:
         file: dict[str, Any] = {"path": "rows.jsonl", "sha256": sha256}
@@ -189,7 +190,7 @@ async def test_the_pod_answers_before_a_large_file_is_hashed_and_hashes_it_once(
     first, second, whole, again, of_another_size = asked
     assert (first["pending"], first["sizeBytes"]) == (True, 256 << 20)
     assert second["hashedBytes"] >= first["hashedBytes"]
-    assert whole["sha256"] == sha256_of(tmp_path / "claim" / "large.bin")
+    assert whole["sha256"] == describe_file(tmp_path / "claim", "large.bin").sha256
     assert again == whole
     assert of_another_size == {"partials": [], "sizeBytes": 256 << 20}
 
@@ -204,7 +205,7 @@ def test_a_file_is_hashed_by_one_thread_and_again_when_it_has_changed(tmp_path: 
     second = hashes.ask(path, 5)
     assert first.ended.wait(30)
     assert (first.sha256, first.given_up) == ("", True)
-    assert second.sha256 == sha256_of(path)
+    assert second.sha256 == describe_file(path.parent, path.name).sha256
     assert hashes.is_known(path, second.sha256)
     hashes.rename(path, path.rename(tmp_path / "named.bin"))
     assert hashes.ask(tmp_path / "named.bin", 0) is second
@@ -223,7 +224,7 @@ async def test_the_pod_hears_of_us_while_a_file_of_this_machine_is_hashed(shell:
     def act(pod: Helper) -> None:
         before.append(shell.cluster.helpers.requests)
         found = sha256_here(pod, tmp_path / "mine" / "rows.jsonl", Count(0, lambda _: None), every=0)
-        assert found == sha256_of(tmp_path / "mine" / "rows.jsonl")
+        assert found == describe_file(tmp_path / "mine", "rows.jsonl").sha256
 
     await with_pod(act)
     assert shell.cluster.helpers.requests - before[0] == 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import ssl
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import pytest
 from aiohttp import web
 from tests.support.builders import DATA
 from tests.support.http_server import Canned, running
+from tests.support.logins import serving, tls_of_server
 
 from finetune_client import FinetuneClient
 from finetune_client.errors import ClientError, NotLoggedInError, UnreachableError
@@ -150,22 +150,14 @@ def test_an_address_that_is_none_is_named(tmp_path: Path, server: str) -> None:
 @asynccontextmanager
 async def tls_server(canned: Canned) -> AsyncIterator[str]:
     """A server that shows the certificate of api.example, and asks for one of its authority."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(TLS / "ca.crt"))
-    context.load_cert_chain(TLS / "server.crt", TLS / "server.key")
-    context.verify_mode = ssl.CERT_OPTIONAL
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         peer = request.transport.get_extra_info("peercert") if request.transport else None
         canned.headers["X-Peer"] = "client" if peer else "nobody"
         return web.Response(text=canned.body, headers=canned.headers)
 
-    runner = web.ServerRunner(web.Server(handle), shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-        yield f"https://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    async with serving(handle, tls_of_server()) as url:
+        yield url
 
 
 async def test_certificates_of_the_kubeconfig_are_shown_and_demanded(tmp_path: Path) -> None:

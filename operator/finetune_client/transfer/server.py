@@ -331,15 +331,6 @@ def remove_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        for piece in iter(lambda: file.read(PIECE), b""):
-            found.update(piece)
-    return found.hexdigest()
-
-
 def _end_when_idle() -> None:
     while time.monotonic() - Handler.last_request < IDLE_SECONDS:
         time.sleep(5)

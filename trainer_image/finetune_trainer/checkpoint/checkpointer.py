@@ -22,7 +22,6 @@ from finetune_trainer.runtime.background import InBackground
 from finetune_trainer.tracking.holder import check_still_held
 from finetune_trainer.tracking.measurements import RunningLoss
 from finetune_trainer.tracking.progress import Checkpoint
-from finetune_trainer.transient import is_transient
 from finetune_trainer.versions import trainer_version
 
 if TYPE_CHECKING:
@@ -233,12 +232,8 @@ class Checkpointer:
         given = self._run.given_checkpoint
         if given is None:
             return None
-        try:
+        with store.refusing("General.resume_from_checkpoint", given):
             return self._resume_other(given, self._on_rank0(lambda: read_marker(given)))
-        except (Unusable, OSError) as reason:
-            if is_transient(reason):
-                raise
-            raise store.refuse("General.resume_from_checkpoint", given, reason) from None
 
     def _resume_other(self, path: Path, marker: Marker) -> Start:
         """Resume from a checkpoint of another run: exactly if all else is the same, else with weights and optimizer only."""

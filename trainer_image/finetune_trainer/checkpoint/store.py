@@ -15,13 +15,14 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from finetune_trainer import files
 from finetune_trainer.checkpoint.identity import Identity
 from finetune_trainer.checkpoint.marker import Marker, Unusable, read_marker, write_marker
 from finetune_trainer.errors import ConfigError
+from finetune_trainer.transient import is_transient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,6 +143,22 @@ def candidates(folder: Path, identity: Identity) -> Iterator[tuple[Path, Marker]
 def refuse(option: str, path: Path, reason: Exception) -> ConfigError:
     """The error for a checkpoint that an option names and that cannot be used."""
     return ConfigError([f"{option}: {path} cannot be used: {reason}"])
+
+
+@contextmanager
+def refusing(option: str, path: Path) -> Iterator[None]:
+    """Let the block read the checkpoint that an option names.
+
+    Raises:
+        ConfigError: it cannot be used.
+        OSError: it cannot be read at present, and may be after a restart.
+    """
+    try:
+        yield
+    except (Unusable, OSError) as reason:
+        if is_transient(reason):
+            raise
+        raise refuse(option, path, reason) from None
 
 
 def skip(path: Path, reason: Unusable) -> None:

@@ -16,7 +16,6 @@ from finetune_trainer.tracking import console
 from finetune_trainer.tracking.metrics import METRICS_FILE
 from finetune_trainer.tracking.progress import PROGRESS_FILE, Progress, now, write_progress
 from finetune_trainer.training.cleanup import clean_up
-from finetune_trainer.transient import is_transient
 
 if TYPE_CHECKING:
     from finetune_trainer.config.run import Run
@@ -75,9 +74,5 @@ def check_inputs(run: Run) -> None:
             raise ConfigError([f"General.{key}: {why}; choose another General.output_dir"])
     sources.check(run)
     if run.given_checkpoint is not None:
-        try:
+        with store.refusing("General.resume_from_checkpoint", run.given_checkpoint):
             marker.read_marker(run.given_checkpoint)
-        except (marker.Unusable, OSError) as reason:
-            if is_transient(reason):
-                raise
-            raise store.refuse("General.resume_from_checkpoint", run.given_checkpoint, reason) from None

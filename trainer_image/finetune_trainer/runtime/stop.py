@@ -71,12 +71,16 @@ def on_signal(logs: Path, check: Callable[[], None] = lambda: None) -> Iterator[
             raise StoppedEarly
 
     received: list[int] = []
-    handled = [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
-    before = {number: signal.signal(number, handle) for number in handled}
+    before = {number: signal.signal(number, handle) for number in heeded()}
     try:
         yield
     finally:
         restore(before)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that stop a run; not the hang-up where it is ignored, as nohup has it."""
+    return [number for number in SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)]
 
 
 @contextmanager
